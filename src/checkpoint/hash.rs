@@ -1,0 +1,18 @@
+//! The weights hash: one name for everything that turns token ids into a reward.
+
+use sha2::{Digest, Sha256};
+
+use super::{FolderTensors, ModelConfig};
+
+/// SHA-256 over the configuration and, in the order of names, each tensor's name, type, shape and
+/// bytes. Sharding, file names and the tokenizer do not change it.
+pub(super) fn weights_hash(config: &ModelConfig, tensors: &FolderTensors) -> String {
+    let mut hash = Sha256::new();
+    hash.update(serde_json::to_vec(config).unwrap_or_default());
+    for (name, dtype, shape, bytes) in tensors.iter() {
+        hash.update(format!("\n{name} {dtype} {shape:?}\n"));
+        hash.update(bytes);
+    }
+    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digits}")
+}

@@ -1,0 +1,125 @@
+//! What lies on disk: a Hugging Face style folder with an InfoRM or standard reward head.
+//!
+//! | file | content |
+//! |---|---|
+//! | `config.json` | the backbone's keys as Hugging Face names them, and the head's: [`ModelConfig`] |
+//! | `model.safetensors`, or shards with `model.safetensors.index.json` | `model.*` and the head |
+//! | `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` | [`TextEncoder`] |
+//! | `baseline.safetensors` | SFT baseline latents, optional: [`Baseline`] |
+
+mod baseline;
+mod config;
+mod hash;
+mod tensors;
+mod text;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub use baseline::{BASELINE_FILE, Baseline};
+pub use config::{CONFIG_FILE, DecodeKind, DecoderConfig, HeadConfig, ModelConfig, RewardScale};
+pub use tensors::{FolderTensors, MemoryTensors, TensorSource};
+pub use text::{
+    EncodeError, Encoding, Input, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
+    TextEncoder,
+};
+pub use write::{CheckpointFiles, WeightType, write_checkpoint};
+
+/// A checkpoint that cannot be read or written. Each message names the file, what was found, and
+/// what was expected.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum CheckpointError {
+    #[error("{}: {source}", file.display())]
+    Io { file: PathBuf, source: std::io::Error },
+    #[error("{}: not valid JSON: {source}", file.display())]
+    Json { file: PathBuf, source: serde_json::Error },
+    #[error("{}: `{key}`: {message}", file.display())]
+    Config { file: PathBuf, key: String, message: String },
+    #[error(
+        "{}: `architectures`: found {found}, this build serves {expected}",
+        file.display()
+    )]
+    UnknownArchitecture { file: PathBuf, found: String, expected: String },
+    #[error(
+        "{}: not a whole safetensors file ({message}); it may be truncated: copy it again",
+        file.display()
+    )]
+    Damaged { file: PathBuf, message: String },
+    #[error("{}: no tensor `{tensor}`, expected one of shape {expected:?}", file.display())]
+    MissingTensor { file: PathBuf, tensor: String, expected: Vec<usize> },
+    #[error(
+        "{}: tensor `{tensor}` has shape {found:?}, config.json makes it {expected:?}",
+        file.display()
+    )]
+    WrongShape { file: PathBuf, tensor: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error(
+        "{}: tensor `{tensor}` has type {found}, expected F32, F16 or BF16",
+        file.display()
+    )]
+    WrongType { file: PathBuf, tensor: String, found: String },
+    #[error("{}: {message}", file.display())]
+    Tokenizer { file: PathBuf, message: String },
+    #[error("{}: the chat template does not compile: {message}", file.display())]
+    Template { file: PathBuf, message: String },
+    #[error(
+        "{}: the baseline was made with weights {found}, these are {expected}; make it again with \
+         these weights",
+        file.display()
+    )]
+    ForeignBaseline { file: PathBuf, found: String, expected: String },
+    #[error("a tensor could not be built: {source}")]
+    Tensor { source: Box<candle_core::Error> },
+}
+
+impl CheckpointError {
+    /// Wraps an I/O error with the file it happened on.
+    pub fn io(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let file = file.to_owned();
+        move |source| Self::Io { file, source }
+    }
+}
+
+/// Reads a JSON file of the checkpoint.
+fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, CheckpointError> {
+    let text = std::fs::read(file).map_err(CheckpointError::io(file))?;
+    serde_json::from_slice(&text)
+        .map_err(|source| CheckpointError::Json { file: file.to_owned(), source })
+}
+
+/// An opened checkpoint folder. Weights stay memory-mapped until a device packs them.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Backbone and head.
+    pub config: ModelConfig,
+    /// The weights.
+    pub tensors: FolderTensors,
+    /// Chat template and tokenizer.
+    pub encoder: TextEncoder,
+    /// SFT latents, where the folder has them.
+    pub baseline: Option<Baseline>,
+    /// `sha256:` and 64 hexadecimal digits over everything that decides a reward from token ids:
+    /// the configuration's numbers, and every tensor's name, type, shape and bytes.
+    pub weights: String,
+}
+
+impl Checkpoint {
+    /// Opens a folder and checks all of it but the tensors' shapes, which are checked when a model
+    /// is built from it.
+    ///
+    /// # Errors
+    /// A missing or damaged file, an unknown architecture, a configuration that contradicts itself,
+    /// or a baseline made with other weights.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let config = ModelConfig::read(folder)?;
+        let tensors = FolderTensors::open(folder)?;
+        let encoder = TextEncoder::read(folder, &config.decoder)?;
+        let weights = hash::weights_hash(&config, &tensors);
+        let baseline = Baseline::read(folder, &weights, config.head.latent_dim())?;
+        Ok(Self { folder: folder.to_owned(), config, tensors, encoder, baseline, weights })
+    }
+}

@@ -1,0 +1,240 @@
+//! Tensors by name: memory-mapped safetensors files, or tensors made in memory.
+//!
+//! Format: safetensors (an 8-byte little-endian header length, a JSON header, then the bytes);
+//! shards are listed in `model.safetensors.index.json` under `weight_map`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::{CheckpointError, read_json};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Where a model's tensors come from.
+pub trait TensorSource {
+    /// The values of a tensor, row-major, as f32.
+    ///
+    /// # Errors
+    /// Where there is no such tensor, or its shape or type is another.
+    fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError>;
+
+    /// The named tensors, each `[rows, columns]`, one below the other.
+    ///
+    /// # Errors
+    /// As [`TensorSource::f32`].
+    fn stacked(
+        &self,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> Result<Vec<f32>, CheckpointError> {
+        let mut values = Vec::with_capacity(parts.iter().map(|p| p.1).sum::<usize>() * columns);
+        for &(name, rows) in parts {
+            values.extend(self.f32(name, &[rows, columns])?);
+        }
+        Ok(values)
+    }
+}
+
+/// A tensor inside a mapped file.
+#[derive(Debug, Clone)]
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: (usize, usize),
+}
+
+/// The safetensors files of a folder, memory-mapped.
+#[derive(Debug)]
+pub struct FolderTensors {
+    files: Vec<(PathBuf, Mmap)>,
+    entries: BTreeMap<String, Entry>,
+    /// The file that an error about a missing tensor names.
+    listing: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl FolderTensors {
+    /// Maps `model.safetensors`, or the shards that the index lists, and checks their headers.
+    ///
+    /// # Errors
+    /// A missing, unreadable or truncated file, or a shard without a tensor that the index puts
+    /// there.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let index = folder.join(INDEX_FILE);
+        let single = folder.join(SINGLE_FILE);
+        if single.exists() || !index.exists() {
+            let mut tensors =
+                Self { files: Vec::new(), entries: BTreeMap::new(), listing: single.clone() };
+            tensors.map(&single)?;
+            return Ok(tensors);
+        }
+        let mut tensors =
+            Self { files: Vec::new(), entries: BTreeMap::new(), listing: index.clone() };
+        let Index { weight_map } = read_json(&index)?;
+        let mut shards: Vec<&String> = weight_map.values().collect();
+        shards.sort();
+        shards.dedup();
+        for shard in shards {
+            tensors.map(&folder.join(shard))?;
+        }
+        if let Some((name, shard)) =
+            weight_map.iter().find(|(name, _)| !tensors.entries.contains_key(*name))
+        {
+            return Err(CheckpointError::Config {
+                file: index,
+                key: format!("weight_map.{name}"),
+                message: format!("{shard} holds no such tensor"),
+            });
+        }
+        Ok(tensors)
+    }
+
+    fn map(&mut self, path: &Path) -> Result<(), CheckpointError> {
+        let file = File::open(path).map_err(CheckpointError::io(path))?;
+        // SAFETY: the mapping is read-only; a checkpoint that another process rewrites in place
+        // while it is served is outside what a server can defend against.
+        let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(path))?;
+        let damaged = |error: safetensors::SafeTensorError| CheckpointError::Damaged {
+            file: path.to_owned(),
+            message: error.to_string(),
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(damaged)?;
+        let data = header + 8;
+        if map.len() != data + metadata.data_len() {
+            return Err(CheckpointError::Damaged {
+                file: path.to_owned(),
+                message: format!(
+                    "{} bytes, the header announces {}",
+                    map.len(),
+                    data + metadata.data_len()
+                ),
+            });
+        }
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: (data + start, data + end),
+            };
+            self.entries.insert(name, entry);
+        }
+        self.files.push((path.to_owned(), map));
+        Ok(())
+    }
+
+    /// Name, type name, shape and bytes of every tensor, in the order of names.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, String, &[usize], &[u8])> {
+        self.entries.iter().map(|(name, entry)| {
+            let bytes = &self.files[entry.file].1[entry.range.0..entry.range.1];
+            (name.as_str(), format!("{:?}", entry.dtype), entry.shape.as_slice(), bytes)
+        })
+    }
+
+    /// Every tensor as f32: for a program that changes a checkpoint and writes it again.
+    ///
+    /// # Errors
+    /// A tensor of a type other than F32, F16 and BF16.
+    pub fn to_memory(&self) -> Result<MemoryTensors, CheckpointError> {
+        let mut tensors = MemoryTensors::default();
+        for (name, entry) in &self.entries {
+            tensors.insert(name, &entry.shape, self.f32(name, &entry.shape)?);
+        }
+        Ok(tensors)
+    }
+}
+
+impl TensorSource for FolderTensors {
+    fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let entry = self.entries.get(name).ok_or_else(|| CheckpointError::MissingTensor {
+            file: self.listing.clone(),
+            tensor: name.to_owned(),
+            expected: shape.to_vec(),
+        })?;
+        let (file, map) = &self.files[entry.file];
+        if entry.shape != shape {
+            return Err(CheckpointError::WrongShape {
+                file: file.clone(),
+                tensor: name.to_owned(),
+                found: entry.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        let bytes = &map[entry.range.0..entry.range.1];
+        let two = |convert: fn([u8; 2]) -> f32| {
+            bytes.chunks_exact(2).map(|b| convert([b[0], b[1]])).collect()
+        };
+        match entry.dtype {
+            Dtype::F32 => Ok(bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect()),
+            Dtype::BF16 => Ok(two(|b| bf16::from_le_bytes(b).to_f32())),
+            Dtype::F16 => Ok(two(|b| f16::from_le_bytes(b).to_f32())),
+            other => Err(CheckpointError::WrongType {
+                file: file.clone(),
+                tensor: name.to_owned(),
+                found: format!("{other:?}"),
+            }),
+        }
+    }
+}
+
+/// Tensors made in memory: freshly initialised or trained weights.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryTensors {
+    entries: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+impl MemoryTensors {
+    /// Adds or replaces a tensor; `values` are row-major and as many as the shape holds.
+    pub fn insert(&mut self, name: &str, shape: &[usize], values: Vec<f32>) {
+        debug_assert_eq!(values.len(), shape.iter().product::<usize>());
+        self.entries.insert(name.to_owned(), (shape.to_vec(), values));
+    }
+
+    /// Removes the tensors that `remove` names.
+    pub fn remove(&mut self, remove: impl Fn(&str) -> bool) {
+        self.entries.retain(|name, _| !remove(name));
+    }
+
+    /// Name, shape and values of every tensor, in the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
+        self.entries
+            .iter()
+            .map(|(name, (shape, values))| (name.as_str(), shape.as_slice(), values.as_slice()))
+    }
+}
+
+impl TensorSource for MemoryTensors {
+    fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let memory = PathBuf::from("(in memory)");
+        match self.entries.get(name) {
+            None => Err(CheckpointError::MissingTensor {
+                file: memory,
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+            }),
+            Some((found, _)) if found != shape => Err(CheckpointError::WrongShape {
+                file: memory,
+                tensor: name.to_owned(),
+                found: found.clone(),
+                expected: shape.to_vec(),
+            }),
+            Some((_, values)) => Ok(values.clone()),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Reward heads on the pooled hidden state.
+
+use super::Latent;
+use super::noise::standard_normal;
+use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, TensorSource};
+use crate::ops::{Ops, OpsError};
+
+/// Seed of the draws that estimate a reward's spread.
+const SPREAD_SEED: u64 = 0;
+
+/// What a head gives for `n` sequences.
+#[derive(Debug)]
+pub struct HeadOutput<O: Ops> {
+    /// Rewards `[n, 1]`.
+    pub reward: O::Matrix,
+    /// `[mu | logvar]`, `[n, 2 d]`; `None` for a standard head.
+    pub posterior: Option<O::Matrix>,
+}
+
+/// A reward head.
+#[derive(Debug)]
+pub enum Head<O: Ops> {
+    /// `[mu | logvar] = W_enc h`, `s = mu + exp(logvar / 2) * eps`, `r = g(s)` (InfoRM, section 4).
+    Inform {
+        /// `W_enc`, `[2 d, hidden]`.
+        encode: O::Weight,
+        /// `g`.
+        decode: Decode<O>,
+        /// d.
+        latent_dim: usize,
+    },
+    /// `r = w h`.
+    Standard(O::Weight),
+}
+
+/// From latent to reward.
+#[derive(Debug)]
+pub enum Decode<O: Ops> {
+    /// `[1, d]`.
+    Linear(O::Weight),
+    /// `down(silu(gate s) * up s)`.
+    Gated {
+        /// Gate and up, stacked: `[8 d, d]`.
+        gate_up: O::Weight,
+        /// `[1, 4 d]`.
+        down: O::Weight,
+    },
+}
+
+impl<O: Ops> Head<O> {
+    /// Loads the head's tensors.
+    ///
+    /// # Errors
+    /// A missing tensor, a wrong shape or type.
+    pub fn load(
+        ops: &O,
+        config: &HeadConfig,
+        hidden: usize,
+        source: &dyn TensorSource,
+    ) -> Result<Self, CheckpointError> {
+        let HeadConfig::Inform { latent_dim, decode, encode_head_prefix, decode_head_prefix } =
+            config
+        else {
+            return Ok(Self::Standard(ops.weight(source, &[("score.weight", 1)], hidden)?));
+        };
+        let d = *latent_dim;
+        let part = |name: &str| format!("{decode_head_prefix}.{name}weight");
+        let decode = match decode {
+            DecodeKind::Linear => Decode::Linear(ops.weight(source, &[(&part(""), 1)], d)?),
+            DecodeKind::Gated => Decode::Gated {
+                gate_up: ops.weight(
+                    source,
+                    &[(&part("gate_proj."), 4 * d), (&part("up_proj."), 4 * d)],
+                    d,
+                )?,
+                down: ops.weight(source, &[(&part("down_proj."), 1)], 4 * d)?,
+            },
+        };
+        let encode = format!("{encode_head_prefix}.weight");
+        let encode = ops.weight(source, &[(&encode, 2 * d)], hidden)?;
+        Ok(Self::Inform { encode, decode, latent_dim: d })
+    }
+
+    /// Rewards of pooled hidden states `[n, hidden]`. `noise` `[n * d]` draws the latents; `None`
+    /// takes their means. A standard head has no noise to draw.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn forward(
+        &self,
+        ops: &O,
+        hidden: &O::Matrix,
+        noise: Option<&[f32]>,
+    ) -> Result<HeadOutput<O>, OpsError> {
+        match self {
+            Self::Standard(weight) => {
+                Ok(HeadOutput { reward: ops.linear(hidden, weight)?, posterior: None })
+            }
+            Self::Inform { encode, decode, latent_dim } => {
+                let posterior = ops.linear(hidden, encode)?;
+                let latent = match noise {
+                    None => ops.columns(&posterior, 0, *latent_dim)?,
+                    Some(noise) => ops.reparameterise(&posterior, noise)?,
+                };
+                let reward = decode.forward(ops, &latent)?;
+                Ok(HeadOutput { reward, posterior: Some(posterior) })
+            }
+        }
+    }
+
+    /// Rewards of `draws` latents drawn from a posterior. The noise is a fixed Philox stream, so the
+    /// result depends on the posterior alone. Empty for a standard head.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn draw(&self, ops: &O, latent: &Latent, draws: usize) -> Result<Vec<f32>, OpsError> {
+        let Self::Inform { decode, latent_dim, .. } = self else { return Ok(Vec::new()) };
+        let mut values = standard_normal(SPREAD_SEED, 0, draws * latent_dim);
+        for draw in values.chunks_exact_mut(*latent_dim) {
+            for ((value, mean), sigma) in draw.iter_mut().zip(&latent.mean).zip(&latent.sigma) {
+                *value = mean + sigma * *value;
+            }
+        }
+        ops.read(&decode.forward(ops, &ops.upload(values, *latent_dim)?)?)
+    }
+}
+
+impl<O: Ops> Decode<O> {
+    fn forward(&self, ops: &O, latent: &O::Matrix) -> Result<O::Matrix, OpsError> {
+        match self {
+            Self::Linear(weight) => ops.linear(latent, weight),
+            Self::Gated { gate_up, down } => {
+                ops.linear(&ops.swiglu(ops.linear(latent, gate_up)?)?, down)
+            }
+        }
+    }
+}

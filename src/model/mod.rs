@@ -1,0 +1,165 @@
+//! Reward models: a decoder family and a reward head, written once over [`Ops`].
+
+mod head;
+mod initialise;
+mod llama;
+mod noise;
+
+use thiserror::Error;
+
+pub use head::{Head, HeadOutput};
+pub use initialise::{initialise_decoder, initialise_head};
+pub use llama::Llama;
+pub use noise::standard_normal;
+
+use crate::checkpoint::{CheckpointError, ModelConfig, TensorSource};
+use crate::ops::{Ops, OpsError, Packing};
+
+/// A batch that could not be scored.
+#[derive(Debug, Error)]
+pub enum ScoreError {
+    /// A sequence without tokens, or a batch without sequences.
+    #[error("a batch needs at least one sequence, and each sequence at least one token")]
+    Empty,
+    /// The device failed.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+}
+
+/// The result for one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Score {
+    /// The reward: normalised where the checkpoint asks for it. May be non-finite where the weights
+    /// are; callers must check before they pass it on.
+    pub reward: f32,
+    /// The latent; `None` for a standard head.
+    pub latent: Option<Latent>,
+}
+
+/// The posterior of one sequence's latent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Latent {
+    /// Posterior mean `[d]`.
+    pub mean: Vec<f32>,
+    /// Posterior standard deviation `[d]`.
+    pub sigma: Vec<f32>,
+}
+
+/// A model that scores token sequences, whatever its family and device.
+pub trait Scorer: Send {
+    /// Scores each sequence at its last token.
+    ///
+    /// # Errors
+    /// An empty batch or sequence, or a failing device. Token ids must be below the vocabulary size.
+    fn score(&self, sequences: &[&[u32]]) -> Result<Vec<Score>, ScoreError>;
+
+    /// Standard deviation of the reward of each latent over `draws` draws of the noise. The draws
+    /// are the same for every text and every call.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn reward_spread(&self, latents: &[&Latent], draws: usize) -> Result<Vec<f32>, ScoreError>;
+}
+
+/// A decoder with a reward head on one device.
+#[derive(Debug)]
+pub struct RewardModel<O: Ops> {
+    ops: O,
+    decoder: Llama<O>,
+    head: Head<O>,
+    config: ModelConfig,
+}
+
+impl<O: Ops> RewardModel<O> {
+    /// Builds the model and checks every tensor's shape.
+    ///
+    /// # Errors
+    /// A missing tensor, a wrong shape or type, with file, tensor, found and expected.
+    pub fn load(
+        ops: O,
+        config: &ModelConfig,
+        source: &dyn TensorSource,
+    ) -> Result<Self, CheckpointError> {
+        let decoder = Llama::load(&ops, &config.decoder, source)?;
+        let head = Head::load(&ops, &config.head, config.decoder.hidden_size, source)?;
+        Ok(Self { ops, decoder, head, config: config.clone() })
+    }
+
+    /// The device.
+    pub fn ops(&self) -> &O {
+        &self.ops
+    }
+
+    /// Hidden states after the final norm at each sequence's last token: `[sequences, hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn last_hidden(&self, packing: &Packing) -> Result<O::Matrix, OpsError> {
+        self.decoder.last_hidden(&self.ops, packing)
+    }
+
+    /// Posterior and reward of each sequence, before normalisation. `noise` `[sequences * d]` draws
+    /// the latent from its posterior (training); `None` takes its mean (scoring).
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn forward(
+        &self,
+        packing: &Packing,
+        noise: Option<&[f32]>,
+    ) -> Result<HeadOutput<O>, OpsError> {
+        self.head.forward(&self.ops, &self.last_hidden(packing)?, noise)
+    }
+
+    fn normalised(&self, reward: f32) -> f32 {
+        match self.config.reward_scale {
+            Some(scale) => (reward - scale.mean) / scale.std,
+            None => reward,
+        }
+    }
+}
+
+impl<O> Scorer for RewardModel<O>
+where
+    O: Ops + Send,
+    O::Weight: Send,
+    O::Scale: Send,
+    O::Table: Send,
+{
+    fn score(&self, sequences: &[&[u32]]) -> Result<Vec<Score>, ScoreError> {
+        let packing = Packing::new(sequences).ok_or(ScoreError::Empty)?;
+        let output = self.forward(&packing, None)?;
+        let rewards = self.ops.read(&output.reward)?;
+        let Some((posterior, dimension)) = output.posterior.zip(self.config.head.latent_dim())
+        else {
+            let score = |reward| Score { reward: self.normalised(reward), latent: None };
+            return Ok(rewards.into_iter().map(score).collect());
+        };
+        let posterior = self.ops.read(&posterior)?;
+        Ok(rewards
+            .into_iter()
+            .zip(posterior.chunks_exact(2 * dimension))
+            .map(|(reward, row)| Score {
+                reward: self.normalised(reward),
+                latent: Some(Latent {
+                    mean: row[..dimension].to_vec(),
+                    sigma: row[dimension..].iter().map(|logvar| (logvar / 2.0).exp()).collect(),
+                }),
+            })
+            .collect())
+    }
+
+    fn reward_spread(&self, latents: &[&Latent], draws: usize) -> Result<Vec<f32>, ScoreError> {
+        let scale = self.config.reward_scale.map_or(1.0, |scale| f64::from(scale.std));
+        latents
+            .iter()
+            .map(|latent| {
+                let rewards = self.head.draw(&self.ops, latent, draws)?;
+                let count = rewards.len().max(1) as f64;
+                let mean = rewards.iter().map(|&r| f64::from(r)).sum::<f64>() / count;
+                let squares = rewards.iter().map(|&r| (f64::from(r) - mean).powi(2)).sum::<f64>();
+                Ok(((squares / count).sqrt() / scale) as f32)
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,182 @@
+//! The same operations recorded for training, over candle's tensors.
+//!
+//! Products, gathers and the head go through candle's own autograd; norm, SwiGLU and packed
+//! attention are custom operations whose forward is the CPU device's and whose backward is here.
+
+mod attention;
+mod norm;
+mod swiglu;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::{D, Device, Tensor, Var};
+
+use super::cpu::{AttentionLayout, CpuOps};
+use super::{AttentionShape, Ops, Packing, Result};
+use crate::checkpoint::{CheckpointError, TensorSource};
+
+/// A trained tensor, and the checkpoint tensors that its rows belong to.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Checkpoint tensor names with their number of rows; one for a tensor that is not stacked.
+    pub parts: Vec<(String, usize)>,
+    /// The values.
+    pub var: Var,
+    /// Whether weight decay applies: to matrices, not to the scales of norms.
+    pub decays: bool,
+}
+
+/// Device of a training run; keeps every parameter it has loaded.
+#[derive(Debug)]
+pub struct AutogradOps {
+    cpu: Arc<CpuOps>,
+    parameters: RefCell<Vec<Parameter>>,
+}
+
+impl AutogradOps {
+    /// Training on the given CPU device.
+    pub fn new(cpu: CpuOps) -> Self {
+        Self { cpu: Arc::new(cpu), parameters: RefCell::default() }
+    }
+
+    /// Every parameter loaded so far, in loading order.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        self.parameters.borrow().clone()
+    }
+
+    fn register(
+        &self,
+        parts: &[(&str, usize)],
+        values: Vec<f32>,
+        shape: &[usize],
+        decays: bool,
+    ) -> std::result::Result<Tensor, CheckpointError> {
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)
+            .and_then(|tensor| Var::from_tensor(&tensor))
+            .map_err(|source| CheckpointError::Tensor { source: Box::new(source) })?;
+        let handle = tensor.as_tensor().clone();
+        self.parameters.borrow_mut().push(Parameter {
+            parts: parts.iter().map(|&(name, rows)| (name.to_owned(), rows)).collect(),
+            var: tensor,
+            decays,
+        });
+        Ok(handle)
+    }
+}
+
+impl Ops for AutogradOps {
+    type Matrix = Tensor;
+    type Weight = Tensor;
+    type Scale = Tensor;
+    type Table = Tensor;
+    type Layout = Arc<AttentionLayout>;
+
+    fn weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> std::result::Result<Tensor, CheckpointError> {
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        self.register(parts, source.stacked(parts, columns)?, &[rows, columns], true)
+    }
+
+    fn scale(
+        &self,
+        source: &dyn TensorSource,
+        name: &str,
+        columns: usize,
+    ) -> std::result::Result<Tensor, CheckpointError> {
+        self.register(&[(name, columns)], source.f32(name, &[columns])?, &[columns], false)
+    }
+
+    fn table(
+        &self,
+        source: &dyn TensorSource,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> std::result::Result<Tensor, CheckpointError> {
+        self.weight(source, &[(name, rows)], columns)
+    }
+
+    fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<AttentionLayout>> {
+        Ok(Arc::new(AttentionLayout::new(packing, shape)))
+    }
+
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        Ok(table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        Ok(x.matmul(&weight.t()?)?)
+    }
+
+    fn linear_add(&self, x: &Tensor, weight: &Tensor, residual: Tensor) -> Result<Tensor> {
+        Ok((residual + x.matmul(&weight.t()?)?)?)
+    }
+
+    fn rms_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
+        Ok(x.apply_op2(scale, norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
+    }
+
+    fn attention(
+        &self,
+        qkv: Tensor,
+        layout: &Arc<AttentionLayout>,
+        shape: &AttentionShape,
+    ) -> Result<Tensor> {
+        Ok(qkv.apply_op1(attention::PackedAttention {
+            cpu: self.cpu.clone(),
+            layout: layout.clone(),
+            shape: *shape,
+        })?)
+    }
+
+    fn swiglu(&self, gate_up: Tensor) -> Result<Tensor> {
+        Ok(gate_up.apply_op1(swiglu::SwiGlu { cpu: self.cpu.clone() })?)
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        Ok(x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
+    }
+
+    fn columns(&self, x: &Tensor, start: usize, count: usize) -> Result<Tensor> {
+        Ok(x.narrow(D::Minus1, start, count)?)
+    }
+
+    fn reparameterise(&self, posterior: &Tensor, noise: &[f32]) -> Result<Tensor> {
+        let (rows, columns) = posterior.dims2()?;
+        let dimension = columns / 2;
+        let mu = posterior.narrow(1, 0, dimension)?;
+        let sigma = (posterior.narrow(1, dimension, dimension)? * 0.5)?.exp()?;
+        let noise = Tensor::from_slice(noise, (rows, dimension), &Device::Cpu)?;
+        Ok((mu + (sigma * noise)?)?)
+    }
+
+    fn upload(&self, values: Vec<f32>, columns: usize) -> Result<Tensor> {
+        Ok(Tensor::from_vec(values, ((), columns), &Device::Cpu)?)
+    }
+
+    fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.flatten_all()?.to_vec1()?)
+    }
+}
+
+/// The values of a contiguous f32 tensor on the CPU.
+fn values<'a>(
+    storage: &'a candle_core::CpuStorage,
+    layout: &candle_core::Layout,
+) -> candle_core::Result<&'a [f32]> {
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| candle_core::Error::Msg("expected a contiguous tensor".to_owned()))?;
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// A tensor's values in host memory.
+fn host(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
+}

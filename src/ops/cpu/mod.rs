@@ -1,0 +1,242 @@
+//! The CPU device, in f32.
+//!
+//! Every output row is computed by a chain of operations that its own sequence fixes: no sum's
+//! order depends on the number of rows, threads or neighbours, so rewards are bitwise the same in
+//! any batch.
+
+mod attention;
+mod elementwise;
+mod isa;
+mod linear;
+mod tile;
+
+use std::ops::Range;
+
+use super::{AttentionShape, Ops, Packing, Result};
+use crate::checkpoint::{CheckpointError, TensorSource};
+
+pub use attention::AttentionLayout;
+pub use isa::Isa;
+pub use linear::PackedWeight;
+
+pub(super) use attention::{forward as attention_forward, rotate as rotate_rows};
+pub(super) use elementwise::{rms_norm, rotate, swiglu};
+use linear::Shared;
+
+/// Rows of one task of a row-wise operation.
+const ROWS_PER_TASK: usize = 64;
+
+/// A row-major f32 matrix in host memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    rows: usize,
+    columns: usize,
+    values: Vec<f32>,
+}
+
+impl Matrix {
+    fn zeros(rows: usize, columns: usize) -> Self {
+        Self { rows, columns, values: vec![0.0; rows * columns] }
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.columns..][..self.columns]
+    }
+}
+
+/// The CPU device: an instruction set and a thread pool.
+#[derive(Debug)]
+pub struct CpuOps {
+    isa: Isa,
+    pool: rayon::ThreadPool,
+}
+
+impl CpuOps {
+    /// A device with `threads` threads, or one for each processor where `threads` is 0.
+    ///
+    /// # Errors
+    /// Where the operating system refuses the threads.
+    pub fn new(threads: usize) -> std::result::Result<Self, rayon::ThreadPoolBuildError> {
+        Self::with_isa(threads, Isa::detect())
+    }
+
+    /// As [`CpuOps::new`], restricted to an instruction set, which this processor must have.
+    fn with_isa(
+        threads: usize,
+        isa: Isa,
+    ) -> std::result::Result<Self, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("cpu-ops-{i}"))
+            .build()?;
+        Ok(Self { isa, pool })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `task` on ranges that cover `0 .. rows`.
+    pub(super) fn parallel_rows(&self, rows: usize, task: impl Fn(Range<usize>) + Sync + Send) {
+        self.parallel(rows.div_ceil(ROWS_PER_TASK), |i| {
+            task(i * ROWS_PER_TASK..((i + 1) * ROWS_PER_TASK).min(rows));
+        });
+    }
+
+    /// Runs `task(input rows, output rows)` on row ranges of an operation that maps rows
+    /// `[rows, from]` to rows `[rows, to]`.
+    pub(super) fn map_rows(
+        &self,
+        x: &[f32],
+        from: usize,
+        out: &mut [f32],
+        to: usize,
+        task: impl Fn(&[f32], &mut [f32]) + Sync + Send,
+    ) {
+        let rows = x.len() / from;
+        assert_eq!((x.len(), out.len()), (rows * from, rows * to));
+        let target = Shared(out.as_mut_ptr());
+        self.parallel_rows(rows, |range| {
+            // SAFETY: ranges are disjoint and within `out`, whose length was asserted.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(target.at(range.start * to), range.len() * to)
+            };
+            task(&x[range.start * from..range.end * from], out);
+        });
+    }
+}
+
+impl Ops for CpuOps {
+    type Matrix = Matrix;
+    type Weight = PackedWeight;
+    type Scale = Vec<f32>;
+    type Table = Matrix;
+    type Layout = AttentionLayout;
+
+    fn weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> std::result::Result<PackedWeight, CheckpointError> {
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        Ok(PackedWeight::new(&source.stacked(parts, columns)?, rows, columns))
+    }
+
+    fn scale(
+        &self,
+        source: &dyn TensorSource,
+        name: &str,
+        columns: usize,
+    ) -> std::result::Result<Vec<f32>, CheckpointError> {
+        source.f32(name, &[columns])
+    }
+
+    fn table(
+        &self,
+        source: &dyn TensorSource,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> std::result::Result<Matrix, CheckpointError> {
+        Ok(Matrix { rows, columns, values: source.f32(name, &[rows, columns])? })
+    }
+
+    fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<AttentionLayout> {
+        Ok(AttentionLayout::new(packing, shape))
+    }
+
+    fn embed(&self, table: &Matrix, ids: &[u32]) -> Result<Matrix> {
+        let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        self.gather_rows(table, &rows)
+    }
+
+    fn linear(&self, x: &Matrix, weight: &PackedWeight) -> Result<Matrix> {
+        let mut out = Matrix::zeros(x.rows, weight.rows());
+        linear::multiply(self, &x.values, weight, &mut out.values, false);
+        Ok(out)
+    }
+
+    fn linear_add(
+        &self,
+        x: &Matrix,
+        weight: &PackedWeight,
+        mut residual: Matrix,
+    ) -> Result<Matrix> {
+        linear::multiply(self, &x.values, weight, &mut residual.values, true);
+        Ok(residual)
+    }
+
+    fn rms_norm(&self, x: &Matrix, scale: &Vec<f32>, epsilon: f32) -> Result<Matrix> {
+        let mut out = Matrix::zeros(x.rows, x.columns);
+        self.map_rows(&x.values, x.columns, &mut out.values, x.columns, |x, out| {
+            rms_norm(self.isa, x, scale, epsilon, out);
+        });
+        Ok(out)
+    }
+
+    fn attention(
+        &self,
+        mut qkv: Matrix,
+        layout: &AttentionLayout,
+        shape: &AttentionShape,
+    ) -> Result<Matrix> {
+        rotate_rows(self, &mut qkv.values, layout, shape);
+        let mut out = Matrix::zeros(qkv.rows, shape.output_columns());
+        attention_forward(self, &qkv.values, layout, shape, &mut out.values);
+        Ok(out)
+    }
+
+    fn swiglu(&self, gate_up: Matrix) -> Result<Matrix> {
+        let columns = gate_up.columns / 2;
+        let mut out = Matrix::zeros(gate_up.rows, columns);
+        self.map_rows(&gate_up.values, 2 * columns, &mut out.values, columns, |x, out| {
+            swiglu(self.isa, x, columns, out);
+        });
+        Ok(out)
+    }
+
+    fn gather_rows(&self, x: &Matrix, rows: &[usize]) -> Result<Matrix> {
+        let mut values = Vec::with_capacity(rows.len() * x.columns);
+        for &row in rows {
+            values.extend_from_slice(x.row(row));
+        }
+        Ok(Matrix { rows: rows.len(), columns: x.columns, values })
+    }
+
+    fn columns(&self, x: &Matrix, start: usize, count: usize) -> Result<Matrix> {
+        let mut values = Vec::with_capacity(x.rows * count);
+        for row in 0..x.rows {
+            values.extend_from_slice(&x.row(row)[start..start + count]);
+        }
+        Ok(Matrix { rows: x.rows, columns: count, values })
+    }
+
+    fn reparameterise(&self, posterior: &Matrix, noise: &[f32]) -> Result<Matrix> {
+        let dimension = posterior.columns / 2;
+        let mut out = Matrix::zeros(posterior.rows, dimension);
+        for (row, (out, noise)) in
+            out.values.chunks_exact_mut(dimension).zip(noise.chunks_exact(dimension)).enumerate()
+        {
+            let (mu, logvar) = posterior.row(row).split_at(dimension);
+            for (((out, noise), mu), logvar) in out.iter_mut().zip(noise).zip(mu).zip(logvar) {
+                *out = mu + (logvar / 2.0).exp() * noise;
+            }
+        }
+        Ok(out)
+    }
+
+    fn upload(&self, values: Vec<f32>, columns: usize) -> Result<Matrix> {
+        Ok(Matrix { rows: values.len() / columns, columns, values })
+    }
+
+    fn read(&self, x: &Matrix) -> Result<Vec<f32>> {
+        Ok(x.values.clone())
+    }
+}
