@@ -4,5 +4,12 @@
 //! imports anything above. `docs/architecture.md` has the picture.
 
 pub mod checkpoint;
+pub mod config;
+pub mod engine;
+pub mod http;
+pub mod metrics;
 pub mod model;
+pub mod monitor;
 pub mod ops;
+pub mod server;
+pub mod telemetry;

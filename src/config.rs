@@ -1,0 +1,167 @@
+//! The server's settings: flags over environment over TOML over defaults.
+//!
+//! Every key is described in `docs/configuration.md`.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::EngineConfig;
+use crate::monitor::MonitorConfig;
+use crate::telemetry::LogConfig;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Checkpoint folder.
+    pub model: PathBuf,
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// Device to score on.
+    pub device: DeviceChoice,
+    /// Threads of the device; 0 for one a processor.
+    pub threads: usize,
+    /// Time that accepted requests have to finish at a shutdown, in milliseconds.
+    pub shutdown_grace_ms: u64,
+    /// What a request may ask.
+    pub limits: Limits,
+    /// Batching.
+    pub engine: EngineConfig,
+    /// Detection of over-optimisation.
+    pub monitor: MonitorConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::from("configs/demo"),
+            host: IpAddr::from([127, 0, 0, 1]),
+            port: 8080,
+            device: DeviceChoice::Auto,
+            threads: 0,
+            shutdown_grace_ms: 60_000,
+            limits: Limits::default(),
+            engine: EngineConfig::default(),
+            monitor: MonitorConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+/// A device to score on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// The best that this build and machine have.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// What a request may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Inputs of a request.
+    pub max_inputs: usize,
+    /// Bytes of a request's body.
+    pub max_body_bytes: usize,
+    /// Draws of the latent (`samples` of a request).
+    pub max_samples: usize,
+    /// Deadline of a request that names none, in milliseconds.
+    pub default_deadline_ms: u64,
+    /// Longest deadline that a request may name, in milliseconds.
+    pub max_deadline_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_inputs: 1024,
+            max_body_bytes: 16 << 20,
+            max_samples: 1024,
+            default_deadline_ms: 30_000,
+            max_deadline_ms: 600_000,
+        }
+    }
+}
+
+/// Prefix of the environment's settings. Nested keys are joined by two underscores:
+/// `INFORM_MONITOR__WINDOW`.
+const ENVIRONMENT_PREFIX: &str = "INFORM_";
+
+impl ServerConfig {
+    /// Reads the settings. `file` is TOML; `flags` are pairs of dotted keys and values, as TOML or as
+    /// bare text.
+    ///
+    /// # Errors
+    /// A file that is missing or not TOML, an unknown key, a value of the wrong type or out of range;
+    /// the message names the key and where it was set.
+    pub fn read(file: Option<&Path>, flags: &[(String, String)]) -> anyhow::Result<Self> {
+        let mut settings = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = file {
+            anyhow::ensure!(file.is_file(), "{}: no such file", file.display());
+            settings = settings.merge(Toml::file_exact(file));
+        }
+        settings =
+            settings.merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__").ignore(&["config"]));
+        for (key, value) in flags {
+            settings = settings.merge(Serialized::global(key, parse(value)));
+        }
+        let config: Self = settings.extract().map_err(|error| explain(&error))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        for (key, value) in [
+            ("limits.max_inputs", self.limits.max_inputs),
+            ("limits.max_body_bytes", self.limits.max_body_bytes),
+            ("engine.token_budget", self.engine.token_budget),
+            ("engine.queue_tokens", self.engine.queue_tokens),
+        ] {
+            anyhow::ensure!(value > 0, "{key}: must be at least 1");
+        }
+        let Limits { default_deadline_ms, max_deadline_ms, .. } = self.limits;
+        anyhow::ensure!(
+            default_deadline_ms > 0 && default_deadline_ms <= max_deadline_ms,
+            "limits.default_deadline_ms: must be from 1 to limits.max_deadline_ms ({max_deadline_ms})"
+        );
+        Ok(self.monitor.check()?)
+    }
+}
+
+/// A flag's value: TOML where it is TOML, else text.
+fn parse(value: &str) -> figment::value::Value {
+    value.parse().unwrap_or_else(|_| figment::value::Value::from(value))
+}
+
+/// All errors, each with its key and where it was set.
+fn explain(error: &figment::Error) -> anyhow::Error {
+    let lines: Vec<String> = error
+        .clone()
+        .into_iter()
+        .map(|error| {
+            let key = error.path.join(".");
+            let source = error
+                .metadata
+                .as_ref()
+                .map(|metadata| match &metadata.source {
+                    Some(source) => format!(" ({source})"),
+                    None => format!(" ({})", metadata.name),
+                })
+                .unwrap_or_default();
+            let separator = if key.is_empty() { "" } else { ": " };
+            format!("{key}{separator}{}{source}", error.kind)
+        })
+        .collect();
+    anyhow::anyhow!("{}", lines.join("\n"))
+}

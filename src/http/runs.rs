@@ -1,0 +1,88 @@
+//! `/runs`: what the monitor knows.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::AppState;
+use super::error::ApiError;
+use crate::monitor::{Evaluation, Monitor, RunView};
+
+/// Every run.
+#[derive(Debug, Serialize)]
+pub(super) struct RunList {
+    runs: Vec<RunView>,
+}
+
+/// The evaluations of a run.
+#[derive(Debug, Serialize)]
+pub(super) struct EvaluationList {
+    evaluations: Vec<Evaluation>,
+}
+
+/// The part of the evaluations that is wanted.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvaluationQuery {
+    from_step: Option<u64>,
+}
+
+fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
+    state.monitor.as_ref().ok_or_else(|| {
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            "no_latents",
+            "this checkpoint has a standard reward head: it has no latents to monitor",
+        )
+    })
+}
+
+/// `GET /runs`.
+pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>, ApiError> {
+    Ok(Json(RunList { runs: monitor(&state)?.runs() }))
+}
+
+/// `GET /runs/{run}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Path(run): Path<String>,
+) -> Result<Json<RunView>, ApiError> {
+    Ok(Json(monitor(&state)?.run(&run)?))
+}
+
+/// `GET /runs/{run}/evaluations`.
+pub(super) async fn evaluations(
+    State(state): State<AppState>,
+    Path(run): Path<String>,
+    query: Result<Query<EvaluationQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<EvaluationList>, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::invalid("/from_step", error.body_text()))?;
+    let evaluations = monitor(&state)?.evaluations(&run, query.from_step)?;
+    Ok(Json(EvaluationList { evaluations }))
+}
+
+/// `POST /runs/{run}/evaluate`.
+pub(super) async fn evaluate(
+    State(state): State<AppState>,
+    Path(run): Path<String>,
+) -> Result<Json<Evaluation>, ApiError> {
+    let monitor = monitor(&state)?.clone();
+    Ok(Json(off_the_event_loop(move || monitor.evaluate(&run)).await??))
+}
+
+/// `DELETE /runs/{run}`.
+pub(super) async fn remove(
+    State(state): State<AppState>,
+    Path(run): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let monitor = monitor(&state)?.clone();
+    off_the_event_loop(move || monitor.remove(&run)).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn off_the_event_loop<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(error.to_string()))
+}

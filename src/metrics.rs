@@ -1,0 +1,177 @@
+//! Prometheus metrics. Every name is described in `docs/metrics.md`.
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, Opts, Registry, TextEncoder, exponential_buckets, linear_buckets,
+};
+
+/// All metrics of one server, in a registry of their own.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Metrics {
+    registry: Registry,
+    pub requests: IntCounterVec,
+    pub request_seconds: HistogramVec,
+    pub item_errors: IntCounterVec,
+    pub queue_tokens: IntGauge,
+    pub queue_seconds: Histogram,
+    pub batch_tokens: Histogram,
+    pub batch_sequences: Histogram,
+    pub tokens: IntCounterVec,
+    pub forward_seconds: Histogram,
+    pub reward: Histogram,
+    pub monitor_lag_seconds: Gauge,
+    pub monitor_dropped: IntCounter,
+    pub runs: RunMetrics,
+}
+
+/// Gauges of the monitored runs, labelled `run`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct RunMetrics {
+    pub csi: GaugeVec,
+    pub csi_per_sample: GaugeVec,
+    pub csi_change_ratio: GaugeVec,
+    pub noise_fraction: GaugeVec,
+    pub early_stop: GaugeVec,
+    pub evaluations: IntCounterVec,
+}
+
+impl RunMetrics {
+    /// Forgets a run's labels.
+    pub fn remove(&self, run: &str) {
+        for gauge in [
+            &self.csi,
+            &self.csi_per_sample,
+            &self.csi_change_ratio,
+            &self.noise_fraction,
+            &self.early_stop,
+        ] {
+            // An error says that the run had no such value yet.
+            let _ = gauge.remove_label_values(&[run]);
+        }
+        let _ = self.evaluations.remove_label_values(&[run]);
+    }
+}
+
+impl Metrics {
+    /// Registers all metrics.
+    ///
+    /// # Errors
+    /// Where two metrics share a name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let seconds = exponential_buckets(0.0005, 2.0, 18)?;
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let histogram =
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let run_gauge = |name: &str, help: &str| {
+            let gauges = GaugeVec::new(Opts::new(name, help), &["run"])?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
+        };
+        let queue_tokens = IntGauge::new("inform_queue_tokens", "Tokens waiting for the device")?;
+        registry.register(Box::new(queue_tokens.clone()))?;
+        let monitor_lag_seconds = Gauge::new(
+            "inform_monitor_lag_seconds",
+            "Age of the last observation when the monitor took it up",
+        )?;
+        registry.register(Box::new(monitor_lag_seconds.clone()))?;
+        let monitor_dropped = IntCounter::new(
+            "inform_monitor_dropped_total",
+            "Samples that the monitor did not see because it was too far behind",
+        )?;
+        registry.register(Box::new(monitor_dropped.clone()))?;
+        let request_seconds = HistogramVec::new(
+            HistogramOpts::new("inform_request_seconds", "Time from request to answer")
+                .buckets(seconds.clone()),
+            &["route"],
+        )?;
+        registry.register(Box::new(request_seconds.clone()))?;
+        Ok(Self {
+            requests: counters(
+                "inform_requests_total",
+                "Requests by route and answer code",
+                &["route", "code"],
+            )?,
+            request_seconds,
+            item_errors: counters(
+                "inform_item_errors_total",
+                "Inputs that were not scored, by item code",
+                &["code"],
+            )?,
+            queue_tokens,
+            queue_seconds: histogram(
+                "inform_queue_seconds",
+                "Time an input waits for the device",
+                &seconds,
+            )?,
+            batch_tokens: histogram(
+                "inform_batch_tokens",
+                "Tokens of a batch",
+                &exponential_buckets(16.0, 2.0, 14)?,
+            )?,
+            batch_sequences: histogram(
+                "inform_batch_sequences",
+                "Sequences of a batch",
+                &exponential_buckets(1.0, 2.0, 12)?,
+            )?,
+            tokens: counters(
+                "inform_tokens_total",
+                "Tokens: logical as received, computed by the device",
+                &["kind"],
+            )?,
+            forward_seconds: histogram(
+                "inform_forward_seconds",
+                "Time of a batch on the device",
+                &seconds,
+            )?,
+            reward: histogram("inform_reward", "Rewards given", &linear_buckets(-10.0, 1.0, 21)?)?,
+            monitor_lag_seconds,
+            monitor_dropped,
+            runs: RunMetrics {
+                csi: run_gauge("inform_csi", "Cluster Separation Index of the last window")?,
+                csi_per_sample: run_gauge(
+                    "inform_csi_per_sample",
+                    "Cluster Separation Index divided by the window's samples",
+                )?,
+                csi_change_ratio: run_gauge(
+                    "inform_csi_change_ratio",
+                    "Last change of the index over the mean of the changes before it",
+                )?,
+                noise_fraction: run_gauge(
+                    "inform_noise_fraction",
+                    "Share of the window that belongs to no cluster",
+                )?,
+                early_stop: run_gauge(
+                    "inform_early_stop",
+                    "1 once an evaluation has said that training should stop",
+                )?,
+                evaluations: counters(
+                    "inform_evaluations_total",
+                    "Evaluations of a run",
+                    &["run"],
+                )?,
+            },
+            registry,
+        })
+    }
+
+    /// The Prometheus text format, version 0.0.4.
+    ///
+    /// # Errors
+    /// Where a metric cannot be written.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}

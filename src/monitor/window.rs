@@ -1,0 +1,89 @@
+//! Windows: consecutive answers of a run that are evaluated together.
+
+use super::Sample;
+
+/// The answers of one window.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Window {
+    pub(super) first_step: Option<u64>,
+    pub(super) last_step: Option<u64>,
+    pub(super) samples: Vec<Sample>,
+}
+
+/// Sorts answers into windows: by step where steps are named, else by count.
+#[derive(Debug)]
+pub(super) struct Windows {
+    open: Window,
+    window: usize,
+    min_window: usize,
+    max_window: usize,
+}
+
+impl Windows {
+    pub(super) fn new(window: usize, min_window: usize, max_window: usize) -> Self {
+        Self { open: Window::default(), window, min_window, max_window }
+    }
+
+    /// Adds an answer and returns the window that is complete with it, or that its step completes.
+    ///
+    /// Steps may arrive out of order by concurrent requests: only a step later than the window's
+    /// last one completes it, a straggler joins the open window.
+    pub(super) fn add(&mut self, step: Option<u64>, sample: Sample) -> Option<Window> {
+        let later = match (step, self.open.last_step) {
+            (Some(step), Some(last)) => step > last,
+            _ => false,
+        };
+        let complete =
+            if later && self.open.samples.len() >= self.min_window { self.take() } else { None };
+        self.open.first_step = self.open.first_step.or(step);
+        self.open.last_step = self.open.last_step.max(step);
+        self.open.samples.push(sample);
+        let limit = if self.open.last_step.is_some() { self.max_window } else { self.window };
+        if complete.is_none() && self.open.samples.len() >= limit { self.take() } else { complete }
+    }
+
+    /// The open window, if it holds anything; a new one begins.
+    pub(super) fn take(&mut self) -> Option<Window> {
+        (!self.open.samples.is_empty()).then(|| std::mem::take(&mut self.open))
+    }
+
+    /// Answers in the open window.
+    pub(super) fn len(&self) -> usize {
+        self.open.samples.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lengths(windows: &mut Windows, steps: &[Option<u64>]) -> Vec<(usize, Option<u64>)> {
+        let sample = Sample { latent: vec![0.0], reward: 0.0, tokens: 1 };
+        steps
+            .iter()
+            .filter_map(|&step| windows.add(step, sample.clone()))
+            .map(|window| (window.samples.len(), window.last_step))
+            .collect()
+    }
+
+    #[test]
+    fn by_count_without_steps() {
+        let mut windows = Windows::new(3, 2, 10);
+        assert_eq!(lengths(&mut windows, &[None; 7]), [(3, None), (3, None)]);
+        assert_eq!(windows.len(), 1);
+    }
+
+    #[test]
+    fn by_step_and_stragglers_stay() {
+        let mut windows = Windows::new(3, 2, 10);
+        let steps = [1, 1, 1, 1, 2, 1, 2, 3].map(Some);
+        assert_eq!(lengths(&mut windows, &steps), [(4, Some(1)), (3, Some(2))]);
+    }
+
+    #[test]
+    fn small_steps_are_merged_and_large_ones_cut() {
+        let mut windows = Windows::new(3, 4, 5);
+        let steps = [1, 2, 2, 3, 4, 4, 4, 4, 4, 4].map(Some);
+        assert_eq!(lengths(&mut windows, &steps), [(4, Some(3)), (5, Some(4))]);
+    }
+}

@@ -1,0 +1,133 @@
+//! Puts the server together: checkpoint, device, engine, monitor, HTTP.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ServerConfig;
+use crate::engine::Engine;
+use crate::http::{AppState, router};
+use crate::metrics::Metrics;
+use crate::model::RewardModel;
+use crate::monitor::Monitor;
+use crate::ops::cpu::CpuOps;
+
+/// Loads the checkpoint and starts engine and monitor.
+///
+/// # Errors
+/// A checkpoint that cannot be served, settings out of range, or a machine without threads left.
+pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
+    let started = Instant::now();
+    let checkpoint = Checkpoint::open(&config.model)?;
+    let ops = CpuOps::new(config.threads).context("threads")?;
+    let device = format!("cpu ({}, {} threads, f32)", ops.isa().name(), ops.threads());
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    let metrics = Metrics::new()?;
+    let head = checkpoint.config.head.clone();
+    let latent_dim = head.latent_dim();
+    let monitor = latent_dim
+        .map(|_| {
+            let baseline = checkpoint.baseline.as_ref();
+            Monitor::start(config.monitor.clone(), baseline, metrics.clone())
+        })
+        .transpose()?;
+    let engine = Engine::start(Box::new(model), &config.engine, monitor.clone(), metrics.clone())?;
+    let baseline_samples = checkpoint.baseline.as_ref().map_or(0, |baseline| baseline.len());
+    tracing::info!(
+        model = %checkpoint.folder.display(),
+        weights = checkpoint.weights,
+        device,
+        latent_dim,
+        baseline_samples,
+        seconds = started.elapsed().as_secs_f64(),
+        "checkpoint loaded"
+    );
+    if latent_dim.is_none() {
+        tracing::warn!("a standard reward head has no latents: runs are not monitored");
+    }
+    let folder = checkpoint.folder.canonicalize().unwrap_or(checkpoint.folder);
+    Ok(AppState {
+        engine: Arc::new(engine),
+        monitor,
+        draining: Arc::new(AtomicBool::new(false)),
+        encoder: Arc::new(checkpoint.encoder),
+        metrics,
+        model: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        weights: checkpoint.weights,
+        head,
+        latent_dim,
+        baseline_samples,
+        device,
+        config: Arc::new(config),
+    })
+}
+
+/// Serves until `shutdown` resolves, finishes what was accepted, and stops engine and monitor.
+///
+/// # Errors
+/// Where the listener fails.
+pub async fn serve(
+    state: AppState,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let grace = Duration::from_millis(state.config.shutdown_grace_ms);
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let draining = state.draining.clone();
+    let server = axum::serve(listener, router(state.clone())).with_graceful_shutdown(async move {
+        shutdown.await;
+        draining.store(true, Ordering::Relaxed);
+        tracing::info!("shutting down: finishing what was accepted");
+        let _ = begin.send(());
+    });
+    let give_up = async {
+        match begun.await {
+            Ok(()) => tokio::time::sleep(grace).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = async { server.await } => result?,
+        () = give_up => tracing::warn!("connections were still open after the grace period"),
+    }
+    tokio::task::spawn_blocking(move || {
+        state.engine.join();
+        if let Some(monitor) = &state.monitor {
+            monitor.stop();
+        }
+    })
+    .await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Builds, binds and serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// As [`build`] and [`serve`], or where the address cannot be bound.
+pub fn run(config: ServerConfig) -> anyhow::Result<()> {
+    crate::telemetry::start(&config.log)?;
+    let address = (config.host, config.port);
+    let state = build(config)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
+        tracing::info!("listening on http://{}", listener.local_addr()?);
+        serve(state, listener, async move {
+            tokio::select! {
+                _ = terminate.recv() => {},
+                _ = interrupt.recv() => {},
+            }
+        })
+        .await
+    })
+}
