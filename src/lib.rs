@@ -13,3 +13,4 @@ pub mod monitor;
 pub mod ops;
 pub mod server;
 pub mod telemetry;
+pub mod train;

@@ -1,1 +1,181 @@
-fn main() {}
+//! The trainer's command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
+use inform::model::RewardModel;
+use inform::ops::cpu::CpuOps;
+use inform::train::{
+    FitConfig, TRAINING_FILE, TrainingRecord, encode_pairs, evaluate, fit, init_head, read_pairs,
+};
+
+/// Makes and evaluates the checkpoints that inform-server loads.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a reward model on preference pairs
+    Fit {
+        /// Settings, TOML
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Data files instead of the settings' own
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        data: Vec<PathBuf>,
+        /// Output folder instead of the settings' own
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
+    /// Pair accuracy of a checkpoint, with its 95 % interval
+    Eval {
+        /// Checkpoint folder
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Data files, JSONL or JSONL.gz
+        #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+        data: Vec<PathBuf>,
+        /// Only the pairs that the checkpoint's training held out of these files
+        #[arg(long)]
+        held_out: bool,
+        /// Longest sequence, in tokens [default: that of the training, or else the model's context]
+        #[arg(long)]
+        max_tokens: Option<usize>,
+        /// Threads; 0 for one a processor
+        #[arg(long, default_value_t = 0)]
+        threads: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a fresh reward head on a language model
+    InitHead {
+        /// Model folder
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// Folder to write
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// Seed of the head's weights
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Kind of head
+        #[arg(long, value_enum, default_value_t = Head::Inform)]
+        head: Head,
+        /// Dimension of the latent
+        #[arg(long, default_value_t = 128)]
+        latent_dim: usize,
+        /// From latent to reward
+        #[arg(long, value_enum, default_value_t = Decode::Linear)]
+        decode: Decode,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Head {
+    Inform,
+    Standard,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Decode {
+    Linear,
+    Gated,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Fit { config, data, output } => {
+            let mut config = FitConfig::read(&config)?;
+            if !data.is_empty() {
+                config.data.files = data;
+            }
+            if let Some(output) = output {
+                config.output = output;
+            }
+            let report = fit(&config)?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
+            Ok(())
+        }
+        Command::Eval { model, data, held_out, max_tokens, threads, json } => {
+            evaluate_checkpoint(&model, &data, held_out, max_tokens, threads, json)
+        }
+        Command::InitHead { model, output, seed, head, latent_dim, decode } => {
+            anyhow::ensure!(latent_dim > 0, "--latent-dim must be at least 1");
+            let decode = match decode {
+                Decode::Linear => DecodeKind::Linear,
+                Decode::Gated => DecodeKind::Gated,
+            };
+            let head = match head {
+                Head::Inform => HeadConfig::inform(latent_dim, decode),
+                Head::Standard => HeadConfig::Standard,
+            };
+            Ok(init_head(&model, &output, &head, seed)?)
+        }
+    }
+}
+
+fn evaluate_checkpoint(
+    model: &PathBuf,
+    data: &[PathBuf],
+    held_out: bool,
+    max_tokens: Option<usize>,
+    threads: usize,
+    json: bool,
+) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(model)?;
+    let scorer = RewardModel::load(CpuOps::new(threads)?, &checkpoint.config, &checkpoint.tensors)?;
+    let record = model.join(TRAINING_FILE);
+    let record: Option<TrainingRecord> = if record.exists() {
+        let text = std::fs::read(&record).with_context(|| record.display().to_string())?;
+        Some(serde_json::from_slice(&text).with_context(|| record.display().to_string())?)
+    } else {
+        None
+    };
+    let mut pairs = read_pairs(data)?;
+    if held_out {
+        let split = &record.as_ref().with_context(|| {
+            format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())
+        })?;
+        pairs = split.split.apply(pairs).1;
+    }
+    let limit = checkpoint.encoder.limit();
+    let trained = record.map(|record| record.config.data.max_tokens);
+    let max_tokens = max_tokens.or(trained).unwrap_or(limit).min(limit);
+    let (pairs, dropped) = encode_pairs(&checkpoint.encoder, &pairs, max_tokens)?;
+    let accuracy = evaluate(&scorer, &pairs)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&accuracy)?);
+        return Ok(());
+    }
+    println!(
+        "{} of {} pairs = {:.4}, 95 % interval {:.4} to {:.4}",
+        accuracy.correct,
+        accuracy.pairs,
+        accuracy.accuracy,
+        accuracy.interval.0,
+        accuracy.interval.1
+    );
+    println!(
+        "mean margin {:.4}, rewards {:.4} +- {:.4}, dropped {dropped:?}",
+        accuracy.margin_mean, accuracy.reward_mean, accuracy.reward_std
+    );
+    Ok(())
+}

@@ -137,7 +137,7 @@ impl FolderTensors {
     }
 
     /// Name, type name, shape and bytes of every tensor, in the order of names.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, String, &[usize], &[u8])> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, String, &[usize], &[u8])> {
         self.entries.iter().map(|(name, entry)| {
             let bytes = &self.files[entry.file].1[entry.range.0..entry.range.1];
             (name.as_str(), format!("{:?}", entry.dtype), entry.shape.as_slice(), bytes)

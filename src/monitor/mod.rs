@@ -6,6 +6,7 @@
 pub mod csi;
 pub mod early_stop;
 mod gram;
+pub mod mahalanobis;
 pub mod neighbours;
 mod run;
 mod window;

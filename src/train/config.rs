@@ -1,0 +1,182 @@
+//! The settings of `trainer fit`, in TOML. Defaults are the paper's where it gives them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::loss::LossConfig;
+use super::optimiser::OptimiserConfig;
+use super::schedule::ScheduleConfig;
+use crate::checkpoint::{DecodeKind, HeadConfig, WeightType};
+
+/// Everything that decides a training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitConfig {
+    /// Folder to write the checkpoint to; replaced where it exists.
+    pub output: PathBuf,
+    /// Seed of initial weights, split, order and noise.
+    #[serde(default)]
+    pub seed: u64,
+    /// Type in which the weights are stored.
+    #[serde(default)]
+    pub weight_type: WeightType,
+    /// Threads; 0 for one a processor.
+    #[serde(default)]
+    pub threads: usize,
+    /// What to start from.
+    pub start: Start,
+    /// The reward head.
+    #[serde(default)]
+    pub head: HeadSettings,
+    /// Preference pairs.
+    pub data: DataConfig,
+    /// Loss.
+    #[serde(default)]
+    pub loss: LossConfig,
+    /// Optimiser.
+    #[serde(default)]
+    pub optimiser: OptimiserConfig,
+    /// Batches and learning rate over time.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// SFT baseline latents.
+    #[serde(default)]
+    pub baseline: BaselineConfig,
+    /// Words for the model card.
+    #[serde(default)]
+    pub card: CardConfig,
+}
+
+/// Where a model starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Start {
+    /// A checkpoint folder; its head is kept where it has the one that is asked for.
+    Folder(PathBuf),
+    /// Random weights, and a byte-level BPE tokenizer trained on the training pairs.
+    Scratch(ScratchConfig),
+}
+
+/// A new Llama-family decoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct ScratchConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub max_position_embeddings: usize,
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+}
+
+fn default_rope_theta() -> f64 {
+    10_000.0
+}
+
+/// Kinds of reward head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadKind {
+    /// Information bottleneck.
+    Inform,
+    /// One linear layer.
+    Standard,
+}
+
+/// The reward head to train.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HeadSettings {
+    /// InfoRM or standard.
+    pub kind: HeadKind,
+    /// Dimension of the latent.
+    pub latent_dim: usize,
+    /// From latent to reward.
+    pub decode: DecodeKind,
+}
+
+impl Default for HeadSettings {
+    fn default() -> Self {
+        Self { kind: HeadKind::Inform, latent_dim: 128, decode: DecodeKind::Linear }
+    }
+}
+
+impl HeadSettings {
+    /// As the checkpoint writes it.
+    pub fn head(&self) -> HeadConfig {
+        match self.kind {
+            HeadKind::Inform => HeadConfig::inform(self.latent_dim, self.decode),
+            HeadKind::Standard => HeadConfig::Standard,
+        }
+    }
+}
+
+/// Preference pairs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// JSONL files, gzipped where the name ends in `.gz`.
+    pub files: Vec<PathBuf>,
+    /// Pairs for training; the rest is held out. Without it, nine in ten.
+    pub train_pairs: Option<usize>,
+    /// Longest sequence of a pair, in tokens; a pair with a longer one is dropped and counted.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: usize,
+}
+
+fn default_max_tokens() -> usize {
+    2048
+}
+
+/// SFT baseline latents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BaselineConfig {
+    /// Chosen answers of held-out pairs whose latents are stored; 0 for no baseline.
+    pub samples: usize,
+}
+
+impl Default for BaselineConfig {
+    fn default() -> Self {
+        Self { samples: 1024 }
+    }
+}
+
+/// Words for the model card.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CardConfig {
+    /// Title.
+    pub title: String,
+    /// Where the data comes from, under which licence, and what a user should know.
+    pub notes: String,
+}
+
+impl FitConfig {
+    /// Reads and checks a TOML file.
+    ///
+    /// # Errors
+    /// Names the file, and the key or the line.
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+        config.check().with_context(|| file.display().to_string())?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.data.files.is_empty(), "data.files: name at least one file");
+        anyhow::ensure!(self.head.latent_dim > 0, "head.latent_dim: must be at least 1");
+        anyhow::ensure!(self.data.max_tokens > 1, "data.max_tokens: must be at least 2");
+        self.loss.check()?;
+        self.optimiser.check()?;
+        self.schedule.check()
+    }
+}

@@ -1,0 +1,338 @@
+//! `trainer fit`: from preference pairs to a checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::card;
+use super::config::{FitConfig, Start};
+use super::data::{Dropped, EncodedPair, Split, encode_pairs, read_pairs};
+use super::evaluate::{PairAccuracy, evaluate};
+use super::init_head::{init_head, text_files};
+use super::loss::pair_loss;
+use super::optimiser::AdamW;
+use super::scratch;
+use crate::checkpoint::{
+    Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, MemoryTensors,
+    ModelConfig, write_checkpoint,
+};
+use crate::model::{RewardModel, Scorer, standard_normal};
+use crate::ops::Packing;
+use crate::ops::autograd::{AutogradOps, Parameter};
+use crate::ops::cpu::CpuOps;
+
+/// Name of the file in a checkpoint that records how it was trained.
+pub const TRAINING_FILE: &str = "training.json";
+/// Name of the model card.
+const CARD_FILE: &str = "README.md";
+/// Sequences of one batch when baseline latents are computed.
+const BASELINE_BATCH: usize = 16;
+
+/// How a checkpoint was trained: kept in it, so that its evaluation can be repeated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingRecord {
+    /// The settings.
+    pub config: FitConfig,
+    /// Names and SHA-256 of the data files.
+    pub data: Vec<DataFile>,
+    /// How the pairs were divided.
+    pub split: Split,
+    /// What the run gave.
+    pub report: FitReport,
+}
+
+/// A data file by its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// The file's name, without its folder.
+    pub name: String,
+    /// Digest of its bytes.
+    pub sha256: String,
+}
+
+/// What a run gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FitReport {
+    /// Pairs trained on, and those of them that were left out.
+    pub train_pairs: usize,
+    /// See `train_pairs`.
+    pub train_dropped: Dropped,
+    /// Held-out pairs evaluated, and those that were left out.
+    pub held_out_pairs: usize,
+    /// See `held_out_pairs`.
+    pub held_out_dropped: Dropped,
+    /// Parameters trained.
+    pub parameters: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Loss, accuracy and KL divergence over each epoch, while training.
+    pub epochs: Vec<EpochMeans>,
+    /// The stored checkpoint on the held-out pairs; absent without any.
+    pub held_out: Option<PairAccuracy>,
+    /// Seconds of the whole run.
+    pub seconds: f64,
+}
+
+/// Means over the steps of an epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct EpochMeans {
+    /// Total loss.
+    pub loss: f64,
+    /// Share of training pairs ranked right.
+    pub accuracy: f64,
+    /// Reduced KL divergence, nats.
+    pub kl: f64,
+}
+
+/// Trains a reward model and writes its checkpoint.
+///
+/// # Errors
+/// Data or a starting model that cannot be read, settings that contradict each other, a loss that
+/// is not finite (names the step), or a folder that cannot be written.
+pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
+    let started = Instant::now();
+    let split = Split { seed: config.seed, train_pairs: config.data.train_pairs };
+    let (train, held_out) = split.apply(read_pairs(&config.data.files)?);
+    anyhow::ensure!(!train.is_empty(), "data.train_pairs: no pair is left to train on");
+
+    let staging = tempfile::tempdir().context("a temporary folder")?;
+    let start = match &config.start {
+        Start::Folder(folder) => folder.clone(),
+        Start::Scratch(settings) => {
+            let folder = staging.path().join("start");
+            scratch::create(&folder, settings, &config.head.head(), &train, config.seed)?;
+            folder
+        }
+    };
+    let start = with_head(start, staging.path(), config)?;
+    let checkpoint = Checkpoint::open(&start)?;
+    let limit = checkpoint.encoder.limit();
+    anyhow::ensure!(
+        config.data.max_tokens <= limit,
+        "data.max_tokens: {} exceeds the model's context of {limit}",
+        config.data.max_tokens
+    );
+    let (train, train_dropped) = encode_pairs(&checkpoint.encoder, &train, config.data.max_tokens)?;
+    let (held_out, held_out_dropped) =
+        encode_pairs(&checkpoint.encoder, &held_out, config.data.max_tokens)?;
+    anyhow::ensure!(!train.is_empty(), "data.max_tokens: every training pair is longer");
+    eprintln!(
+        "{} pairs to train on (dropped: {train_dropped:?}), {} held out (dropped: \
+         {held_out_dropped:?})",
+        train.len(),
+        held_out.len()
+    );
+
+    let ops = AutogradOps::new(CpuOps::new(config.threads)?);
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    let parameters = model.ops().parameters();
+    let mut report = FitReport {
+        train_pairs: train.len(),
+        train_dropped,
+        held_out_pairs: held_out.len(),
+        held_out_dropped,
+        parameters: parameters.iter().map(|parameter| parameter.var.elem_count()).sum(),
+        steps: 0,
+        epochs: Vec::new(),
+        held_out: None,
+        seconds: 0.0,
+    };
+    descend(config, &model, &train, &mut report)?;
+
+    let tensors = export(&parameters)?;
+    let contents = CheckpointFiles {
+        config: &checkpoint.config,
+        other_keys: super::init_head::other_keys(&start, config.weight_type)?,
+        tensors: &tensors,
+        weight_type: config.weight_type,
+        files: text_files(&start)?,
+    };
+    write_checkpoint(&config.output, &contents, |folder| {
+        let finished = Finished::measure(folder, config, &held_out)?;
+        report.held_out = finished.accuracy.clone();
+        report.seconds = started.elapsed().as_secs_f64();
+        let record = TrainingRecord {
+            config: config.clone(),
+            data: data_files(&config.data.files)?,
+            split,
+            report: report.clone(),
+        };
+        let mut files = vec![
+            (TRAINING_FILE.to_owned(), serde_json::to_vec_pretty(&record)?),
+            (CARD_FILE.to_owned(), card::write(&record, &finished)?.into_bytes()),
+        ];
+        if let Some(accuracy) = &report.held_out {
+            files.push((CONFIG_FILE.to_owned(), with_reward_scale(folder, accuracy)?));
+        }
+        Ok::<_, anyhow::Error>((finished.baseline, files))
+    })?;
+    Ok(report)
+}
+
+/// The folder itself where it has the head that is asked for, else a copy with a fresh one.
+fn with_head(start: PathBuf, staging: &Path, config: &FitConfig) -> anyhow::Result<PathBuf> {
+    let head = config.head.head();
+    if ModelConfig::read(&start)?.head == head {
+        return Ok(start);
+    }
+    let folder = staging.join("headed");
+    init_head(&start, &folder, &head, config.seed)?;
+    Ok(folder)
+}
+
+/// Gradient descent over all epochs.
+fn descend(
+    config: &FitConfig,
+    model: &RewardModel<AutogradOps>,
+    train: &[EncodedPair],
+    report: &mut FitReport,
+) -> anyhow::Result<()> {
+    let schedule = &config.schedule;
+    let steps_per_epoch = train.len().div_ceil(schedule.pairs_per_step);
+    let steps = steps_per_epoch * schedule.epochs;
+    let mut optimiser = AdamW::new(config.optimiser.clone(), model.ops().parameters());
+    let mut random = ChaCha8Rng::seed_from_u64(config.seed);
+    let latent_dim = config.head.head().latent_dim();
+    let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
+        "{bar:30} {pos}/{len} steps, {elapsed} + {eta}  {msg}",
+    )?);
+    let begun = Instant::now();
+    let mut pairs_done = 0;
+    let mut order: Vec<&EncodedPair> = train.iter().collect();
+    for epoch in 0..schedule.epochs {
+        order.shuffle(&mut random);
+        let mut means = EpochMeans::default();
+        for batch in order.chunks(schedule.pairs_per_step) {
+            let step = report.steps;
+            let chosen = batch.iter().map(|pair| &pair.chosen);
+            let sequences: Vec<&Vec<u32>> =
+                chosen.chain(batch.iter().map(|pair| &pair.rejected)).collect();
+            let packing = Packing::new(&sequences).context("an empty sequence")?;
+            let noise =
+                latent_dim.map(|d| standard_normal(config.seed, step as u64, sequences.len() * d));
+            let output = model.forward(&packing, noise.as_deref())?;
+            let loss = pair_loss(&output, &config.loss)?;
+            let total = f64::from(loss.total.to_scalar::<f32>()?);
+            anyhow::ensure!(total.is_finite(), "step {step}: the loss is {total}");
+            optimiser
+                .step(&loss.total.backward()?, schedule.share(step, steps))
+                .with_context(|| format!("step {step}"))?;
+
+            report.steps += 1;
+            pairs_done += batch.len();
+            let share = batch.len() as f64 / train.len() as f64;
+            means.loss += share * total;
+            means.accuracy += share * f64::from(loss.accuracy);
+            means.kl += share * f64::from(loss.kl);
+            bar.set_message(format!(
+                "loss {total:.4}, accuracy {:.3}, KL {:.2}, {:.1} pairs/s",
+                loss.accuracy,
+                loss.kl,
+                pairs_done as f64 / begun.elapsed().as_secs_f64()
+            ));
+            bar.inc(1);
+        }
+        let line = format!(
+            "epoch {}: loss {:.4}, accuracy {:.4}, KL {:.3}, {:.1} pairs/s",
+            epoch + 1,
+            means.loss,
+            means.accuracy,
+            means.kl,
+            pairs_done as f64 / begun.elapsed().as_secs_f64()
+        );
+        // A hidden bar, where standard error is no terminal, prints nothing.
+        bar.suspend(|| eprintln!("{line}"));
+        report.epochs.push(means);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Trained parameters under their checkpoint names.
+fn export(parameters: &[Parameter]) -> anyhow::Result<MemoryTensors> {
+    let mut tensors = MemoryTensors::default();
+    for parameter in parameters {
+        let tensor = parameter.var.as_tensor();
+        let mut first = 0;
+        for (name, rows) in &parameter.parts {
+            let part = tensor.narrow(0, first, *rows)?;
+            tensors.insert(name, part.dims(), part.flatten_all()?.to_vec1()?);
+            first += rows;
+        }
+    }
+    Ok(tensors)
+}
+
+/// What only the stored weights can tell.
+pub(super) struct Finished {
+    pub(super) accuracy: Option<PairAccuracy>,
+    pub(super) baseline: Option<Baseline>,
+    pub(super) weights: String,
+}
+
+impl Finished {
+    /// Opens the folder as the server does, evaluates it, and scores the baseline.
+    fn measure(
+        folder: &Path,
+        config: &FitConfig,
+        held_out: &[EncodedPair],
+    ) -> anyhow::Result<Self> {
+        let stored = Checkpoint::open(folder)?;
+        let scorer =
+            RewardModel::load(CpuOps::new(config.threads)?, &stored.config, &stored.tensors)?;
+        let accuracy = (!held_out.is_empty()).then(|| evaluate(&scorer, held_out)).transpose()?;
+        let latent_dim = stored.config.head.latent_dim();
+        let samples = &held_out[..held_out.len().min(config.baseline.samples)];
+        let baseline = latent_dim
+            .filter(|_| !samples.is_empty())
+            .map(|dimension| {
+                let mut latents = Vec::with_capacity(samples.len() * dimension);
+                for batch in samples.chunks(BASELINE_BATCH) {
+                    let sequences: Vec<&[u32]> =
+                        batch.iter().map(|pair| pair.chosen.as_slice()).collect();
+                    for score in scorer.score(&sequences)? {
+                        latents.extend(score.latent.into_iter().flat_map(|latent| latent.mean));
+                    }
+                }
+                anyhow::Ok(Baseline {
+                    latents,
+                    dimension,
+                    weights: stored.weights.clone(),
+                    source: format!("chosen answers of {} held-out pairs", samples.len()),
+                })
+            })
+            .transpose()?;
+        Ok(Self { accuracy, baseline, weights: stored.weights })
+    }
+}
+
+/// `config.json` with the mean and standard deviation of the rewards, for whoever normalises them.
+fn with_reward_scale(folder: &Path, accuracy: &PairAccuracy) -> anyhow::Result<Vec<u8>> {
+    let file = folder.join(CONFIG_FILE);
+    let text = std::fs::read(&file).map_err(CheckpointError::io(&file))?;
+    let mut keys: Map<String, Value> = serde_json::from_slice(&text)?;
+    keys.insert("mean".to_owned(), json!(accuracy.reward_mean));
+    keys.insert("std".to_owned(), json!(accuracy.reward_std));
+    Ok(serde_json::to_vec_pretty(&keys)?)
+}
+
+fn data_files(files: &[PathBuf]) -> anyhow::Result<Vec<DataFile>> {
+    files
+        .iter()
+        .map(|file| {
+            let bytes = std::fs::read(file).map_err(CheckpointError::io(file))?;
+            Ok(DataFile {
+                name: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                sha256: Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect(),
+            })
+        })
+        .collect()
+}

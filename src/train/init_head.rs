@@ -1,0 +1,121 @@
+//! A fresh reward head on a language model: where InfoRM training starts.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::{
+    CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
+    MemoryTensors, ModelConfig, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TensorSource,
+    WeightType, read_json, write_checkpoint,
+};
+use crate::model::initialise_head;
+
+/// Files that decide a text's token ids, here and in the libraries that read the folder too.
+const TEXT_FILES: [&str; 8] = [
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TEMPLATE_FILE,
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Keys of `config.json` that describe a head which is not there any more.
+const HEAD_KEYS: [&str; 9] = [
+    "latent_dim",
+    "encode_head_prefix",
+    "decode_head_prefix",
+    "use_complex_decoder",
+    "mean",
+    "std",
+    "num_labels",
+    "id2label",
+    "label2id",
+];
+
+/// Keys under which releases of transformers keep the type of the stored weights.
+const TYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
+
+/// What the names of a backbone's tensors start with where there is a head beside it.
+const BACKBONE: &str = "model.";
+
+/// Writes the backbone of the Hugging Face folder `model`, with a fresh `head` that `seed` decides, to
+/// the folder `output`. The tokenizer, the chat template and the keys of `config.json` that are not
+/// the head's are kept; a language-model head, an earlier reward head and its baseline are not.
+/// Weights stored as BF16 stay so, and the head is stored like them; all others become F32, which
+/// loses nothing.
+///
+/// # Errors
+/// Where `model` cannot be opened or `output` cannot be written; `output` is then as it was.
+pub fn init_head(
+    model: &Path,
+    output: &Path,
+    head: &HeadConfig,
+    seed: u64,
+) -> Result<(), CheckpointError> {
+    let source = Checkpoint::open(model)?;
+    let config = ModelConfig { head: head.clone(), reward_scale: None, ..source.config };
+    let (mut tensors, weight_type) = backbone(&source.tensors)?;
+    initialise_head(&mut tensors, head, config.decoder.hidden_size, seed);
+
+    let other_keys = other_keys(model, weight_type)?;
+    let files = text_files(model)?;
+    let contents =
+        CheckpointFiles { config: &config, other_keys, tensors: &tensors, weight_type, files };
+    write_checkpoint(output, &contents, |_| Ok((None, Vec::new())))
+}
+
+/// The keys of a folder's `config.json` that a checkpoint with a new head and weights stored as
+/// `weight_type` keeps.
+pub(super) fn other_keys(
+    folder: &Path,
+    weight_type: WeightType,
+) -> Result<Map<String, Value>, CheckpointError> {
+    let mut keys: Map<String, Value> = read_json(&folder.join(CONFIG_FILE))?;
+    keys.retain(|key, _| !HEAD_KEYS.contains(&key.as_str()));
+    for key in TYPE_KEYS {
+        if let Some(value) = keys.get_mut(key) {
+            *value = json!(match weight_type {
+                WeightType::Bf16 => "bfloat16",
+                WeightType::F32 => "float32",
+            });
+        }
+    }
+    Ok(keys)
+}
+
+/// The files of a folder that decide a text's token ids, by name.
+pub(super) fn text_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
+    TEXT_FILES
+        .into_iter()
+        .map(|name| (name, folder.join(name)))
+        .filter(|(_, file)| file.exists())
+        .map(|(name, file)| {
+            let bytes = std::fs::read(&file).map_err(CheckpointError::io(&file))?;
+            Ok((name.to_owned(), bytes))
+        })
+        .collect()
+}
+
+/// The backbone's tensors, and the type that stores them without loss. A model that was saved
+/// without any head has no prefix before its tensors' names.
+fn backbone(source: &FolderTensors) -> Result<(MemoryTensors, WeightType), CheckpointError> {
+    let headless = !source.iter().any(|(name, ..)| name.starts_with(BACKBONE));
+    let mut tensors = MemoryTensors::default();
+    let mut weight_type = WeightType::Bf16;
+    for (name, dtype, shape, _) in source.iter() {
+        let target = match headless {
+            true => format!("{BACKBONE}{name}"),
+            false if name.starts_with(BACKBONE) => name.to_owned(),
+            false => continue,
+        };
+        if dtype != "BF16" {
+            weight_type = WeightType::F32;
+        }
+        tensors.insert(&target, shape, source.f32(name, shape)?);
+    }
+    Ok((tensors, weight_type))
+}

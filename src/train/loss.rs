@@ -1,0 +1,110 @@
+//! The InfoRM loss (equation 5, Algorithm 2): preference plus `beta` times the bottleneck.
+
+use candle_core::{D, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::model::HeadOutput;
+use crate::ops::autograd::AutogradOps;
+
+/// How the KL divergence of the `2 B` posteriors of `B` pairs becomes one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KlReduction {
+    /// Mean over the pairs of `KL_w + KL_l`: the paper's.
+    #[default]
+    Sum,
+    /// Mean over the samples: half of `sum`.
+    SampleMean,
+    /// Mean over the pairs, of a KL of mu and logvar averaged over d first. Not a KL of d dimensions;
+    /// for comparison with runs that used it.
+    Collapsed,
+}
+
+/// Settings of the loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossConfig {
+    /// Weight of the bottleneck.
+    pub beta: f64,
+    /// Reduction of the KL divergence.
+    pub kl: KlReduction,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self { beta: 0.1, kl: KlReduction::Sum }
+    }
+}
+
+impl LossConfig {
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.beta >= 0.0 && self.beta.is_finite(),
+            "loss.beta: must be finite and not negative"
+        );
+        Ok(())
+    }
+}
+
+/// The loss of a batch of pairs, and its parts as numbers.
+#[derive(Debug)]
+pub struct Loss {
+    /// What is minimised, a scalar.
+    pub total: Tensor,
+    /// Mean of `-log sigmoid(r_w - r_l)`.
+    pub preference: f32,
+    /// The reduced KL divergence, in nats; 0 for a standard head.
+    pub kl: f32,
+    /// Share of pairs whose chosen answer has the higher reward.
+    pub accuracy: f32,
+}
+
+/// The loss of `[chosen .. | rejected ..]`, `2 B` rows.
+///
+/// # Errors
+/// A failing tensor operation.
+pub fn pair_loss(
+    output: &HeadOutput<AutogradOps>,
+    config: &LossConfig,
+) -> candle_core::Result<Loss> {
+    let rewards = output.reward.flatten_all()?;
+    let pairs = rewards.dim(0)? / 2;
+    let margin = (rewards.narrow(0, 0, pairs)? - rewards.narrow(0, pairs, pairs)?)?;
+    let accuracy = margin.gt(0f32)?.to_dtype(candle_core::DType::F32)?.mean_all()?;
+    // -log sigmoid(x) = max(-x, 0) + log(1 + exp(-|x|)), which does not overflow.
+    let softplus = (margin.abs()?.neg()?.exp()? + 1.0)?.log()?;
+    let preference = (margin.neg()?.relu()? + softplus)?.mean_all()?;
+    let kl = match &output.posterior {
+        None => None,
+        Some(posterior) => Some(kl_divergence(posterior, config.kl)?),
+    };
+    let total = match &kl {
+        None => preference.clone(),
+        Some(kl) => (&preference + (kl * config.beta)?)?,
+    };
+    Ok(Loss {
+        total,
+        preference: preference.to_scalar()?,
+        kl: kl.map_or(Ok(0.0), |kl| kl.to_scalar())?,
+        accuracy: accuracy.to_scalar()?,
+    })
+}
+
+/// `KL(N(mu, sigma^2) || N(0, I)) = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar)`, reduced.
+fn kl_divergence(posterior: &Tensor, reduction: KlReduction) -> candle_core::Result<Tensor> {
+    let dimension = posterior.dim(1)? / 2;
+    let part = |start| -> candle_core::Result<Tensor> {
+        let part = posterior.narrow(1, start, dimension)?;
+        match reduction {
+            KlReduction::Collapsed => part.mean_keepdim(D::Minus1),
+            KlReduction::Sum | KlReduction::SampleMean => Ok(part),
+        }
+    };
+    let (mu, logvar) = (part(0)?, part(dimension)?);
+    let terms = (((mu.sqr()? + logvar.exp()?)? - 1.0)? - logvar)?;
+    let per_sample = (terms.sum(1)? * 0.5)?;
+    match reduction {
+        KlReduction::SampleMean => per_sample.mean_all(),
+        KlReduction::Sum | KlReduction::Collapsed => per_sample.mean_all()? * 2.0,
+    }
+}

@@ -1,0 +1,21 @@
+//! Training: from preference pairs to a checkpoint that the server loads.
+
+mod card;
+mod config;
+mod data;
+mod evaluate;
+mod fit;
+mod init_head;
+mod loss;
+mod optimiser;
+mod schedule;
+mod scratch;
+
+pub use config::FitConfig;
+pub use data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
+pub use evaluate::{PairAccuracy, evaluate, wilson_interval};
+pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
+pub use init_head::init_head;
+pub use loss::{KlReduction, Loss, LossConfig, pair_loss};
+pub use optimiser::{AdamW, OptimiserConfig};
+pub use schedule::{ScheduleConfig, ScheduleKind};

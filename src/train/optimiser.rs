@@ -1,0 +1,132 @@
+//! AdamW with global-norm clipping.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::ops::autograd::Parameter;
+
+/// Settings of AdamW (Loshchilov and Hutter 2019).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimiserConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay of matrices; scales of norms have none.
+    pub weight_decay: f64,
+    /// Largest norm of all gradients together.
+    pub clip_norm: f64,
+}
+
+impl Default for OptimiserConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 5e-6,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+impl OptimiserConfig {
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.learning_rate > 0.0, "optimiser.learning_rate: must be positive");
+        anyhow::ensure!(self.clip_norm > 0.0, "optimiser.clip_norm: must be positive");
+        anyhow::ensure!(self.epsilon > 0.0, "optimiser.epsilon: must be positive");
+        anyhow::ensure!(self.weight_decay >= 0.0, "optimiser.weight_decay: must not be negative");
+        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            anyhow::ensure!((0.0..1.0).contains(&value), "optimiser.{key}: must be in [0, 1)");
+        }
+        Ok(())
+    }
+}
+
+/// Moments of every parameter.
+#[derive(Debug)]
+pub struct AdamW {
+    config: OptimiserConfig,
+    parameters: Vec<(Parameter, Moments)>,
+    steps: i32,
+}
+
+#[derive(Debug)]
+struct Moments {
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl AdamW {
+    /// An optimiser that has taken no step.
+    pub fn new(config: OptimiserConfig, parameters: Vec<Parameter>) -> Self {
+        let parameters = parameters
+            .into_iter()
+            .map(|parameter| {
+                let count = parameter.var.elem_count();
+                let moments = Moments { first: vec![0.0; count], second: vec![0.0; count] };
+                (parameter, moments)
+            })
+            .collect();
+        Self { config, parameters, steps: 0 }
+    }
+
+    /// Takes one step at `share` of the peak learning rate; returns the gradients' norm before
+    /// clipping. Parameters without a gradient are left as they are.
+    ///
+    /// # Errors
+    /// A gradient that is not finite, or a failing tensor operation; no parameter was changed then.
+    pub fn step(&mut self, gradients: &GradStore, share: f64) -> anyhow::Result<f64> {
+        let gradients: Vec<Option<Vec<f32>>> = self
+            .parameters
+            .iter()
+            .map(|(parameter, _)| {
+                let gradient = gradients.get(parameter.var.as_tensor());
+                gradient.map(|gradient| gradient.flatten_all()?.to_vec1()).transpose()
+            })
+            .collect::<candle_core::Result<_>>()?;
+        let squares: f64 =
+            gradients.iter().flatten().flatten().map(|&g| f64::from(g) * f64::from(g)).sum();
+        let norm = squares.sqrt();
+        anyhow::ensure!(norm.is_finite(), "the gradient is not finite");
+        let clip = (self.config.clip_norm / norm).min(1.0) as f32;
+        self.steps += 1;
+
+        let config = &self.config;
+        let rate = config.learning_rate * share;
+        let (beta1, beta2) = (config.beta1 as f32, config.beta2 as f32);
+        let rate_corrected = (rate / (1.0 - config.beta1.powi(self.steps))) as f32;
+        let root_correction = (1.0 - config.beta2.powi(self.steps)).sqrt() as f32;
+        let epsilon = config.epsilon as f32;
+        for ((parameter, moments), gradient) in self.parameters.iter_mut().zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            let keep =
+                if parameter.decays { (1.0 - rate * config.weight_decay) as f32 } else { 1.0 };
+            let var = &parameter.var;
+            let mut values: Vec<f32> = var.as_tensor().flatten_all()?.to_vec1()?;
+            values
+                .par_iter_mut()
+                .zip(&gradient)
+                .zip(&mut moments.first)
+                .zip(&mut moments.second)
+                .with_min_len(1 << 14)
+                .for_each(|(((value, gradient), first), second)| {
+                    let gradient = gradient * clip;
+                    *first = beta1 * *first + (1.0 - beta1) * gradient;
+                    *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+                    let root = second.sqrt() / root_correction + epsilon;
+                    *value = *value * keep - rate_corrected * *first / root;
+                });
+            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+        }
+        Ok(norm)
+    }
+}
