@@ -1,10 +1,13 @@
 //! From text to the token ids that are scored: chat template, tokenizer, and one EOS at the end.
 
+use std::io::{self, Write};
 use std::path::Path;
 
-use minijinja::{Environment, Value as TemplateValue, context};
+use minijinja::value::Kwargs;
+use minijinja::{Environment, Error as TemplateError, ErrorKind, Value as TemplateValue, context};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use thiserror::Error;
 use tokenizers::Tokenizer;
 
@@ -198,6 +201,8 @@ impl TextEncoder {
                 bos_token => self.bos.as_ref().map(|bos| bos.0.as_str()).unwrap_or_default(),
                 eos_token => self.eos.0,
                 add_generation_prompt => false,
+                tools => (),
+                documents => (),
             })
         });
         rendered
@@ -264,17 +269,53 @@ impl TextEncoder {
 
 /// Compiles a chat template with the settings and helpers that Hugging Face renders it with. There
 /// is no `strftime_now`: a reward must not depend on the day.
-fn compile(source: &str) -> Result<Environment<'static>, minijinja::Error> {
+fn compile(source: &str) -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", to_json);
     environment.add_function(
         "raise_exception",
-        |message: String| -> Result<TemplateValue, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+        |message: String| -> Result<TemplateValue, TemplateError> {
+            Err(TemplateError::new(ErrorKind::InvalidOperation, message))
         },
     );
     environment.add_template_owned(TEMPLATE_NAME, source.to_owned())?;
     Ok(environment)
+}
+
+/// The filter `tojson` as Hugging Face defines it: Python's `json.dumps`, which, unlike Jinja's own,
+/// escapes no character for HTML.
+fn to_json(value: &TemplateValue, options: Kwargs) -> Result<TemplateValue, TemplateError> {
+    let mut json = Vec::new();
+    let written = match options.get::<Option<usize>>("indent")? {
+        Some(indent) => {
+            let indent = vec![b' '; indent];
+            let formatter = PrettyFormatter::with_indent(&indent);
+            value.serialize(&mut Serializer::with_formatter(&mut json, formatter))
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut json, OneLine)),
+    };
+    options.assert_all_used()?;
+    let failed = |error: String| TemplateError::new(ErrorKind::BadSerialization, error);
+    written.map_err(|error| failed(error.to_string()))?;
+    String::from_utf8(json).map(TemplateValue::from).map_err(|error| failed(error.to_string()))
+}
+
+/// JSON on one line with Python's spaces after commas and colons.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.begin_array_value(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
 }
