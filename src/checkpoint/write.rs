@@ -43,7 +43,7 @@ pub struct CheckpointFiles<'a> {
 /// returns what can only be made with the very weights that were stored: a baseline, further files.
 ///
 /// # Errors
-/// Where a file cannot be written, or `baseline` fails; what was there before then stays.
+/// Where a file cannot be written, or `finish` fails; what was there before then stays.
 pub fn write_checkpoint<E: From<CheckpointError>>(
     folder: &Path,
     contents: &CheckpointFiles<'_>,

@@ -10,7 +10,7 @@ use crate::monitor::MonitorError;
 
 /// An error answer: `{"error": {"code", "message", "request_id", "pointer"?}}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiError {
+pub(super) struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,

@@ -1,5 +1,6 @@
 //! `POST /reward`: the native scoring call.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -15,6 +16,8 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::inputs::{InputItem, ItemError, encode};
 use crate::engine::{Job, JobError, Scored};
+use crate::metrics::Metrics;
+use crate::monitor::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
 
 /// Name of the run that unnamed traffic belongs to.
@@ -42,6 +45,9 @@ pub(super) struct RewardRequest {
     #[serde(default)]
     truncate: bool,
     deadline_ms: Option<u64>,
+    /// There is no score cache yet: whether one may be used is accepted and changes nothing.
+    #[serde(default = "yes", rename = "cache")]
+    _cache: bool,
 }
 
 fn yes() -> bool {
@@ -91,6 +97,7 @@ struct Item {
     truncated: bool,
     cached: bool,
     reward_std: Option<f32>,
+    mahalanobis: Option<f64>,
     error: Option<ItemError>,
 }
 
@@ -135,6 +142,11 @@ pub(super) async fn reward(
         weights: state.weights.clone(),
         run: run_status(&state, &origin),
     };
+    let context = AnswerContext {
+        format: request.latents_format,
+        mahalanobis: state.monitor.as_ref().and_then(|monitor| monitor.mahalanobis(&origin.run)),
+        metrics: &state.metrics,
+    };
     for encoding in encodings {
         let (tokens, truncated, scored) = match encoding {
             Err(error) => (None, false, Err(error)),
@@ -145,7 +157,7 @@ pub(super) async fn reward(
                 (Some(encoding.ids.len()), encoding.truncated, answer.map_err(item_error))
             }
         };
-        response.push(tokens, truncated, scored, request.latents_format, &state);
+        response.push(tokens, truncated, scored, &context);
     }
     Ok(Json(response))
 }
@@ -196,37 +208,52 @@ impl RewardRequest {
     }
 }
 
+/// What all inputs of a request are answered with.
+struct AnswerContext<'a> {
+    format: LatentsFormat,
+    mahalanobis: Option<Arc<Mahalanobis>>,
+    metrics: &'a Metrics,
+}
+
+impl AnswerContext<'_> {
+    fn distance(&self, latent: &[f32]) -> Option<f64> {
+        let distance = self.mahalanobis.as_ref()?.distance(latent);
+        distance.is_finite().then_some(distance)
+    }
+}
+
 impl RewardResponse {
     fn push(
         &mut self,
         tokens: Option<usize>,
         truncated: bool,
         scored: Result<Scored, ItemError>,
-        format: LatentsFormat,
-        state: &AppState,
+        context: &AnswerContext<'_>,
     ) {
         let (scored, error) = match scored {
             Ok(scored) => (Some(scored), None),
             Err(error) => {
-                state.metrics.item_errors.with_label_values(&[error.code]).inc();
+                context.metrics.item_errors.with_label_values(&[error.code]).inc();
                 (None, Some(error))
             }
         };
         self.rewards.push(scored.as_ref().map(|scored| scored.score.reward));
+        let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
+        let latent = scored.and_then(|scored| scored.score.latent);
         self.items.push(Item {
             tokens,
             truncated,
             cached: false,
-            reward_std: scored.as_ref().and_then(|scored| scored.reward_std),
+            reward_std,
+            mahalanobis: latent.as_ref().and_then(|latent| context.distance(&latent.mean)),
             error,
         });
-        let latent = scored.and_then(|scored| scored.score.latent);
         let (mean, sigma) = latent.map(|latent| (latent.mean, latent.sigma)).unzip();
         if let Some(latents) = &mut self.latents {
-            latents.push(mean.map(|mean| format.write(mean)));
+            latents.push(mean.map(|mean| context.format.write(mean)));
         }
         if let Some(sigmas) = &mut self.sigma {
-            sigmas.push(sigma.map(|sigma| format.write(sigma)));
+            sigmas.push(sigma.map(|sigma| context.format.write(sigma)));
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
 use csi::CsiParameters;
 use early_stop::EarlyStopParameters;
+use mahalanobis::Mahalanobis;
 pub use run::{BaselineOrigin, Evaluation, RunView};
 use run::{BaselineSet, Run};
 
@@ -152,6 +153,7 @@ pub struct Monitor {
     messages: Sender<Message>,
     pending: Arc<AtomicUsize>,
     max_pending: usize,
+    baseline: Option<Arc<BaselineSet>>,
     runs: Arc<RwLock<BTreeMap<String, Arc<Mutex<Run>>>>>,
     metrics: Metrics,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
@@ -172,16 +174,14 @@ impl Monitor {
             let values = baseline.latents.iter().map(|&v| f64::from(v)).collect();
             // The baseline's reader has checked its shape.
             let latents = Array2::from_shape_vec((baseline.len(), baseline.dimension), values);
-            Arc::new(BaselineSet {
-                latents: latents.unwrap_or_default(),
-                origin: BaselineOrigin::Checkpoint,
-            })
+            Arc::new(BaselineSet::new(latents.unwrap_or_default(), BaselineOrigin::Checkpoint))
         });
         let (messages, inbox) = channel();
         let monitor = Self {
             messages,
             pending: Arc::default(),
             max_pending: config.max_pending,
+            baseline: baseline.clone(),
             runs: Arc::default(),
             metrics: metrics.clone(),
             thread: Arc::default(),
@@ -218,6 +218,14 @@ impl Monitor {
     /// The last finished evaluation of a run.
     pub fn last_evaluation(&self, run: &str) -> Option<Evaluation> {
         self.find(run).ok()?.lock().last().cloned()
+    }
+
+    /// Distances to the SFT latents of a run, or to the checkpoint's for a run that is not known yet.
+    pub fn mahalanobis(&self, run: &str) -> Option<Arc<Mahalanobis>> {
+        match self.find(run) {
+            Ok(run) => run.lock().mahalanobis(),
+            Err(_) => self.baseline.as_ref()?.mahalanobis.clone(),
+        }
     }
 
     /// Every run, by name.

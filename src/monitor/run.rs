@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::csi::{Csi, CsiError, CsiParameters, csi};
 use super::early_stop::EarlyStop;
+use super::mahalanobis::Mahalanobis;
 use super::window::{Window, Windows};
 use super::{MonitorConfig, Sample, unix_seconds};
 
@@ -22,11 +23,24 @@ pub enum BaselineOrigin {
     Recorded,
 }
 
-/// SFT latents `[n, d]`.
+/// SFT latents, and what is fitted to them once.
 #[derive(Debug)]
 pub(super) struct BaselineSet {
+    /// `[n, d]`.
     pub(super) latents: Array2<f64>,
     pub(super) origin: BaselineOrigin,
+    /// Absent where the latents have no covariance to speak of.
+    pub(super) mahalanobis: Option<Arc<Mahalanobis>>,
+}
+
+impl BaselineSet {
+    pub(super) fn new(latents: Array2<f64>, origin: BaselineOrigin) -> Self {
+        let mahalanobis = Mahalanobis::fit(latents.view())
+            .inspect_err(|error| tracing::warn!(?origin, %error, "no Mahalanobis distances"))
+            .ok()
+            .map(Arc::new);
+        Self { latents, origin, mahalanobis }
+    }
 }
 
 /// The evaluation of one window.
@@ -195,9 +209,15 @@ impl Run {
         if self.recorded_baseline.is_none() {
             let latents =
                 Array2::from_shape_vec((count, self.dimension), self.recorded.clone()).ok()?;
-            self.recorded_baseline = Some(Arc::new(BaselineSet { latents, origin }));
+            self.recorded_baseline = Some(Arc::new(BaselineSet::new(latents, origin)));
         }
         self.recorded_baseline.clone()
+    }
+
+    /// Distances to the baseline in use; those to the checkpoint's until a recorded one was needed.
+    pub(super) fn mahalanobis(&self) -> Option<Arc<Mahalanobis>> {
+        let baseline = self.recorded_baseline.as_ref().or(self.checkpoint_baseline.as_ref())?;
+        baseline.mahalanobis.clone()
     }
 
     /// Turns a window's result into the run's next evaluation.

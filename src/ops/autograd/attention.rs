@@ -1,5 +1,6 @@
 //! Packed causal attention with its gradient.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
@@ -47,7 +48,7 @@ impl CustomOp1 for PackedAttention {
             sequences.push((range, own));
             rest = others;
         }
-        sequences.into_par_iter().for_each(|(range, out)| {
+        let gradient_of = |(range, out): (Range<usize>, &mut [f32])| {
             let width = self.shape.output_columns();
             sequence_gradient(
                 &self.shape,
@@ -62,7 +63,8 @@ impl CustomOp1 for PackedAttention {
                 let heads = self.shape.heads + self.shape.key_value_heads;
                 rotate(self.cpu.isa(), values, heads, cosine, &back);
             }
-        });
+        };
+        self.cpu.install(|| sequences.into_par_iter().for_each(gradient_of));
         Ok(Some(Tensor::from_vec(out, qkv.shape(), &Device::Cpu)?))
     }
 }

@@ -42,7 +42,8 @@ impl AttentionLayout {
         let inverse_frequencies: Vec<f32> = (0..half)
             .map(|i| {
                 let exponent = (2 * i) as f32 / shape.head_dim as f32;
-                (1.0 / shape.rope_theta.powf(f64::from(exponent))) as f32
+                // The power is rounded before it is inverted, as PyTorch does.
+                1.0 / shape.rope_theta.powf(f64::from(exponent)) as f32
             })
             .collect();
         // The angle is rounded to f32 before its sine is taken, as PyTorch does: at position 2,000

@@ -82,6 +82,11 @@ impl CpuOps {
         self.pool.current_num_threads()
     }
 
+    /// Runs `work` where rayon's parallel iterators use this device's threads.
+    pub(super) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
     /// Runs `task` on ranges that cover `0 .. rows`.
     pub(super) fn parallel_rows(&self, rows: usize, task: impl Fn(Range<usize>) + Sync + Send) {
         self.parallel(rows.div_ceil(ROWS_PER_TASK), |i| {
