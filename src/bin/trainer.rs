@@ -1,6 +1,6 @@
 //! The trainer's command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -137,7 +137,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn evaluate_checkpoint(
-    model: &PathBuf,
+    model: &Path,
     data: &[PathBuf],
     held_out: bool,
     max_tokens: Option<usize>,
