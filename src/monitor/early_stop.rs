@@ -8,6 +8,9 @@ use thiserror::Error;
 /// Fewest earlier changes whose mean is taken for the usual change.
 const MIN_CHANGES: usize = 2;
 
+/// Relative size of changes that are rounding.
+const ROUNDING: f64 = 1e-9;
+
 /// When a change of CSI is too large.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -40,7 +43,7 @@ pub enum EarlyStopError {
     AbsoluteFloor(f64),
 }
 
-/// The early-stopping rule over the CSI of one training run, `C_0, C_1, ...`.
+/// The early-stopping rule over the CSI per sample of one training run, `C_0, C_1, ...`.
 #[derive(Clone, Debug)]
 pub struct EarlyStop {
     parameters: EarlyStopParameters,
@@ -134,12 +137,14 @@ impl EarlyStop {
 
         let mean = self.sum_of_changes / self.changes as f64;
         let moved = format!(
-            "CSI {} by {}",
+            "CSI per sample {} by {}",
             if csi < previous { "fell" } else { "rose" },
             significant(change)
         );
-        // A mean too small to divide by is no better known than zero.
-        let ratio = Some(change / mean).filter(|ratio| ratio.is_finite());
+        // The order of a window's rows changes CSI by rounding: a mean of that size is no better
+        // known than zero.
+        let rounding = ROUNDING * csi.abs().max(previous.abs());
+        let ratio = Some(change / mean).filter(|ratio| mean > rounding && ratio.is_finite());
         match ratio {
             Some(ratio) => {
                 let limit = self.parameters.max_ratio;
@@ -157,7 +162,7 @@ impl EarlyStop {
                     reason: stop.then_some(reason),
                 }
             }
-            None if change == 0.0 => {
+            None if change <= rounding => {
                 undecided(Some(change), "CSI has not changed so far".to_owned())
             }
             None => {
@@ -199,7 +204,7 @@ mod tests {
     use super::*;
 
     fn rule() -> EarlyStop {
-        EarlyStop::new(EarlyStopParameters::default()).unwrap()
+        EarlyStop::new(EarlyStopParameters { max_ratio: 10.0, absolute_floor: 2.5 }).unwrap()
     }
 
     fn verdicts(run: &[f64]) -> Vec<EarlyStopVerdict> {
@@ -209,6 +214,16 @@ mod tests {
 
     fn last(run: &[f64]) -> EarlyStopVerdict {
         verdicts(run).pop().unwrap()
+    }
+
+    #[test]
+    fn rounding_is_no_change() {
+        let mut rule = EarlyStop::new(EarlyStopParameters::default()).unwrap();
+        for round in 0..50 {
+            let csi = 14.0 * (1.0 + f64::from(round % 7) * f64::EPSILON);
+            assert!(!rule.push(csi).stop, "round {round}");
+        }
+        assert!(rule.push(14.1).stop);
     }
 
     #[test]
@@ -229,7 +244,7 @@ mod tests {
         assert!(verdict.stop);
         assert_eq!(
             verdict.reason.unwrap(),
-            "CSI rose by 40.5, 13.5 times the mean 3.00 of the 3 changes before; the limit is 10"
+            "CSI per sample rose by 40.5, 13.5 times the mean 3.00 of the 3 changes before; the limit is 10"
         );
     }
 
@@ -237,7 +252,7 @@ mod tests {
     fn a_fall_counts_like_a_rise() {
         let verdict = last(&[100.0, 101.0, 100.0, 50.0]);
         assert!(verdict.stop);
-        assert!(verdict.reason.unwrap().starts_with("CSI fell by 50.0, 50.0 times"));
+        assert!(verdict.reason.unwrap().starts_with("CSI per sample fell by 50.0, 50.0 times"));
     }
 
     #[test]
