@@ -54,8 +54,10 @@ impl Server {
             let log = log.clone();
             move || {
                 for line in lines.map_while(Result::ok) {
-                    if let Some((_, url)) = line.split_once(LISTENING) {
-                        let _ = found.send(url.trim().to_owned());
+                    if let Some((_, rest)) = line.split_once(LISTENING) {
+                        // A JSON log goes on behind the address.
+                        let url = rest.split(['"', ' ', '\u{1b}']).next().unwrap_or_default();
+                        let _ = found.send(url.to_owned());
                     }
                     let mut log = log.lock().unwrap();
                     log.push_str(&line);
