@@ -165,18 +165,34 @@ pub(super) async fn reward(
 impl RewardRequest {
     /// The run and step, from the body or else from the headers.
     fn origin(&self, headers: &HeaderMap) -> Result<Origin, ApiError> {
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let run = self.run.as_deref().or_else(|| header("x-run-id")).unwrap_or(DEFAULT_RUN);
+        // What cannot be read must not be ignored: the answers would be another run's.
+        let header = |name: &str, field: &str| {
+            headers.get(name).map(|value| value.to_str()).transpose().map_err(|_| {
+                let message = format!("the header {name} is not ASCII; use the body's field");
+                ApiError::invalid(field, message)
+            })
+        };
+        let run = match &self.run {
+            Some(run) => run,
+            None => header("X-Run-Id", "/run")?.unwrap_or(DEFAULT_RUN),
+        };
         if run.is_empty() || run.len() > MAX_RUN_NAME || run.chars().any(char::is_control) {
             let message = format!("1 to {MAX_RUN_NAME} bytes without control characters");
             return Err(ApiError::invalid("/run", message));
         }
-        let step = match (self.step, header("x-step")) {
-            (Some(step), _) => Some(step),
-            (None, None) => None,
-            (None, Some(text)) => Some(text.parse().map_err(|_| {
-                ApiError::invalid("/step", "the header X-Step must be a whole number from 0")
-            })?),
+        let step = match self.step {
+            Some(step) => Some(step),
+            None => {
+                let number = |text: &str| text.parse().ok();
+                let text = header("X-Step", "/step")?;
+                text.map(|text| {
+                    number(text).ok_or_else(|| {
+                        let message = "the header X-Step must be a whole number from 0";
+                        ApiError::invalid("/step", message)
+                    })
+                })
+                .transpose()?
+            }
         };
         Ok(Origin { run: run.to_owned(), step, role: self.role })
     }
