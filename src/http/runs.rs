@@ -1,8 +1,9 @@
 //! `/runs`: what the monitor knows.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 
 use super::AppState;
@@ -28,6 +29,22 @@ pub(super) struct EvaluationQuery {
     from_step: Option<u64>,
 }
 
+/// The run that the path names.
+#[derive(Debug)]
+pub(super) struct RunName(String);
+
+impl FromRequestParts<AppState> for RunName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let path = Path::from_request_parts(parts, state).await;
+        let Path(run) = path.map_err(|error| {
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", error.body_text())
+        })?;
+        Ok(Self(run))
+    }
+}
+
 fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     state.monitor.as_ref().ok_or_else(|| {
         ApiError::new(
@@ -46,7 +63,7 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>,
 /// `GET /runs/{run}`.
 pub(super) async fn show(
     State(state): State<AppState>,
-    Path(run): Path<String>,
+    RunName(run): RunName,
 ) -> Result<Json<RunView>, ApiError> {
     Ok(Json(monitor(&state)?.run(&run)?))
 }
@@ -54,7 +71,7 @@ pub(super) async fn show(
 /// `GET /runs/{run}/evaluations`.
 pub(super) async fn evaluations(
     State(state): State<AppState>,
-    Path(run): Path<String>,
+    RunName(run): RunName,
     query: Result<Query<EvaluationQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<EvaluationList>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid("/from_step", error.body_text()))?;
@@ -65,7 +82,7 @@ pub(super) async fn evaluations(
 /// `POST /runs/{run}/evaluate`.
 pub(super) async fn evaluate(
     State(state): State<AppState>,
-    Path(run): Path<String>,
+    RunName(run): RunName,
 ) -> Result<Json<Evaluation>, ApiError> {
     let monitor = monitor(&state)?.clone();
     Ok(Json(off_the_event_loop(move || monitor.evaluate(&run)).await??))
@@ -74,7 +91,7 @@ pub(super) async fn evaluate(
 /// `DELETE /runs/{run}`.
 pub(super) async fn remove(
     State(state): State<AppState>,
-    Path(run): Path<String>,
+    RunName(run): RunName,
 ) -> Result<StatusCode, ApiError> {
     let monitor = monitor(&state)?.clone();
     off_the_event_loop(move || monitor.remove(&run)).await??;
