@@ -13,6 +13,9 @@ use super::error::ApiError;
 /// A body is read up to this many times the limit before the connection is given up.
 const DISCARD_FACTOR: usize = 4;
 
+/// Characters that are kept of either end of a long message about a field.
+const KEPT: usize = 200;
+
 /// A JSON body of type `T`.
 #[derive(Debug)]
 pub(super) struct JsonBody<T>(pub(super) T);
@@ -75,13 +78,23 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         if error.inner().is_data() {
-            ApiError::invalid(pointer(error.path()), error.inner().to_string())
+            ApiError::invalid(pointer(error.path()), shortened(&error.inner().to_string()))
         } else {
             not_json(error.inner())
         }
     })?;
     deserializer.end().map_err(|error| not_json(&error))?;
     Ok(JsonBody(value))
+}
+
+/// The message, without the middle of one that quotes a long text of the body.
+fn shortened(message: &str) -> String {
+    if message.len() <= 2 * KEPT {
+        return message.to_owned();
+    }
+    let start: String = message.chars().take(KEPT).collect();
+    let end: Vec<char> = message.chars().rev().take(KEPT).collect();
+    format!("{start}...{}", end.into_iter().rev().collect::<String>())
 }
 
 /// The path as a JSON pointer (RFC 6901).
