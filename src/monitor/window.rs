@@ -35,7 +35,7 @@ impl Windows {
         };
         let complete =
             if later && self.open.samples.len() >= self.min_window { self.take() } else { None };
-        self.open.first_step = self.open.first_step.or(step);
+        self.open.first_step = self.open.first_step.into_iter().chain(step).min();
         self.open.last_step = self.open.last_step.max(step);
         self.open.samples.push(sample);
         let limit = if self.open.last_step.is_some() { self.max_window } else { self.window };
