@@ -140,10 +140,12 @@ impl TextEncoder {
         let bos = token("bos");
         let eos = token("eos").ok_or_else(|| CheckpointError::Tokenizer {
             file: settings_file.clone(),
-            message:
-                "no `eos_token` that tokenizer.json knows (nor `eos_token_id` in config.json); \
-                      a reward is read at the EOS"
+            message: match token_text(settings.get("eos_token")) {
+                Some(text) => format!("`eos_token`: tokenizer.json does not know {text:?}"),
+                None => "no `eos_token`, nor an `eos_token_id` in config.json that tokenizer.json \
+                         knows; a reward is read at the EOS"
                     .to_owned(),
+            },
         })?;
         let empty = tokenizer.encode("", true).map_err(|e| wrong(e.to_string()))?;
         let starts_with_bos = empty.get_ids().first().copied() == bos.as_ref().map(|b| b.1)
