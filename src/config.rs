@@ -114,7 +114,7 @@ impl ServerConfig {
         settings =
             settings.merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__").ignore(&["config"]));
         for (key, value) in flags {
-            settings = settings.merge(Serialized::global(key, parse(value)));
+            settings = settings.merge(Serialized::global(key, parse(key, value)));
         }
         let config: Self = settings.extract().map_err(|error| explain(&error))?;
         config.check()?;
@@ -140,8 +140,11 @@ impl ServerConfig {
 }
 
 /// A flag's value: TOML where it is TOML, else text.
-fn parse(value: &str) -> figment::value::Value {
-    value.parse().unwrap_or_else(|_| figment::value::Value::from(value))
+fn parse(key: &str, value: &str) -> figment::value::Value {
+    let text = || figment::value::Value::from(value);
+    let parsed = value.parse().unwrap_or_else(|_| text());
+    // Training calls its folders `500`.
+    if key == "model" && parsed.as_str().is_none() { text() } else { parsed }
 }
 
 /// All errors, each with its key and where it was set.
@@ -155,6 +158,8 @@ fn explain(error: &figment::Error) -> anyhow::Error {
                 .metadata
                 .as_ref()
                 .map(|metadata| match &metadata.source {
+                    // Defaults are never wrong.
+                    Some(figment::Source::Code(_)) => " (command line)".to_owned(),
                     Some(source) => format!(" ({source})"),
                     None => format!(" ({})", metadata.name),
                 })
