@@ -8,7 +8,8 @@ use thiserror::Error;
 /// Fewest earlier changes whose mean is taken for the usual change.
 const MIN_CHANGES: usize = 2;
 
-/// Relative size of changes that are rounding.
+/// Part of CSI, or of the absolute floor, below which a change is rounding: CSI depends on the order
+/// of the answers by its last bits.
 const ROUNDING: f64 = 1e-9;
 
 /// When a change of CSI is too large.
@@ -141,9 +142,8 @@ impl EarlyStop {
             if csi < previous { "fell" } else { "rose" },
             significant(change)
         );
-        // The order of a window's rows changes CSI by rounding: a mean of that size is no better
-        // known than zero.
-        let rounding = ROUNDING * csi.abs().max(previous.abs());
+        // A mean that is rounding, or too small to divide by, is no better known than zero.
+        let rounding = ROUNDING * csi.abs().max(previous.abs()).max(self.parameters.absolute_floor);
         let ratio = Some(change / mean).filter(|ratio| mean > rounding && ratio.is_finite());
         match ratio {
             Some(ratio) => {
@@ -281,6 +281,16 @@ mod tests {
             assert!(json["ratio"].is_null());
             assert_eq!(json["stop"], stop);
         }
+    }
+
+    #[test]
+    fn rounding_is_no_usual_change() {
+        let (csi, next) = (0.1_f64, 0.1_f64.next_up());
+        let mut run = vec![csi; 20];
+        run.extend([next, csi, next, csi]);
+        assert!(verdicts(&run).iter().all(|verdict| !verdict.stop));
+        run.push(2.7);
+        assert!(last(&run).stop);
     }
 
     #[test]
