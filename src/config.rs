@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineConfig;
 use crate::monitor::MonitorConfig;
+use crate::ops::cpu::Precision;
 use crate::telemetry::LogConfig;
 
 /// Everything that can be set.
@@ -25,6 +26,8 @@ pub struct ServerConfig {
     pub port: u16,
     /// Device to score on.
     pub device: DeviceChoice,
+    /// Precision of products.
+    pub dtype: Precision,
     /// Threads of the device; 0 for one a processor.
     pub threads: usize,
     /// Time that accepted requests have to finish at a shutdown, in milliseconds.
@@ -46,6 +49,7 @@ impl Default for ServerConfig {
             host: IpAddr::from([127, 0, 0, 1]),
             port: 8080,
             device: DeviceChoice::Auto,
+            dtype: Precision::F32,
             threads: 0,
             shutdown_grace_ms: 60_000,
             limits: Limits::default(),

@@ -25,8 +25,13 @@ use crate::ops::cpu::CpuOps;
 pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&config.model)?;
-    let ops = CpuOps::new(config.threads).context("threads")?;
-    let device = format!("cpu ({}, {} threads, f32)", ops.isa().name(), ops.threads());
+    let ops = CpuOps::new(config.threads, config.dtype).context("dtype or threads")?;
+    let device = format!(
+        "cpu ({}, {} threads, {})",
+        ops.isa().name(),
+        ops.threads(),
+        ops.precision().name()
+    );
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
     let metrics = Metrics::new()?;
     let head = checkpoint.config.head.clone();

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use inform::checkpoint::{Checkpoint, Input, Message};
 use inform::model::{RewardModel, Scorer};
-use inform::ops::cpu::CpuOps;
+use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::{TRAINING_FILE, TrainingRecord, read_pairs};
 use serde_json::{Value, json};
 use server_process::Server;
@@ -42,8 +42,12 @@ fn texts(file: PathBuf) -> Vec<Vec<Message>> {
 /// Rewards of one pass over the engineless model, in batches of 32.
 fn offline(texts: &[Vec<Message>]) -> Vec<f32> {
     let checkpoint = Checkpoint::open(DEMO.as_ref()).unwrap();
-    let model = RewardModel::load(CpuOps::new(0).unwrap(), &checkpoint.config, &checkpoint.tensors)
-        .unwrap();
+    let model = RewardModel::load(
+        CpuOps::new(0, Precision::F32).unwrap(),
+        &checkpoint.config,
+        &checkpoint.tensors,
+    )
+    .unwrap();
     let ids: Vec<Vec<u32>> = texts
         .iter()
         .map(|text| checkpoint.encoder.encode(&Input::Messages(text.clone()), true).unwrap().ids)

@@ -14,7 +14,7 @@ use inform::checkpoint::{
     write_checkpoint,
 };
 use inform::model::{RewardModel, Scorer};
-use inform::ops::cpu::CpuOps;
+use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::init_head;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
@@ -40,7 +40,7 @@ fn config(folder: &Path) -> Map<String, Value> {
 }
 
 fn score(checkpoint: &Checkpoint) -> f32 {
-    let ops = CpuOps::new(1).unwrap();
+    let ops = CpuOps::new(1, Precision::F32).unwrap();
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
     model.score(&[&[1, 2, 3]]).unwrap()[0].reward
 }

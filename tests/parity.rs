@@ -9,7 +9,7 @@ mod common;
 use common::{Golden, golden, relative_error};
 use inform::checkpoint::{Checkpoint, Input, Message};
 use inform::model::{RewardModel, Score, Scorer};
-use inform::ops::cpu::CpuOps;
+use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::{Ops, Packing};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -24,7 +24,7 @@ fn open(name: &str) -> Checkpoint {
 }
 
 fn load(checkpoint: &Checkpoint, threads: usize) -> RewardModel<CpuOps> {
-    let ops = CpuOps::new(threads).unwrap();
+    let ops = CpuOps::new(threads, Precision::F32).unwrap();
     RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap()
 }
 

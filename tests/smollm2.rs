@@ -14,7 +14,7 @@ use std::time::Instant;
 use common::{Golden, golden, relative_error};
 use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, Input, Message};
 use inform::model::{RewardModel, Scorer};
-use inform::ops::cpu::CpuOps;
+use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::{Ops, Packing};
 use inform::train::init_head;
 
@@ -70,7 +70,7 @@ fn agrees_with_pytorch() {
     let head = HeadConfig::inform(128, DecodeKind::Linear);
     init_head(Path::new(&folder), &with_head, &head, 0).unwrap();
     let checkpoint = Checkpoint::open(&with_head).unwrap();
-    let ops = CpuOps::new(0).unwrap();
+    let ops = CpuOps::new(0, Precision::F32).unwrap();
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
 
     assert!(

@@ -33,6 +33,9 @@ struct Arguments {
     /// Device to score on: auto or cpu [default: auto]
     #[arg(long)]
     device: Option<String>,
+    /// Precision of products: f32 or bf16 [default: f32]
+    #[arg(long)]
+    dtype: Option<String>,
     /// Threads of the device; 0 for one a processor [default: 0]
     #[arg(long)]
     threads: Option<String>,
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         ("host", arguments.host),
         ("port", arguments.port),
         ("device", arguments.device),
+        ("dtype", arguments.dtype),
         ("threads", arguments.threads),
     ];
     let mut flags = arguments.set;

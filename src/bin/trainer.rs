@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
 use inform::model::RewardModel;
-use inform::ops::cpu::CpuOps;
+use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::{
     FitConfig, TRAINING_FILE, TrainingRecord, encode_pairs, evaluate, fit, init_head, read_pairs,
 };
@@ -145,7 +145,11 @@ fn evaluate_checkpoint(
     json: bool,
 ) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(model)?;
-    let scorer = RewardModel::load(CpuOps::new(threads)?, &checkpoint.config, &checkpoint.tensors)?;
+    let scorer = RewardModel::load(
+        CpuOps::new(threads, Precision::F32)?,
+        &checkpoint.config,
+        &checkpoint.tensors,
+    )?;
     let record = model.join(TRAINING_FILE);
     let record: Option<TrainingRecord> = if record.exists() {
         let text = std::fs::read(&record).with_context(|| record.display().to_string())?;

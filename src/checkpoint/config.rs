@@ -181,6 +181,13 @@ impl ModelConfig {
                 return Err(wrong(key, "must be at least 1".to_owned()));
             }
         }
+        for (key, value) in
+            [("hidden_size", raw.hidden_size), ("intermediate_size", raw.intermediate_size)]
+        {
+            if !value.is_multiple_of(2) {
+                return Err(wrong(key, format!("must be even, found {value}")));
+            }
+        }
         if raw.hidden_act != "silu" {
             let found = raw.hidden_act;
             return Err(wrong("hidden_act", format!("found {found:?}, supported is \"silu\"")));

@@ -23,27 +23,27 @@ pub enum Head<O: Ops> {
     /// `[mu | logvar] = W_enc h`, `s = mu + exp(logvar / 2) * eps`, `r = g(s)` (InfoRM, section 4).
     Inform {
         /// `W_enc`, `[2 d, hidden]`.
-        encode: O::Weight,
+        encode: O::HeadWeight,
         /// `g`.
         decode: Decode<O>,
         /// d.
         latent_dim: usize,
     },
     /// `r = w h`.
-    Standard(O::Weight),
+    Standard(O::HeadWeight),
 }
 
 /// From latent to reward.
 #[derive(Debug)]
 pub enum Decode<O: Ops> {
     /// `[1, d]`.
-    Linear(O::Weight),
+    Linear(O::HeadWeight),
     /// `down(silu(gate s) * up s)`.
     Gated {
         /// Gate and up, stacked: `[8 d, d]`.
-        gate_up: O::Weight,
+        gate_up: O::HeadWeight,
         /// `[1, 4 d]`.
-        down: O::Weight,
+        down: O::HeadWeight,
     },
 }
 
@@ -61,23 +61,23 @@ impl<O: Ops> Head<O> {
         let HeadConfig::Inform { latent_dim, decode, encode_head_prefix, decode_head_prefix } =
             config
         else {
-            return Ok(Self::Standard(ops.weight(source, &[("score.weight", 1)], hidden)?));
+            return Ok(Self::Standard(ops.head_weight(source, &[("score.weight", 1)], hidden)?));
         };
         let d = *latent_dim;
         let part = |name: &str| format!("{decode_head_prefix}.{name}weight");
         let decode = match decode {
-            DecodeKind::Linear => Decode::Linear(ops.weight(source, &[(&part(""), 1)], d)?),
+            DecodeKind::Linear => Decode::Linear(ops.head_weight(source, &[(&part(""), 1)], d)?),
             DecodeKind::Gated => Decode::Gated {
-                gate_up: ops.weight(
+                gate_up: ops.head_weight(
                     source,
                     &[(&part("gate_proj."), 4 * d), (&part("up_proj."), 4 * d)],
                     d,
                 )?,
-                down: ops.weight(source, &[(&part("down_proj."), 1)], 4 * d)?,
+                down: ops.head_weight(source, &[(&part("down_proj."), 1)], 4 * d)?,
             },
         };
         let encode = format!("{encode_head_prefix}.weight");
-        let encode = ops.weight(source, &[(&encode, 2 * d)], hidden)?;
+        let encode = ops.head_weight(source, &[(&encode, 2 * d)], hidden)?;
         Ok(Self::Inform { encode, decode, latent_dim: d })
     }
 
@@ -94,10 +94,10 @@ impl<O: Ops> Head<O> {
     ) -> Result<HeadOutput<O>, OpsError> {
         match self {
             Self::Standard(weight) => {
-                Ok(HeadOutput { reward: ops.linear(hidden, weight)?, posterior: None })
+                Ok(HeadOutput { reward: ops.head_linear(hidden, weight)?, posterior: None })
             }
             Self::Inform { encode, decode, latent_dim } => {
-                let posterior = ops.linear(hidden, encode)?;
+                let posterior = ops.head_linear(hidden, encode)?;
                 let latent = match noise {
                     None => ops.columns(&posterior, 0, *latent_dim)?,
                     Some(noise) => ops.reparameterise(&posterior, noise)?,
@@ -128,9 +128,9 @@ impl<O: Ops> Head<O> {
 impl<O: Ops> Decode<O> {
     fn forward(&self, ops: &O, latent: &O::Matrix) -> Result<O::Matrix, OpsError> {
         match self {
-            Self::Linear(weight) => ops.linear(latent, weight),
+            Self::Linear(weight) => ops.head_linear(latent, weight),
             Self::Gated { gate_up, down } => {
-                ops.linear(&ops.swiglu(ops.linear(latent, gate_up)?)?, down)
+                ops.head_linear(&ops.head_swiglu(ops.head_linear(latent, gate_up)?)?, down)
             }
         }
     }

@@ -68,6 +68,7 @@ pub struct RewardModel<O: Ops> {
     decoder: Llama<O>,
     head: Head<O>,
     config: ModelConfig,
+    share_prefixes: bool,
 }
 
 impl<O: Ops> RewardModel<O> {
@@ -82,7 +83,13 @@ impl<O: Ops> RewardModel<O> {
     ) -> Result<Self, CheckpointError> {
         let decoder = Llama::load(&ops, &config.decoder, source)?;
         let head = Head::load(&ops, &config.head, config.decoder.hidden_size, source)?;
-        Ok(Self { ops, decoder, head, config: config.clone() })
+        Ok(Self { ops, decoder, head, config: config.clone(), share_prefixes: true })
+    }
+
+    /// Whether tokens that sequences of a batch have in common from their start are computed once,
+    /// which changes no bit of a score. On unless it is switched off here.
+    pub fn share_prefixes(&mut self, share: bool) {
+        self.share_prefixes = share;
     }
 
     /// The device.
@@ -123,11 +130,17 @@ impl<O> Scorer for RewardModel<O>
 where
     O: Ops + Send,
     O::Weight: Send,
+    O::GatedWeight: Send,
+    O::HeadWeight: Send,
     O::Scale: Send,
     O::Table: Send,
 {
     fn score(&self, sequences: &[&[u32]]) -> Result<Vec<Score>, ScoreError> {
-        let packing = Packing::new(sequences).ok_or(ScoreError::Empty)?;
+        let packing = match self.share_prefixes {
+            true => Packing::shared(sequences),
+            false => Packing::new(sequences),
+        };
+        let packing = packing.ok_or(ScoreError::Empty)?;
         let output = self.forward(&packing, None)?;
         let rewards = self.ops.read(&output.reward)?;
         let Some((posterior, dimension)) = output.posterior.zip(self.config.head.latent_dim())

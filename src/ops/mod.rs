@@ -12,6 +12,9 @@ use crate::checkpoint::{CheckpointError, TensorSource};
 
 pub mod autograd;
 pub mod cpu;
+mod packing;
+
+pub use packing::{Packing, Segment};
 
 /// A device operation that could not be carried out.
 #[derive(Debug, Error)]
@@ -23,61 +26,6 @@ pub enum OpsError {
 
 /// Result of a device operation.
 pub type Result<T> = std::result::Result<T, OpsError>;
-
-/// Token sequences laid end to end, without padding.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packing {
-    ids: Vec<u32>,
-    offsets: Vec<usize>,
-}
-
-impl Packing {
-    /// Lays `sequences` end to end. Empty sequences are the caller's error and are not packed;
-    /// returns `None` if there is one, or if there is no sequence at all.
-    pub fn new<S: AsRef<[u32]>>(sequences: &[S]) -> Option<Self> {
-        let mut ids = Vec::with_capacity(sequences.iter().map(|s| s.as_ref().len()).sum());
-        let mut offsets = Vec::with_capacity(sequences.len() + 1);
-        offsets.push(0);
-        for sequence in sequences {
-            if sequence.as_ref().is_empty() {
-                return None;
-            }
-            ids.extend_from_slice(sequence.as_ref());
-            offsets.push(ids.len());
-        }
-        (!sequences.is_empty()).then_some(Self { ids, offsets })
-    }
-
-    /// Token ids of all sequences, `[rows]`.
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
-    }
-
-    /// Where each sequence starts, and one past the end: `[sequences + 1]`.
-    pub fn offsets(&self) -> &[usize] {
-        &self.offsets
-    }
-
-    /// Number of packed tokens.
-    pub fn rows(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Number of sequences.
-    pub fn sequences(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    /// Row of each sequence's last token, the one that is pooled: `[sequences]`.
-    pub fn last_rows(&self) -> Vec<usize> {
-        self.offsets[1..].iter().map(|end| end - 1).collect()
-    }
-
-    /// Length of the longest sequence, in tokens.
-    pub fn longest(&self) -> usize {
-        self.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
-    }
-}
 
 /// Shape of one attention layer, and its rotary embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -98,22 +46,36 @@ impl AttentionShape {
         (self.heads + 2 * self.key_value_heads) * self.head_dim
     }
 
-    /// Columns of the attention output.
+    /// Columns of the fused projection `[k | v]`.
+    pub fn key_value_columns(&self) -> usize {
+        2 * self.key_value_heads * self.head_dim
+    }
+
+    /// Columns of the queries, and of the attention output.
     pub fn output_columns(&self) -> usize {
         self.heads * self.head_dim
     }
 }
 
-/// The operations of a device. All activations are f32 matrices `[rows, columns]`, row-major,
-/// one row a packed token (or, after [`Ops::gather_rows`], one row a sequence).
+/// The operations of a device. Activations are row-major matrices `[rows, columns]`, one row a packed
+/// token, or one row a sequence once they are pooled.
 ///
-/// Contract: a row of a result depends on no other sequence's rows, and its bits do not depend on
-/// how many rows there are.
+/// A [`Ops::Matrix`] is f32. A [`Ops::Operand`] is what products read, in the precision that the device
+/// multiplies; it is made only to be multiplied. Heads are computed in f32 throughout.
+///
+/// Contract: a row of a result depends on no other sequence's rows, and its bits do not depend on how
+/// many rows there are, or on whether a prefix was packed once or several times.
 pub trait Ops: Debug {
-    /// Activations `[rows, columns]`.
+    /// f32 activations `[rows, columns]`.
     type Matrix: Debug;
+    /// Activations `[rows, columns]` as products read them.
+    type Operand: Debug;
     /// A linear layer's weight `[out, in]` in the device's own layout.
     type Weight: Debug;
+    /// The gate and up projections of a gated MLP, `[inner, in]` each.
+    type GatedWeight: Debug;
+    /// A head's weight `[out, in]`, f32.
+    type HeadWeight: Debug;
     /// A norm's scale `[columns]`.
     type Scale: Debug;
     /// An embedding table `[vocabulary, columns]`.
@@ -129,6 +91,24 @@ pub trait Ops: Debug {
         parts: &[(&str, usize)],
         columns: usize,
     ) -> std::result::Result<Self::Weight, CheckpointError>;
+
+    /// Loads the gate and up projections, each `[rows, columns]`.
+    fn gated_weight(
+        &self,
+        source: &dyn TensorSource,
+        gate: &str,
+        up: &str,
+        rows: usize,
+        columns: usize,
+    ) -> std::result::Result<Self::GatedWeight, CheckpointError>;
+
+    /// Loads a head's tensors as [`Ops::weight`] does.
+    fn head_weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> std::result::Result<Self::HeadWeight, CheckpointError>;
 
     /// Loads a norm's scale `[columns]`.
     fn scale(
@@ -147,41 +127,72 @@ pub trait Ops: Debug {
         columns: usize,
     ) -> std::result::Result<Self::Table, CheckpointError>;
 
-    /// Prepares a batch for [`Ops::attention`].
+    /// Prepares a batch for attention.
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Self::Layout>;
 
     /// Rows of the table: `[ids, columns]`. Every id must be below the table's rows.
     fn embed(&self, table: &Self::Table, ids: &[u32]) -> Result<Self::Matrix>;
 
+    /// Root-mean-square norm (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + epsilon) * scale`.
+    fn rms_norm(
+        &self,
+        x: &Self::Matrix,
+        scale: &Self::Scale,
+        epsilon: f32,
+    ) -> Result<Self::Operand>;
+
     /// `x W^T`.
-    fn linear(&self, x: &Self::Matrix, weight: &Self::Weight) -> Result<Self::Matrix>;
+    fn linear(&self, x: &Self::Operand, weight: &Self::Weight) -> Result<Self::Matrix>;
 
     /// `residual + x W^T`.
     fn linear_add(
         &self,
-        x: &Self::Matrix,
+        x: &Self::Operand,
         weight: &Self::Weight,
         residual: Self::Matrix,
     ) -> Result<Self::Matrix>;
 
-    /// Root-mean-square norm (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + epsilon) * scale`.
-    fn rms_norm(&self, x: &Self::Matrix, scale: &Self::Scale, epsilon: f32)
-    -> Result<Self::Matrix>;
+    /// `silu(x W_gate^T) * x W_up^T` (SwiGLU, Shazeer 2020).
+    fn gated_linear(&self, x: &Self::Operand, weight: &Self::GatedWeight) -> Result<Self::Operand>;
 
-    /// Rotary embedding of q and k, then causal grouped-query attention within each sequence:
-    /// `[rows, qkv_columns]` to `[rows, output_columns]`.
+    /// Rotary embedding of q and k, then causal grouped-query attention of every row:
+    /// `[q | k | v]` `[rows, qkv_columns]` to `[rows, output_columns]`.
     fn attention(
         &self,
         qkv: Self::Matrix,
         layout: &Self::Layout,
         shape: &AttentionShape,
-    ) -> Result<Self::Matrix>;
+    ) -> Result<Self::Operand>;
 
-    /// `silu(gate) * up` of `[gate | up]`: `[rows, 2 n]` to `[rows, n]` (SwiGLU, Shazeer 2020).
-    fn swiglu(&self, gate_up: Self::Matrix) -> Result<Self::Matrix>;
+    /// As [`Ops::attention`], of each sequence's last row only: q `[sequences, output_columns]` and
+    /// `[k | v]` `[rows, key_value_columns]` to `[sequences, output_columns]`.
+    fn last_attention(
+        &self,
+        q: Self::Matrix,
+        kv: Self::Matrix,
+        layout: &Self::Layout,
+        shape: &AttentionShape,
+    ) -> Result<Self::Operand>;
 
     /// The given rows, in the given order.
-    fn gather_rows(&self, x: &Self::Matrix, rows: &[usize]) -> Result<Self::Matrix>;
+    fn gather(&self, x: &Self::Matrix, rows: &[usize]) -> Result<Self::Matrix>;
+
+    /// The given rows of an operand, in the given order.
+    fn gather_operand(&self, x: &Self::Operand, rows: &[usize]) -> Result<Self::Operand>;
+
+    /// [`Ops::rms_norm`] in f32, for a head.
+    fn head_norm(
+        &self,
+        x: &Self::Matrix,
+        scale: &Self::Scale,
+        epsilon: f32,
+    ) -> Result<Self::Matrix>;
+
+    /// `x W^T` in f32, for a head.
+    fn head_linear(&self, x: &Self::Matrix, weight: &Self::HeadWeight) -> Result<Self::Matrix>;
+
+    /// `silu(gate) * up` of `[gate | up]`: `[rows, 2 n]` to `[rows, n]`, for a head.
+    fn head_swiglu(&self, gate_up: Self::Matrix) -> Result<Self::Matrix>;
 
     /// Columns `start .. start + count`.
     fn columns(&self, x: &Self::Matrix, start: usize, count: usize) -> Result<Self::Matrix>;

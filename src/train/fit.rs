@@ -27,7 +27,7 @@ use crate::checkpoint::{
 use crate::model::{RewardModel, Scorer, standard_normal};
 use crate::ops::Packing;
 use crate::ops::autograd::{AutogradOps, Parameter};
-use crate::ops::cpu::CpuOps;
+use crate::ops::cpu::{CpuOps, Precision};
 
 /// Name of the file in a checkpoint that records how it was trained.
 pub const TRAINING_FILE: &str = "training.json";
@@ -131,7 +131,7 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         held_out.len()
     );
 
-    let ops = AutogradOps::new(CpuOps::new(config.threads)?);
+    let ops = AutogradOps::new(CpuOps::new(config.threads, Precision::F32)?);
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
     let parameters = model.ops().parameters();
     let mut report = FitReport {
@@ -286,8 +286,11 @@ impl Finished {
         held_out: &[EncodedPair],
     ) -> anyhow::Result<Self> {
         let stored = Checkpoint::open(folder)?;
-        let scorer =
-            RewardModel::load(CpuOps::new(config.threads)?, &stored.config, &stored.tensors)?;
+        let scorer = RewardModel::load(
+            CpuOps::new(config.threads, Precision::F32)?,
+            &stored.config,
+            &stored.tensors,
+        )?;
         let accuracy = (!held_out.is_empty()).then(|| evaluate(&scorer, held_out)).transpose()?;
         let latent_dim = stored.config.head.latent_dim();
         let samples = &held_out[..held_out.len().min(config.baseline.samples)];

@@ -1,21 +1,45 @@
 //! Packed causal attention with its gradient.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::{host, values};
 use crate::ops::AttentionShape;
-use crate::ops::cpu::{AttentionLayout, CpuOps, attention_forward, rotate, rotate_rows};
+use crate::ops::cpu::{
+    AttentionLayout, CpuOps, Target, attention_forward, last_attention_forward, rotate, rotate_rows,
+};
 
-/// Rotary embedding and attention of `[q | k | v]` rows, as [`crate::ops::Ops::attention`].
+/// Rotary embedding and attention: of `[q | k | v]` rows as [`crate::ops::Ops::attention`], or of q
+/// and `[k | v]` as [`crate::ops::Ops::last_attention`].
 pub(super) struct PackedAttention {
     pub(super) cpu: Arc<CpuOps>,
     pub(super) layout: Arc<AttentionLayout>,
     pub(super) shape: AttentionShape,
+}
+
+impl PackedAttention {
+    /// Rotates rows `[heads.. | rest]` forward.
+    fn rotated(&self, mut rows: Vec<f32>, heads: usize, positions: &[usize]) -> Vec<f32> {
+        rotate_rows(&self.cpu, &mut rows, heads, &self.layout, positions);
+        rows
+    }
+
+    fn output(&self, rows: usize, run: impl FnOnce(Target)) -> (CpuStorage, Shape) {
+        let columns = self.shape.output_columns();
+        let mut out = vec![0f32; rows * columns];
+        run(Target::of(&mut out));
+        (CpuStorage::F32(out), Shape::from((rows, columns)))
+    }
+
+    /// Undoes the rotation of a row's first heads.
+    fn rotate_back(&self, row: &mut [f32], heads: usize, position: usize) {
+        let (cosine, sine) = self.layout.rotation(position);
+        let back: Vec<f32> = sine.iter().map(|s| -s).collect();
+        rotate(self.cpu.isa(), row, heads, cosine, &back);
+    }
 }
 
 impl CustomOp1 for PackedAttention {
@@ -24,49 +48,140 @@ impl CustomOp1 for PackedAttention {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let mut qkv = values(storage, layout)?.to_vec();
-        rotate_rows(&self.cpu, &mut qkv, &self.layout, &self.shape);
-        let rows = qkv.len() / self.shape.qkv_columns();
-        let mut out = vec![0f32; rows * self.shape.output_columns()];
-        attention_forward(&self.cpu, &qkv, &self.layout, &self.shape, &mut out);
-        Ok((CpuStorage::F32(out), Shape::from((rows, self.shape.output_columns()))))
+        let heads = self.shape.heads + self.shape.key_value_heads;
+        let positions = self.layout.positions();
+        let qkv = self.rotated(values(storage, layout)?.to_vec(), heads, positions);
+        Ok(self.output(positions.len(), |out| {
+            attention_forward(&self.cpu, &qkv, &self.layout, &self.shape, out);
+        }))
     }
 
-    /// Recomputes the probabilities `P` of each head rather than keeping them. With scores
-    /// `S = scale * Q K^T`: `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(dO * O))`,
-    /// `dQ = scale * dS K`, `dK = scale * dS^T Q`; then the rotation is undone.
     fn bwd(&self, qkv: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let mut rotated = host(qkv)?;
-        rotate_rows(&self.cpu, &mut rotated, &self.layout, &self.shape);
+        let heads = self.shape.heads + self.shape.key_value_heads;
+        let positions = self.layout.positions();
+        let qkv_rows = self.rotated(host(qkv)?, heads, positions);
         let (output, gradient) = (host(result)?, host(gradient)?);
-        let columns = self.shape.qkv_columns();
-        let mut out = vec![0f32; rotated.len()];
+        let (columns, width) = (self.shape.qkv_columns(), self.shape.output_columns());
+        let mut out = vec![0f32; qkv_rows.len()];
         let mut sequences = Vec::new();
         let mut rest = out.as_mut_slice();
-        for range in self.layout.sequences() {
-            let (own, others) = rest.split_at_mut(range.len() * columns);
-            sequences.push((range, own));
+        for sequence in 0..self.layout.sequences() {
+            let rows = self.layout.sequence_rows(sequence);
+            let (own, others) = rest.split_at_mut(rows.len() * columns);
+            sequences.push((rows, own));
             rest = others;
         }
-        let gradient_of = |(range, out): (Range<usize>, &mut [f32])| {
-            let width = self.shape.output_columns();
-            sequence_gradient(
+        let gradient_of = |(rows, out): (&[usize], &mut [f32])| {
+            let (start, length) = (rows[0], rows.len());
+            let own = |x, columns| Block::new(x, start, length, columns);
+            let (qkv, output, gradient) =
+                (own(&qkv_rows, columns), own(&output, width), own(&gradient, width));
+            let gradients = sequence_gradient(
                 &self.shape,
-                &rotated[range.start * columns..range.end * columns],
-                &output[range.start * width..range.end * width],
-                &gradient[range.start * width..range.end * width],
-                out,
+                qkv,
+                Block { first_column: width, ..qkv },
+                output,
+                gradient,
             );
-            for (row, values) in range.zip(out.chunks_exact_mut(columns)) {
-                let (cosine, sine) = self.layout.rotation(row);
-                let back: Vec<f32> = sine.iter().map(|s| -s).collect();
-                let heads = self.shape.heads + self.shape.key_value_heads;
-                rotate(self.cpu.isa(), values, heads, cosine, &back);
+            for (row, out) in out.chunks_exact_mut(columns).enumerate() {
+                let kv = columns - width;
+                out[..width].copy_from_slice(&gradients.q[row * width..][..width]);
+                out[width..].copy_from_slice(&gradients.kv[row * kv..][..kv]);
+                self.rotate_back(out, heads, positions[start + row]);
             }
         };
         self.cpu.install(|| sequences.into_par_iter().for_each(gradient_of));
         Ok(Some(Tensor::from_vec(out, qkv.shape(), &Device::Cpu)?))
     }
+}
+
+impl CustomOp2 for PackedAttention {
+    fn name(&self) -> &'static str {
+        "last-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        kv: &CpuStorage,
+        kv_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let last = self.layout.last_positions();
+        let q = self.rotated(values(q, q_layout)?.to_vec(), self.shape.heads, last);
+        let kv = values(kv, kv_layout)?.to_vec();
+        let kv = self.rotated(kv, self.shape.key_value_heads, self.layout.positions());
+        Ok(self.output(last.len(), |out| {
+            last_attention_forward(&self.cpu, &q, &kv, &self.layout, &self.shape, out);
+        }))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        kv: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let key_heads = self.shape.key_value_heads;
+        let last = self.layout.last_positions();
+        let q_rows = self.rotated(host(q)?, self.shape.heads, last);
+        let kv_rows = self.rotated(host(kv)?, key_heads, self.layout.positions());
+        let (output, gradient) = (host(result)?, host(gradient)?);
+        let (columns, width) = (self.shape.key_value_columns(), self.shape.output_columns());
+        let gradient_of = |sequence: usize| {
+            let rows = self.layout.sequence_rows(sequence);
+            let one = |x| Block::new(x, sequence, 1, width);
+            let kv = Block::new(&kv_rows, rows[0], rows.len(), columns);
+            let mut gradients =
+                sequence_gradient(&self.shape, one(&q_rows), kv, one(&output), one(&gradient));
+            self.rotate_back(&mut gradients.q, self.shape.heads, last[sequence]);
+            for (position, row) in gradients.kv.chunks_exact_mut(columns).enumerate() {
+                self.rotate_back(row, key_heads, position);
+            }
+            gradients
+        };
+        let gradients: Vec<Gradients> = self
+            .cpu
+            .install(|| (0..self.layout.sequences()).into_par_iter().map(gradient_of).collect());
+        let q_gradient = gradients.iter().flat_map(|g| &g.q).copied().collect();
+        let kv_gradient = gradients.iter().flat_map(|g| &g.kv).copied().collect();
+        Ok((
+            Some(Tensor::from_vec(q_gradient, q.shape(), &Device::Cpu)?),
+            Some(Tensor::from_vec(kv_gradient, kv.shape(), &Device::Cpu)?),
+        ))
+    }
+}
+
+/// Consecutive rows of a matrix, from a column on.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    first_column: usize,
+}
+
+impl<'a> Block<'a> {
+    fn new(values: &'a [f32], start: usize, rows: usize, columns: usize) -> Self {
+        let values = &values[start * columns..(start + rows) * columns];
+        Self { values, rows, columns, first_column: 0 }
+    }
+
+    /// The columns of a head.
+    fn head(&self, index: usize, head_dim: usize) -> View {
+        View { start: self.first_column + index * head_dim, row: self.columns, column: 1 }
+    }
+
+    fn head_row(&self, row: usize, index: usize, head_dim: usize) -> &'a [f32] {
+        &self.values[row * self.columns + self.first_column + index * head_dim..][..head_dim]
+    }
+}
+
+/// Gradients of one sequence's rotated q `[queries, heads * head_dim]` and `[k | v]` `[keys, ..]`.
+struct Gradients {
+    q: Vec<f32>,
+    kv: Vec<f32>,
 }
 
 /// A matrix inside a slice: where it starts, and the strides of its rows and columns.
@@ -123,60 +238,66 @@ fn product(
     }
 }
 
-/// The gradient of one sequence's rotated `[q | k | v]` rows.
+/// The gradient of one sequence, whose last tokens are the queries. Recomputes the probabilities `P` of
+/// each head rather than keeping them. With scores `S = scale * Q K^T`: `dV = P^T dO`, `dP = dO V^T`,
+/// `dS = P * (dP - rowsum(dO * O))`, `dQ = scale * dS K`, `dK = scale * dS^T Q`.
 fn sequence_gradient(
     shape: &AttentionShape,
-    qkv: &[f32],
-    output: &[f32],
-    gradient: &[f32],
-    out: &mut [f32],
-) {
+    q: Block<'_>,
+    kv: Block<'_>,
+    output: Block<'_>,
+    gradient: Block<'_>,
+) -> Gradients {
     let AttentionShape { heads, key_value_heads, head_dim, .. } = *shape;
-    let (columns, width) = (shape.qkv_columns(), shape.output_columns());
-    let length = qkv.len() / columns;
+    let (queries, keys) = (q.rows, kv.rows);
+    let (width, kv_width) = (shape.output_columns(), shape.key_value_columns());
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let square = View { start: 0, row: length, column: 1 };
-    let mut probabilities = vec![0f32; length * length];
-    let mut score_gradient = vec![0f32; length * length];
+    let square = View { start: 0, row: keys, column: 1 };
+    let mut out = Gradients { q: vec![0.0; queries * width], kv: vec![0.0; keys * kv_width] };
+    let mut probabilities = vec![0f32; queries * keys];
+    let mut score_gradient = vec![0f32; queries * keys];
     for head in 0..heads {
-        let key_value_head = head / (heads / key_value_heads);
-        let at = |column| View { start: column, row: columns, column: 1 };
-        let q = at(head * head_dim);
-        let k = at((heads + key_value_head) * head_dim);
-        let v = at((heads + key_value_heads + key_value_head) * head_dim);
-        let o = View { start: head * head_dim, row: width, column: 1 };
-        let (ll, ld) = ((length, length, head_dim), (length, head_dim, length));
+        let key_head = head / (heads / key_value_heads);
+        let value_head = key_value_heads + key_head;
+        let queries_view = q.head(head, head_dim);
+        let (k, v) = (kv.head(key_head, head_dim), kv.head(value_head, head_dim));
+        let o = gradient.head(head, head_dim);
+        let into = |head: usize, row| View { start: head * head_dim, row, column: 1 };
 
-        product(ll, (&mut probabilities, square), (qkv, q), (qkv, k.transposed()), scale, false);
-        product(
-            ll,
-            (&mut score_gradient, square),
-            (gradient, o),
-            (qkv, v.transposed()),
-            1.0,
-            false,
-        );
-        for row in 0..length {
-            let p = &mut probabilities[row * length..][..length];
-            let ds = &mut score_gradient[row * length..][..length];
-            let maximum = p[..=row].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let scores = (queries, keys, head_dim);
+        let (a, b) = ((q.values, queries_view), (kv.values, k.transposed()));
+        product(scores, (&mut probabilities, square), a, b, scale, false);
+        let (a, b) = ((gradient.values, o), (kv.values, v.transposed()));
+        product(scores, (&mut score_gradient, square), a, b, 1.0, false);
+        for row in 0..queries {
+            let seen = keys - queries + row + 1;
+            let p = &mut probabilities[row * keys..][..keys];
+            let ds = &mut score_gradient[row * keys..][..keys];
+            let maximum = p[..seen].iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
-            for value in &mut p[..=row] {
+            for value in &mut p[..seen] {
                 *value = (*value - maximum).exp();
                 sum += *value;
             }
-            p[row + 1..].fill(0.0);
-            ds[row + 1..].fill(0.0);
-            let of = |x: &[f32]| x[row * width + o.start..][..head_dim].to_vec();
+            p[seen..].fill(0.0);
+            ds[seen..].fill(0.0);
+            let of = |x: Block<'_>| x.head_row(row, head, head_dim).to_vec();
             let dot: f32 = of(output).iter().zip(of(gradient)).map(|(o, g)| o * g).sum();
-            for (p, ds) in p[..=row].iter_mut().zip(&mut ds[..=row]) {
+            for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
                 *p /= sum;
                 *ds = *p * (*ds - dot);
             }
         }
+        let key_sums = (keys, head_dim, queries);
         let p = (probabilities.as_slice(), square.transposed());
-        product(ld, (out, v), p, (gradient, o), 1.0, true);
-        product(ld, (out, q), (&score_gradient, square), (qkv, k), scale, true);
-        product(ld, (out, k), (&score_gradient, square.transposed()), (qkv, q), scale, true);
+        let target = (out.kv.as_mut_slice(), into(value_head, kv_width));
+        product(key_sums, target, p, (gradient.values, o), 1.0, true);
+        let ds = score_gradient.as_slice();
+        let target = (out.q.as_mut_slice(), into(head, width));
+        product((queries, head_dim, keys), target, (ds, square), (kv.values, k), scale, true);
+        let target = (out.kv.as_mut_slice(), into(key_head, kv_width));
+        let q = (q.values, queries_view);
+        product(key_sums, target, (ds, square.transposed()), q, scale, true);
     }
+    out
 }

@@ -45,6 +45,14 @@ impl AutogradOps {
         self.parameters.borrow().clone()
     }
 
+    fn packed_attention(
+        &self,
+        layout: &Arc<AttentionLayout>,
+        shape: &AttentionShape,
+    ) -> attention::PackedAttention {
+        attention::PackedAttention { cpu: self.cpu.clone(), layout: layout.clone(), shape: *shape }
+    }
+
     fn register(
         &self,
         parts: &[(&str, usize)],
@@ -67,7 +75,10 @@ impl AutogradOps {
 
 impl Ops for AutogradOps {
     type Matrix = Tensor;
+    type Operand = Tensor;
     type Weight = Tensor;
+    type GatedWeight = Tensor;
+    type HeadWeight = Tensor;
     type Scale = Tensor;
     type Table = Tensor;
     type Layout = Arc<AttentionLayout>;
@@ -80,6 +91,26 @@ impl Ops for AutogradOps {
     ) -> std::result::Result<Tensor, CheckpointError> {
         let rows = parts.iter().map(|(_, rows)| rows).sum();
         self.register(parts, source.stacked(parts, columns)?, &[rows, columns], true)
+    }
+
+    fn gated_weight(
+        &self,
+        source: &dyn TensorSource,
+        gate: &str,
+        up: &str,
+        rows: usize,
+        columns: usize,
+    ) -> std::result::Result<Tensor, CheckpointError> {
+        self.weight(source, &[(gate, rows), (up, rows)], columns)
+    }
+
+    fn head_weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> std::result::Result<Tensor, CheckpointError> {
+        self.weight(source, parts, columns)
     }
 
     fn scale(
@@ -101,12 +132,21 @@ impl Ops for AutogradOps {
         self.weight(source, &[(name, rows)], columns)
     }
 
+    /// Gradients of rows that several sequences share are not written yet: sequences must be whole.
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<AttentionLayout>> {
+        if packing.segments().iter().any(|segment| segment.parent.is_some()) {
+            let message = "training packs each sequence whole".to_owned();
+            return Err(candle_core::Error::Msg(message).into());
+        }
         Ok(Arc::new(AttentionLayout::new(packing, shape)))
     }
 
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         Ok(table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
+    }
+
+    fn rms_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
+        Ok(x.apply_op2(scale, norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
     }
 
     fn linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -117,8 +157,8 @@ impl Ops for AutogradOps {
         Ok((residual + x.matmul(&weight.t()?)?)?)
     }
 
-    fn rms_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        Ok(x.apply_op2(scale, norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
+    fn gated_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        self.head_swiglu(self.linear(x, weight)?)
     }
 
     fn attention(
@@ -127,20 +167,38 @@ impl Ops for AutogradOps {
         layout: &Arc<AttentionLayout>,
         shape: &AttentionShape,
     ) -> Result<Tensor> {
-        Ok(qkv.apply_op1(attention::PackedAttention {
-            cpu: self.cpu.clone(),
-            layout: layout.clone(),
-            shape: *shape,
-        })?)
+        Ok(qkv.apply_op1(self.packed_attention(layout, shape))?)
     }
 
-    fn swiglu(&self, gate_up: Tensor) -> Result<Tensor> {
-        Ok(gate_up.apply_op1(swiglu::SwiGlu { cpu: self.cpu.clone() })?)
+    fn last_attention(
+        &self,
+        q: Tensor,
+        kv: Tensor,
+        layout: &Arc<AttentionLayout>,
+        shape: &AttentionShape,
+    ) -> Result<Tensor> {
+        Ok(q.apply_op2(&kv, self.packed_attention(layout, shape))?)
     }
 
-    fn gather_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    fn gather(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
         Ok(x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
+    }
+
+    fn gather_operand(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        self.gather(x, rows)
+    }
+
+    fn head_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
+        self.rms_norm(x, scale, epsilon)
+    }
+
+    fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        self.linear(x, weight)
+    }
+
+    fn head_swiglu(&self, gate_up: Tensor) -> Result<Tensor> {
+        Ok(gate_up.apply_op1(swiglu::SwiGlu { cpu: self.cpu.clone() })?)
     }
 
     fn columns(&self, x: &Tensor, start: usize, count: usize) -> Result<Tensor> {

@@ -36,6 +36,16 @@ impl Isa {
     }
 }
 
+/// Whether this processor has the instructions of bf16 products.
+pub(super) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Compiles an element-wise function once for each instruction set, so that the compiler vectorises
 /// it for each, and calls the one that `isa` names. The arithmetic is the same in all of them: no
 /// contraction, no reassociation.

@@ -1,38 +1,80 @@
 //! Linear layers over weights that are packed once at load.
 
-use rayon::prelude::*;
+use half::bf16;
 
-use super::CpuOps;
+use super::elementwise::swiglu;
+use super::operand::{Operand, Precision, Target, Values};
 use super::tile::{self, PANEL, Strided};
+use super::{CpuOps, Isa};
 
 /// Rows that one task multiplies while its panels stay in the second-level cache.
 const ROW_BLOCK: usize = 48;
 /// Panels of one task: enough tasks for all threads when there are few rows.
 const PANEL_BLOCK: usize = 4;
+/// Output channels of each kind in a panel of a gated weight.
+const HALF: usize = PANEL / 2;
 
-/// A weight `[out, in]` as panels of [`PANEL`] output channels: `[out / PANEL][in][PANEL]`, the
-/// last panel filled up with zeros.
+/// A weight `[out, in]` as panels of [`PANEL`] output channels, the last one filled up with zeros:
+/// `[out / PANEL][in][PANEL]` in f32, `[out / PANEL][in / 2][PANEL][2]` in bf16, where the dot-product
+/// instruction takes pairs.
 #[derive(Debug)]
 pub struct PackedWeight {
     rows: usize,
     columns: usize,
-    panels: Vec<f32>,
+    panels: Panels,
+}
+
+/// Gate and up projections, [`HALF`] channels of each to a panel, so that a tile holds both factors.
+#[derive(Debug)]
+pub struct PackedGate(PackedWeight);
+
+#[derive(Debug)]
+enum Panels {
+    F32(Vec<f32>),
+    Bf16(Vec<u32>),
 }
 
 impl PackedWeight {
-    /// Packs a row-major `[rows, columns]` weight.
-    pub(super) fn new(values: &[f32], rows: usize, columns: usize) -> Self {
+    /// Packs a row-major `[rows, columns]` weight. In bf16, `columns` is even.
+    pub(super) fn new(precision: Precision, values: &[f32], rows: usize, columns: usize) -> Self {
         debug_assert_eq!(values.len(), rows * columns);
-        let mut panels = vec![0f32; rows.div_ceil(PANEL) * columns * PANEL];
-        for (panel, chunk) in
-            panels.chunks_exact_mut(columns * PANEL).zip(values.chunks(PANEL * columns))
-        {
-            for (lane, row) in chunk.chunks_exact(columns).enumerate() {
-                for (k, &value) in row.iter().enumerate() {
-                    panel[k * PANEL + lane] = value;
+        let order: Vec<Option<usize>> =
+            (0..rows.next_multiple_of(PANEL)).map(|row| (row < rows).then_some(row)).collect();
+        Self::ordered(precision, values, &order, rows, columns)
+    }
+
+    /// Packs the rows in the given order; `None` is a row of zeros.
+    fn ordered(
+        precision: Precision,
+        values: &[f32],
+        order: &[Option<usize>],
+        rows: usize,
+        columns: usize,
+    ) -> Self {
+        let lanes = order.iter().enumerate().filter_map(|(lane, &row)| Some((lane, row?)));
+        let cells = lanes.flat_map(|(lane, row)| {
+            let panel = lane / PANEL * columns;
+            let row = &values[row * columns..][..columns];
+            let cell = move |(k, &value): (usize, &f32)| (panel, lane % PANEL, k, value);
+            row.iter().enumerate().map(cell)
+        });
+        let panels = match precision {
+            Precision::F32 => {
+                let mut packed = vec![0f32; order.len() * columns];
+                for (panel, lane, k, value) in cells {
+                    packed[(panel + k) * PANEL + lane] = value;
                 }
+                Panels::F32(packed)
             }
-        }
+            Precision::Bf16 => {
+                let mut packed = vec![0u32; order.len() * columns / 2];
+                for (panel, lane, k, value) in cells {
+                    let bits = u32::from(bf16::from_f32(value).to_bits());
+                    packed[(panel / 2 + k / 2) * PANEL + lane] |= bits << (16 * (k % 2));
+                }
+                Panels::Bf16(packed)
+            }
+        };
         Self { rows, columns, panels }
     }
 
@@ -42,20 +84,47 @@ impl PackedWeight {
     }
 }
 
-/// A pointer that tasks share because each writes its own part.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(pub(super) *mut f32);
-// SAFETY: the users of `Shared` write disjoint elements.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
+impl PackedGate {
+    /// Packs row-major `[gate; up]`, `[rows, columns]` each.
+    pub(super) fn new(precision: Precision, values: &[f32], rows: usize, columns: usize) -> Self {
+        let order: Vec<Option<usize>> = (0..rows.next_multiple_of(HALF))
+            .step_by(HALF)
+            .flat_map(|first| [first, rows + first].map(|start| (first, start)))
+            .flat_map(|(first, start)| {
+                (0..HALF).map(move |i| (first + i < rows).then_some(start + i))
+            })
+            .collect();
+        Self(PackedWeight::ordered(precision, values, &order, rows, columns))
+    }
 
-impl Shared {
+    /// Output channels.
+    pub(super) fn rows(&self) -> usize {
+        self.0.rows
+    }
+}
+
+/// A pointer that tasks share because each writes its own part.
+#[derive(Debug)]
+pub(in crate::ops) struct Shared<T>(pub(super) *mut T);
+// SAFETY: the users of `Shared` write disjoint elements.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
+
+impl<T> Shared<T> {
     /// The pointer, moved `offset` elements.
     ///
     /// # Safety
     /// As `pointer::add`.
-    pub(super) unsafe fn at(self, offset: usize) -> *mut f32 {
+    pub(super) unsafe fn at(self, offset: usize) -> *mut T {
         // SAFETY: the caller's.
         unsafe { self.0.add(offset) }
     }
@@ -65,43 +134,30 @@ impl Shared {
 /// `[rows, out]`. Each output is one sum over `in` in ascending order.
 pub(super) fn multiply(
     ops: &CpuOps,
-    x: &[f32],
+    x: &Operand,
     weight: &PackedWeight,
     out: &mut [f32],
     accumulate: bool,
 ) {
-    let depth = weight.columns;
-    let rows = x.len() / depth;
-    assert_eq!(x.len(), rows * depth);
-    assert_eq!(out.len(), rows * weight.rows);
-    let panels = weight.rows.div_ceil(PANEL);
-    let row_blocks = rows.div_ceil(ROW_BLOCK);
-    let panel_blocks = panels.div_ceil(PANEL_BLOCK);
+    assert_eq!((x.columns, out.len()), (weight.columns, x.rows * weight.rows));
     let target = Shared(out.as_mut_ptr());
-    ops.parallel(row_blocks * panel_blocks, |task| {
-        let first_row = task / panel_blocks * ROW_BLOCK;
-        let count = ROW_BLOCK.min(rows - first_row);
-        let first_panel = task % panel_blocks * PANEL_BLOCK;
-        for panel in first_panel..(first_panel + PANEL_BLOCK).min(panels) {
-            let columns = PANEL.min(weight.rows - panel * PANEL);
-            let x = Strided { start: x[first_row * depth..].as_ptr(), stride: depth };
-            let packed = weight.panels[panel * depth * PANEL..].as_ptr();
-            // SAFETY: the slices' lengths were asserted above, tasks write disjoint parts of `out`,
-            // and a panel that reaches beyond the last column goes through `edge`.
-            unsafe {
-                let start = target.at(first_row * weight.rows + panel * PANEL);
-                if columns == PANEL {
-                    let out = Strided { start, stride: weight.rows };
-                    tile::multiply(ops.isa, count, depth, x, packed, out, accumulate);
-                } else {
-                    let mut edge = [0f32; ROW_BLOCK * PANEL];
-                    let out = Strided { start: edge.as_mut_ptr(), stride: PANEL };
-                    tile::multiply(ops.isa, count, depth, x, packed, out, false);
-                    for (r, row) in edge.chunks_exact(PANEL).take(count).enumerate() {
-                        for (c, &value) in row[..columns].iter().enumerate() {
-                            let cell = start.add(r * weight.rows + c);
-                            *cell = if accumulate { *cell + value } else { value };
-                        }
+    tasks(ops, x.rows, weight, |first_row, count, panel| {
+        let columns = PANEL.min(weight.rows - panel * PANEL);
+        // SAFETY: the lengths were asserted, tasks write disjoint parts of `out`, and a panel that
+        // reaches beyond the last column goes through `edge`.
+        unsafe {
+            let start = target.at(first_row * weight.rows + panel * PANEL);
+            if columns == PANEL {
+                let out = Strided { start, stride: weight.rows };
+                multiply_panel(ops.isa, x, weight, first_row, count, panel, out, accumulate);
+            } else {
+                let mut edge = [0f32; ROW_BLOCK * PANEL];
+                let out = Strided { start: edge.as_mut_ptr(), stride: PANEL };
+                multiply_panel(ops.isa, x, weight, first_row, count, panel, out, false);
+                for (r, row) in edge.chunks_exact(PANEL).take(count).enumerate() {
+                    for (c, &value) in row[..columns].iter().enumerate() {
+                        let cell = start.add(r * weight.rows + c);
+                        *cell = if accumulate { *cell + value } else { value };
                     }
                 }
             }
@@ -109,13 +165,79 @@ pub(super) fn multiply(
     });
 }
 
-impl CpuOps {
-    /// Runs `task(0 .. count)` on the pool; inline where there is one.
-    pub(super) fn parallel(&self, count: usize, task: impl Fn(usize) + Sync + Send) {
-        if count <= 1 || self.pool.current_num_threads() == 1 {
-            (0..count).for_each(task);
-        } else {
-            self.pool.install(|| (0..count).into_par_iter().for_each(task));
+/// `silu(x W_gate^T) * x W_up^T`: `[rows, in]` to `[rows, out]`.
+pub(super) fn multiply_gated(ops: &CpuOps, x: &Operand, gate: &PackedGate, out: &mut Operand) {
+    let weight = &gate.0;
+    assert_eq!((x.columns, out.rows, out.columns), (weight.columns, x.rows, weight.rows));
+    let (target, width): (Target, usize) = (out.target(), weight.rows);
+    tasks(ops, x.rows, weight, |first_row, count, panel| {
+        let mut factors = [0f32; ROW_BLOCK * PANEL];
+        let mut products = [0f32; ROW_BLOCK * HALF];
+        let columns = HALF.min(width - panel * HALF);
+        // SAFETY: `factors` holds `count` rows of a panel; tasks write disjoint parts of `out`.
+        unsafe {
+            let tile = Strided { start: factors.as_mut_ptr(), stride: PANEL };
+            multiply_panel(ops.isa, x, weight, first_row, count, panel, tile, false);
+            swiglu(ops.isa, &factors[..count * PANEL], HALF, &mut products);
+            for (r, row) in products.chunks_exact(HALF).take(count).enumerate() {
+                let offset = (first_row + r) * width + panel * HALF;
+                target.write(ops.isa, offset, &row[..columns]);
+            }
+        }
+    });
+}
+
+/// Runs `task(first row, rows, panel)` over all rows and panels of a product.
+fn tasks(
+    ops: &CpuOps,
+    rows: usize,
+    weight: &PackedWeight,
+    task: impl Fn(usize, usize, usize) + Sync + Send,
+) {
+    let panels = match &weight.panels {
+        Panels::F32(values) => values.len() / (weight.columns * PANEL),
+        Panels::Bf16(values) => values.len() / (weight.columns / 2 * PANEL),
+    };
+    let panel_blocks = panels.div_ceil(PANEL_BLOCK);
+    ops.parallel(rows.div_ceil(ROW_BLOCK) * panel_blocks, |index| {
+        let first_row = index / panel_blocks * ROW_BLOCK;
+        let first_panel = index % panel_blocks * PANEL_BLOCK;
+        for panel in first_panel..(first_panel + PANEL_BLOCK).min(panels) {
+            task(first_row, ROW_BLOCK.min(rows - first_row), panel);
+        }
+    });
+}
+
+/// `count` rows of `x` by one panel.
+///
+/// # Safety
+/// The rows and the panel exist, and `out` is writable for `count` rows of `PANEL` elements.
+#[allow(clippy::too_many_arguments)]
+unsafe fn multiply_panel(
+    isa: Isa,
+    x: &Operand,
+    weight: &PackedWeight,
+    first_row: usize,
+    count: usize,
+    panel: usize,
+    out: Strided<*mut f32>,
+    accumulate: bool,
+) {
+    let depth = weight.columns;
+    // SAFETY: the caller's; a panel holds `depth * PANEL` elements.
+    unsafe {
+        match (&x.values, &weight.panels) {
+            (Values::F32(values), Panels::F32(panels)) => {
+                let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
+                let panel = panels[panel * depth * PANEL..].as_ptr();
+                tile::multiply(isa, count, depth, x, panel, out, accumulate);
+            }
+            (Values::Bf16(values), Panels::Bf16(panels)) => {
+                let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
+                let panel = panels[panel * (depth / 2) * PANEL..].as_ptr();
+                tile::multiply_bf16(count, depth, x, panel, out, accumulate);
+            }
+            _ => unreachable!("operands and weights of one device have one precision"),
         }
     }
 }
