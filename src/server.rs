@@ -99,7 +99,10 @@ pub async fn serve(
     };
     tokio::select! {
         result = async { server.await } => result?,
-        () = give_up => tracing::warn!("connections were still open after the grace period"),
+        () = give_up => {
+            tracing::warn!("connections were still open after the grace period");
+            state.engine.abandon();
+        }
     }
     tokio::task::spawn_blocking(move || {
         state.engine.join();

@@ -22,7 +22,7 @@ pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "expected a {role, content} message")]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,

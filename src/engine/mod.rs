@@ -169,6 +169,11 @@ impl Engine {
         Ok(answers)
     }
 
+    /// Stops admission, and drops what the device has not begun.
+    pub fn abandon(&self) {
+        self.queue.abandon();
+    }
+
     /// Stops admission, and waits until everything admitted before is scored.
     pub fn join(&self) {
         self.queue.close();

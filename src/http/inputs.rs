@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use serde::Deserialize;
 
+use super::AppState;
 use super::error::ApiError;
 use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
 
 /// One input of a request; exactly one of the forms.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "expected an object with one input")]
 pub(super) struct InputItem {
     prompt: Option<Prompt>,
     response: Option<String>,
@@ -91,6 +93,20 @@ impl From<EncodeError> for ItemError {
     fn from(error: EncodeError) -> Self {
         Self::new(error.code(), error.to_string())
     }
+}
+
+/// Checks that a request has inputs, and not too many.
+pub(super) fn check_count(items: &[InputItem], state: &AppState) -> Result<(), ApiError> {
+    if items.is_empty() {
+        return Err(ApiError::invalid("/inputs", "at least one input is needed"));
+    }
+    let limit = state.config.limits.max_inputs;
+    if items.len() > limit {
+        let message =
+            format!("{} inputs, the limit is {limit}; send them in several requests", items.len());
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_inputs", message));
+    }
+    Ok(())
 }
 
 /// Token ids of each input, or why it has none.

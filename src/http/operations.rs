@@ -4,14 +4,14 @@ use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::inputs::{InputItem, ItemError, encode};
+use super::inputs::{InputItem, ItemError, check_count, encode};
 use crate::checkpoint::HeadConfig;
 
 /// `GET /health`: the process answers.
@@ -71,8 +71,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenizeRequest {
     inputs: Vec<InputItem>,
-    #[serde(default)]
-    truncate: bool,
+    truncate: Option<bool>,
 }
 
 /// Token ids of each input, or why it has none.
@@ -87,14 +86,9 @@ pub(super) async fn tokenize(
     State(state): State<AppState>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    if request.inputs.len() > state.config.limits.max_inputs {
-        return Err(ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_many_inputs",
-            format!("the limit is {}", state.config.limits.max_inputs),
-        ));
-    }
-    let encodings = encode(&state.encoder, request.inputs, request.truncate).await?;
+    check_count(&request.inputs, &state)?;
+    let encodings =
+        encode(&state.encoder, request.inputs, request.truncate.unwrap_or_default()).await?;
     let (input_ids, errors) = encodings
         .into_iter()
         .map(|encoding| match encoding {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::AppState;
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::inputs::{InputItem, ItemError, encode};
+use super::inputs::{InputItem, ItemError, check_count, encode};
 use crate::engine::{Job, JobError, Scored};
 use crate::metrics::Metrics;
 use crate::monitor::mahalanobis::Mahalanobis;
@@ -27,31 +27,22 @@ const MAX_RUN_NAME: usize = 128;
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "expected a JSON object with `inputs`")]
 pub(super) struct RewardRequest {
     inputs: Vec<InputItem>,
     run: Option<String>,
     step: Option<u64>,
-    #[serde(default)]
-    role: Role,
-    #[serde(default = "yes")]
-    return_latents: bool,
-    #[serde(default)]
-    latents_format: LatentsFormat,
-    #[serde(default)]
-    return_sigma: bool,
-    #[serde(default)]
-    samples: usize,
-    #[serde(default)]
-    truncate: bool,
+    // Many clients send null for what they do not set.
+    role: Option<Role>,
+    return_latents: Option<bool>,
+    latents_format: Option<LatentsFormat>,
+    return_sigma: Option<bool>,
+    samples: Option<usize>,
+    truncate: Option<bool>,
     deadline_ms: Option<u64>,
     /// There is no score cache yet: whether one may be used is accepted and changes nothing.
-    #[serde(default = "yes", rename = "cache")]
-    _cache: bool,
-}
-
-fn yes() -> bool {
-    true
+    #[serde(rename = "cache")]
+    _cache: Option<bool>,
 }
 
 /// How latents are written.
@@ -121,29 +112,31 @@ pub(super) async fn reward(
     let received = Instant::now();
     let origin = request.origin(&headers)?;
     let deadline = received + request.check(&state)?;
-    let encodings = encode(&state.encoder, request.inputs, request.truncate).await?;
+    let encodings =
+        encode(&state.encoder, request.inputs, request.truncate.unwrap_or_default()).await?;
     if encodings.iter().all(Result::is_err) {
         return Err(nothing_to_score(&encodings));
     }
+    let draws = request.samples.unwrap_or_default();
     let jobs = encodings
         .iter()
         .flatten()
-        .map(|encoding| Job { ids: encoding.ids.clone(), draws: request.samples })
+        .map(|encoding| Job { ids: encoding.ids.clone(), draws })
         .collect();
     let mut answers = state.engine.score(jobs, deadline, &origin).await?.into_iter();
 
     let latents = state.latent_dim.is_some();
     let mut response = RewardResponse {
         rewards: Vec::with_capacity(encodings.len()),
-        latents: (latents && request.return_latents).then(Vec::new),
-        sigma: (latents && request.return_sigma).then(Vec::new),
+        latents: (latents && request.return_latents.unwrap_or(true)).then(Vec::new),
+        sigma: (latents && request.return_sigma.unwrap_or_default()).then(Vec::new),
         items: Vec::with_capacity(encodings.len()),
         model: state.model.clone(),
         weights: state.weights.clone(),
         run: run_status(&state, &origin),
     };
     let context = AnswerContext {
-        format: request.latents_format,
+        format: request.latents_format.unwrap_or_default(),
         mahalanobis: state.monitor.as_ref().and_then(|monitor| monitor.mahalanobis(&origin.run)),
         metrics: &state.metrics,
     };
@@ -194,25 +187,16 @@ impl RewardRequest {
                 .transpose()?
             }
         };
-        Ok(Origin { run: run.to_owned(), step, role: self.role })
+        Ok(Origin { run: run.to_owned(), step, role: self.role.unwrap_or_default() })
     }
 
     /// Checks the numbers of the request; answers the time it has.
     fn check(&self, state: &AppState) -> Result<Duration, ApiError> {
         let limits = &state.config.limits;
-        if self.inputs.is_empty() {
-            return Err(ApiError::invalid("/inputs", "at least one input is needed"));
-        }
-        if self.inputs.len() > limits.max_inputs {
-            let message = format!(
-                "{} inputs, the limit is {}; send them in several requests",
-                self.inputs.len(),
-                limits.max_inputs
-            );
-            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_inputs", message));
-        }
-        if self.samples > limits.max_samples {
-            let message = format!("{}, the limit is {}", self.samples, limits.max_samples);
+        check_count(&self.inputs, state)?;
+        let samples = self.samples.unwrap_or_default();
+        if samples > limits.max_samples {
+            let message = format!("{samples}, the limit is {}", limits.max_samples);
             return Err(ApiError::invalid("/samples", message));
         }
         let deadline = self.deadline_ms.unwrap_or(limits.default_deadline_ms);

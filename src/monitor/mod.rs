@@ -409,8 +409,10 @@ impl Worker {
             (&metrics.csi_change_ratio, evaluation.csi_ratio),
             (&metrics.noise_fraction, evaluation.noise_fraction),
         ] {
-            if let Some(value) = value {
-                gauge.with_label_values(&[run]).set(value);
+            match value {
+                Some(value) => gauge.with_label_values(&[run]).set(value),
+                // An older value would pass for this window's. An error says there was none.
+                None => drop(gauge.remove_label_values(&[run])),
             }
         }
         if evaluation.early_stop {
