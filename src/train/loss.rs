@@ -71,9 +71,11 @@ pub fn pair_loss(
     let pairs = rewards.dim(0)? / 2;
     let margin = (rewards.narrow(0, 0, pairs)? - rewards.narrow(0, pairs, pairs)?)?;
     let accuracy = margin.gt(0f32)?.to_dtype(candle_core::DType::F32)?.mean_all()?;
-    // -log sigmoid(x) = max(-x, 0) + log(1 + exp(-|x|)), which does not overflow.
-    let softplus = (margin.abs()?.neg()?.exp()? + 1.0)?.log()?;
-    let preference = (margin.neg()?.relu()? + softplus)?.mean_all()?;
+    // -log sigmoid(x) = m + log(exp(-m) + exp(-x - m)), which does not overflow for m = max(-x, 0).
+    // m cancels, so it is a constant here: the gradients of max and |x| at a tie would be wrong.
+    let largest = margin.neg()?.relu()?.detach();
+    let sum = (largest.neg()?.exp()? + (margin.neg()? - &largest)?.exp()?)?;
+    let preference = (sum.log()? + &largest)?.mean_all()?;
     let kl = match &output.posterior {
         None => None,
         Some(posterior) => Some(kl_divergence(posterior, config.kl)?),
