@@ -148,8 +148,10 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     descend(config, &model, &train, &mut report)?;
 
     let tensors = export(&parameters)?;
+    // The start's normalisation was of its own rewards; and baseline and evaluation are of raw ones.
+    let stored = ModelConfig { reward_scale: None, ..checkpoint.config.clone() };
     let contents = CheckpointFiles {
-        config: &checkpoint.config,
+        config: &stored,
         other_keys: super::init_head::other_keys(&start, config.weight_type)?,
         tensors: &tensors,
         weight_type: config.weight_type,
