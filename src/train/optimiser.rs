@@ -44,6 +44,15 @@ impl OptimiserConfig {
         anyhow::ensure!(self.clip_norm > 0.0, "optimiser.clip_norm: must be positive");
         anyhow::ensure!(self.epsilon > 0.0, "optimiser.epsilon: must be positive");
         anyhow::ensure!(self.weight_decay >= 0.0, "optimiser.weight_decay: must not be negative");
+        // JSON, in which a checkpoint keeps its settings, has no infinity.
+        for (key, value) in [
+            ("learning_rate", self.learning_rate),
+            ("clip_norm", self.clip_norm),
+            ("epsilon", self.epsilon),
+            ("weight_decay", self.weight_decay),
+        ] {
+            anyhow::ensure!(value.is_finite(), "optimiser.{key}: must be finite");
+        }
         for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             anyhow::ensure!((0.0..1.0).contains(&value), "optimiser.{key}: must be in [0, 1)");
         }
