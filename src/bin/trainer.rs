@@ -157,13 +157,14 @@ fn evaluate_checkpoint(
     } else {
         None
     };
-    let mut pairs = read_pairs(data)?;
-    if held_out {
-        let split = &record.as_ref().with_context(|| {
+    let pairs = if held_out {
+        let record = record.as_ref().with_context(|| {
             format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())
         })?;
-        pairs = split.split.apply(pairs).1;
-    }
+        record.held_out(data)?
+    } else {
+        read_pairs(data)?
+    };
     let limit = checkpoint.encoder.limit();
     let trained = record.map(|record| record.config.data.max_tokens);
     let max_tokens = max_tokens.or(trained).unwrap_or(limit).min(limit);

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::card;
 use super::config::{FitConfig, Start};
-use super::data::{Dropped, EncodedPair, Split, encode_pairs, read_pairs};
+use super::data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
 use super::evaluate::{PairAccuracy, evaluate};
 use super::init_head::{init_head, text_files};
 use super::loss::pair_loss;
@@ -47,6 +47,25 @@ pub struct TrainingRecord {
     pub split: Split,
     /// What the run gave.
     pub report: FitReport,
+}
+
+impl TrainingRecord {
+    /// The pairs of `files` that the training held out.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or other ones than the training's: the split of those would mix
+    /// in pairs that were trained on.
+    pub fn held_out(&self, files: &[PathBuf]) -> anyhow::Result<Vec<Pair>> {
+        let found = data_files(files)?;
+        let same = found.iter().map(|file| &file.sha256).eq(self.data.iter().map(|f| &f.sha256));
+        anyhow::ensure!(
+            same,
+            "the checkpoint was trained on other data files; what it held out is known for, in \
+             this order: {:?}",
+            self.data
+        );
+        Ok(self.split.apply(read_pairs(files)?).1)
+    }
 }
 
 /// A data file by its content.
