@@ -21,7 +21,7 @@ use super::loss::pair_loss;
 use super::optimiser::AdamW;
 use super::scratch;
 use crate::checkpoint::{
-    Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, MemoryTensors,
+    Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, HeadConfig, MemoryTensors,
     ModelConfig, write_checkpoint,
 };
 use crate::model::{RewardModel, Scorer, standard_normal};
@@ -201,7 +201,15 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
 /// The folder itself where it has the head that is asked for, else a copy with a fresh one.
 fn with_head(start: PathBuf, staging: &Path, config: &FitConfig) -> anyhow::Result<PathBuf> {
     let head = config.head.head();
-    if ModelConfig::read(&start)?.head == head {
+    let same = match (&ModelConfig::read(&start)?.head, &head) {
+        // Whatever its tensors are called.
+        (
+            HeadConfig::Inform { latent_dim: found_dim, decode: found_decode, .. },
+            HeadConfig::Inform { latent_dim, decode, .. },
+        ) => (found_dim, found_decode) == (latent_dim, decode),
+        (found, head) => found == head,
+    };
+    if same {
         return Ok(start);
     }
     let folder = staging.join("headed");
