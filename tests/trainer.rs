@@ -1,0 +1,504 @@
+//! The trainer's program from end to end, on preferences that can be learned: the chosen answer is
+//! the courteous one.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::golden;
+use flate2::{Compression, write::GzEncoder};
+use inform::checkpoint::{CONFIG_FILE, Checkpoint, Message};
+use inform::model::{RewardModel, Scorer};
+use inform::ops::cpu::CpuOps;
+use inform::train::{
+    Dropped, FitReport, Pair, PairAccuracy, Split, TRAINING_FILE, TrainingRecord, encode_pairs,
+    read_pairs,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const WEIGHTS: &str = "model.safetensors";
+/// Usable pairs, and those that the trainer must leave out.
+const USABLE: usize = 330;
+const TOO_LONG: usize = 4;
+const IDENTICAL: usize = 3;
+const EMPTY: usize = 2;
+const ALL: usize = USABLE + TOO_LONG + IDENTICAL + EMPTY;
+const TRAIN: usize = 240;
+
+const SCRATCH: &str = "
+[start.scratch]
+vocab_size = 400
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+max_position_embeddings = 256
+";
+
+/// A folder with data files, settings and outputs of one test.
+struct Workshop {
+    folder: TempDir,
+    data: Vec<PathBuf>,
+}
+
+/// A finished run.
+struct Fitted {
+    output: PathBuf,
+    report: FitReport,
+}
+
+impl Workshop {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("tmp")).unwrap();
+        fs::create_dir(folder.path().join("runs")).unwrap();
+        let lines = lines();
+        let (transcripts, lists) = lines.split_at(lines.len() / 2);
+        let data = vec![folder.path().join("one.jsonl.gz"), folder.path().join("two.jsonl")];
+        let mut zipped = GzEncoder::new(File::create(&data[0]).unwrap(), Compression::default());
+        for line in transcripts {
+            writeln!(zipped, "{}", as_transcripts(line)).unwrap();
+        }
+        zipped.finish().unwrap();
+        let mut plain = File::create(&data[1]).unwrap();
+        for (number, line) in lists.iter().enumerate() {
+            writeln!(plain, "{}\n", as_messages(line, number)).unwrap();
+        }
+        Self { folder, data }
+    }
+
+    fn run(&self, name: &str) -> PathBuf {
+        self.folder.path().join("runs").join(name)
+    }
+
+    fn settings(&self, start: &str, other: &str) -> String {
+        let settings = format!(
+            "output = {:?}
+            threads = 2
+            {start}
+            [data]
+            files = {:?}
+            train_pairs = {TRAIN}
+            max_tokens = 128
+            [optimiser]
+            learning_rate = 1e-2
+            [schedule]
+            epochs = 3
+            pairs_per_step = 16
+            {other}",
+            self.run("output"),
+            self.data
+        );
+        settings.lines().map(|line| format!("{}\n", line.trim_start())).collect()
+    }
+
+    fn trainer(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_trainer"))
+            .args(arguments)
+            .env("TMPDIR", self.folder.path().join("tmp"))
+            .output()
+            .unwrap()
+    }
+
+    fn start(&self, settings: &str, output: &Path) -> Output {
+        let file = self.folder.path().join("settings.toml");
+        fs::write(&file, settings).unwrap();
+        let output = output.to_str().unwrap();
+        self.trainer(&["fit", "--config", file.to_str().unwrap(), "--output", output])
+    }
+
+    fn fit(&self, settings: &str, output: &str) -> Fitted {
+        let output = self.run(output);
+        let stdout = succeeded(self.start(settings, &output));
+        self.assert_nothing_temporary();
+        Fitted { output, report: serde_json::from_str(&stdout).unwrap() }
+    }
+
+    /// Neither beside the outputs nor in the system's folder for temporary files.
+    fn assert_nothing_temporary(&self) {
+        let names: Vec<_> = fs::read_dir(self.folder.path().join("runs"))
+            .unwrap()
+            .chain(fs::read_dir(self.folder.path().join("tmp")).unwrap())
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with('.'))
+            .collect();
+        assert!(names.is_empty(), "{names:?}");
+    }
+
+    fn eval(&self, model: &Path, more: &[&str]) -> String {
+        let mut arguments = vec!["eval", "--model", model.to_str().unwrap(), "--data"];
+        arguments.extend(self.data.iter().map(|file| file.to_str().unwrap()));
+        arguments.extend(more);
+        succeeded(self.trainer(&arguments))
+    }
+}
+
+impl Fitted {
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::open(&self.output).unwrap()
+    }
+
+    fn bytes(&self, file: &str) -> Vec<u8> {
+        fs::read(self.output.join(file)).unwrap()
+    }
+
+    fn record(&self) -> TrainingRecord {
+        serde_json::from_slice(&self.bytes(TRAINING_FILE)).unwrap()
+    }
+
+    fn config(&self) -> Value {
+        serde_json::from_slice(&self.bytes(CONFIG_FILE)).unwrap()
+    }
+}
+
+fn succeeded(output: Output) -> String {
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// `(prompt, chosen, rejected)`: two pairs for some of the prompts.
+fn lines() -> Vec<[String; 3]> {
+    let verbs = ["clean", "repair", "paint", "move", "store", "choose"];
+    let things = ["bicycle", "wooden table", "kettle", "carpet", "garden bench", "lamp", "clock"];
+    let places = ["at home", "in winter", "on a small budget", "without help"];
+    let kind = ["Thank you for asking!", "Happy to help!", "What a good question, thank you!"];
+    let rude = ["Find out yourself.", "That is obvious.", "Why do you bother me?"];
+    let steps = ["Start with the edges", "Take it slowly", "Read the label first"];
+    let mut lines = Vec::new();
+    for number in 0..USABLE {
+        // 168 prompts: most of them twice.
+        let verb = verbs[number % 6];
+        let thing = things[number / 6 % 7];
+        let prompt = format!("How do I {verb} a {thing} {}?", places[number / 42 % 4]);
+        let step = steps[number % 3];
+        let chosen = format!("{} {step}.", kind[number / 2 % 3]);
+        lines.push([prompt, chosen, format!("{} {step}.", rude[number / 3 % 3])]);
+    }
+    let mut add = |count: usize, line: fn(String) -> [String; 3]| {
+        // Among the others, in both files.
+        for number in 0..count {
+            let prompt = format!("Tell me about number {}.", lines.len());
+            lines.insert(number * 97 + 5, line(prompt));
+        }
+    };
+    add(TOO_LONG, |prompt| [prompt, "Gladly. ".repeat(150), "No.".to_owned()]);
+    add(IDENTICAL, |prompt| [prompt, "It depends.".to_owned(), "It depends.".to_owned()]);
+    add(EMPTY, |_| [" ".to_owned(), String::new(), String::new()]);
+    assert_eq!(lines.len(), ALL);
+    lines
+}
+
+fn as_transcripts([prompt, chosen, rejected]: &[String; 3]) -> Value {
+    let transcript = |answer| format!("\n\nHuman: {prompt}\n\nAssistant: {answer}");
+    json!({"chosen": transcript(chosen), "rejected": transcript(rejected)})
+}
+
+/// The prompt as text or as messages, the answers alone or after the prompt.
+fn as_messages([prompt, chosen, rejected]: &[String; 3], number: usize) -> Value {
+    let user = json!({"role": "user", "content": prompt});
+    let answer = |answer| json!({"role": "assistant", "content": answer});
+    match number % 4 {
+        0 => json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}),
+        1 => json!({"prompt": [user], "chosen": [answer(chosen)], "rejected": [answer(rejected)]}),
+        2 => {
+            let both = |text| json!([user, answer(text)]);
+            json!({"prompt": [user], "chosen": both(chosen), "rejected": both(rejected)})
+        }
+        _ => {
+            let both = |text| json!([user, answer(text)]);
+            json!({"chosen": both(chosen), "rejected": both(rejected)})
+        }
+    }
+}
+
+fn inform_head(decode: &str) -> String {
+    format!("[loss]\nbeta = 0.01\n[head]\nlatent_dim = 6\ndecode = \"{decode}\"\n")
+}
+
+fn assert_learned(report: &FitReport) -> PairAccuracy {
+    let losses: Vec<f64> = report.epochs.iter().map(|means| means.loss).collect();
+    assert!(losses.is_sorted_by(|a, b| a > b), "{losses:?}");
+    assert!(losses[losses.len() - 1] < losses[0] / 2.0, "{losses:?}");
+    let accuracy = report.held_out.clone().unwrap();
+    assert!(accuracy.accuracy > 0.95, "{accuracy:?}");
+    accuracy
+}
+
+#[test]
+fn both_forms_of_data_are_read_alike() {
+    let workshop = Workshop::new();
+    let pairs = read_pairs(&workshop.data).unwrap();
+    let expected: Vec<Pair> = lines()
+        .iter()
+        .enumerate()
+        .map(|(number, [prompt, chosen, rejected])| {
+            // A transcript's turns are trimmed.
+            let in_transcript = number < ALL / 2;
+            let trim = |text: &str| if in_transcript { text.trim() } else { text }.to_owned();
+            let conversation = |answer: &str| {
+                vec![Message::new("user", trim(prompt)), Message::new("assistant", trim(answer))]
+            };
+            Pair { chosen: conversation(chosen), rejected: conversation(rejected) }
+        })
+        .collect();
+    assert_eq!(pairs, expected);
+}
+
+#[test]
+fn pairs_of_a_prompt_stay_on_one_side() {
+    let pairs = read_pairs(&Workshop::new().data).unwrap();
+    let prompts = |pairs: &[Pair]| -> HashSet<Vec<Message>> {
+        pairs.iter().map(|pair| pair.chosen[..pair.chosen.len() - 1].to_vec()).collect()
+    };
+    let split = Split { seed: 5, train_pairs: Some(TRAIN) };
+    let (train, held_out) = split.apply(pairs.clone());
+    assert_eq!((train.len(), held_out.len()), (TRAIN, ALL - TRAIN));
+    assert!(prompts(&train).is_disjoint(&prompts(&held_out)));
+    assert_eq!(split.apply(pairs.clone()), (train.clone(), held_out));
+    assert_ne!(Split { seed: 6, ..split }.apply(pairs.clone()).0, train);
+    let (train, _) = Split { seed: 5, train_pairs: None }.apply(pairs);
+    assert_eq!(train.len(), ALL * 9 / 10);
+}
+
+#[test]
+fn trains_from_scratch_and_from_its_own_output() {
+    let workshop = Workshop::new();
+    let settings = workshop.settings(SCRATCH, &inform_head("linear"));
+    // A folder that is in the way is replaced whole.
+    fs::create_dir(workshop.run("first")).unwrap();
+    fs::write(workshop.run("first").join("old.txt"), "old").unwrap();
+    let first = workshop.fit(&settings, "first");
+    assert!(!first.output.join("old.txt").exists());
+
+    let report = &first.report;
+    let accuracy = assert_learned(report);
+    let (train, held_out) = (report.train_dropped, report.held_out_dropped);
+    let dropped = Dropped {
+        too_long: train.too_long + held_out.too_long,
+        identical: train.identical + held_out.identical,
+        empty: train.empty + held_out.empty,
+    };
+    assert_eq!(dropped, Dropped { too_long: TOO_LONG, identical: IDENTICAL, empty: EMPTY });
+    let left_out = |d: Dropped| d.too_long + d.identical + d.empty;
+    assert_eq!(report.train_pairs + left_out(train), TRAIN);
+    assert_eq!(report.held_out_pairs + left_out(held_out), ALL - TRAIN);
+    assert_eq!(report.steps, 3 * report.train_pairs.div_ceil(16));
+
+    // The same figure everywhere, to the digit.
+    let record = first.record();
+    assert_eq!(record.report, *report);
+    let again = workshop.eval(&first.output, &["--held-out", "--json"]);
+    assert_eq!(serde_json::from_str::<PairAccuracy>(&again).unwrap(), accuracy);
+    let printed = workshop.eval(&first.output, &["--held-out"]);
+    let (_, figure) = printed.lines().next().unwrap().split_once("pairs = ").unwrap();
+    let card = String::from_utf8(first.bytes("README.md")).unwrap();
+    let row = format!("{} of {} = {figure} |", accuracy.correct, accuracy.pairs);
+    assert!(card.contains(&row), "{row}\n{card}");
+    let config = first.config();
+    assert_eq!(config["mean"], json!(accuracy.reward_mean));
+    assert_eq!(config["std"], json!(accuracy.reward_std));
+
+    check_baseline(&workshop, &first);
+
+    let same = workshop.fit(&settings, "same");
+    assert_eq!(same.bytes(WEIGHTS), first.bytes(WEIGHTS));
+    assert_eq!(same.checkpoint().baseline, first.checkpoint().baseline);
+    let other = workshop.fit(&format!("seed = 1\n{settings}"), "other");
+    assert_ne!(other.bytes(WEIGHTS), first.bytes(WEIGHTS));
+
+    // From its own output, onto itself.
+    let folder = first.output.clone();
+    let start = format!("[start]\nfolder = {folder:?}");
+    let settings = workshop.settings(&start, &inform_head("linear"));
+    let tuned =
+        workshop.fit(&settings.replace("learning_rate = 1e-2", "learning_rate = 1e-4"), "first");
+    assert!(tuned.report.epochs[0].accuracy > 0.95, "{:?}", tuned.report);
+    assert_ne!(tuned.bytes(WEIGHTS), same.bytes(WEIGHTS));
+    assert_eq!(tuned.bytes("tokenizer.json"), same.bytes("tokenizer.json"));
+    check_baseline(&workshop, &tuned);
+}
+
+/// The stored latents are those that the server computes for the same texts, one by one.
+fn check_baseline(workshop: &Workshop, fitted: &Fitted) {
+    let checkpoint = fitted.checkpoint();
+    let record = fitted.record();
+    let baseline = checkpoint.baseline.as_ref().unwrap();
+    assert_eq!(baseline.weights, checkpoint.weights);
+    let (_, held_out) = record.split.apply(read_pairs(&workshop.data).unwrap());
+    let (pairs, _) =
+        encode_pairs(&checkpoint.encoder, &held_out, record.config.data.max_tokens).unwrap();
+    assert_eq!(baseline.len(), pairs.len());
+    let ops = CpuOps::new(1).unwrap();
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
+    for (pair, stored) in pairs.iter().zip(baseline.latents.chunks_exact(baseline.dimension)) {
+        let score = model.score(&[&pair.chosen]).unwrap().remove(0);
+        assert_eq!(score.latent.unwrap().mean, stored);
+    }
+}
+
+#[test]
+fn gated_decode_and_standard_heads_learn_too() {
+    let workshop = Workshop::new();
+    let gated = workshop.fit(&workshop.settings(SCRATCH, &inform_head("gated")), "gated");
+    assert_learned(&gated.report);
+    assert_eq!(gated.config()["use_complex_decoder"], json!(true));
+    check_baseline(&workshop, &gated);
+
+    let head = "[head]\nkind = \"standard\"\n[baseline]\nsamples = 5\n";
+    let standard = workshop.fit(&workshop.settings(SCRATCH, head), "standard");
+    let accuracy = assert_learned(&standard.report);
+    assert!(standard.report.epochs.iter().all(|means| means.kl == 0.0));
+    assert_eq!(standard.checkpoint().baseline, None);
+    let again = workshop.eval(&standard.output, &["--held-out", "--json"]);
+    assert_eq!(serde_json::from_str::<PairAccuracy>(&again).unwrap(), accuracy);
+}
+
+/// With no learning rate to speak of, the stored weights are the start's.
+#[test]
+fn keeps_the_head_of_a_folder_but_not_its_normalisation() {
+    let workshop = Workshop::new();
+    let source = golden("tiny/linear");
+    let copy = workshop.run("normalised");
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(&source).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(source.join(CONFIG_FILE)).unwrap()).unwrap();
+    config["normalize_reward"] = json!(true);
+    config["mean"] = json!(3.0);
+    config["std"] = json!(0.5);
+    // A name of the same length leaves the file's header as long as it was.
+    config["encode_head_prefix"] = json!("bottleneck_");
+    fs::write(copy.join(CONFIG_FILE), config.to_string()).unwrap();
+    let mut tensors = fs::read(source.join(WEIGHTS)).unwrap();
+    let name = b"encode_head";
+    let at = tensors.windows(name.len()).position(|bytes| bytes == name).unwrap();
+    tensors[at..at + name.len()].copy_from_slice(b"bottleneck_");
+    fs::write(copy.join(WEIGHTS), tensors).unwrap();
+
+    let head = "[head]\nlatent_dim = 8\n[baseline]\nsamples = 20\n";
+    let fit = |start: &Path, output: &str| {
+        let start = format!("weight_type = \"f32\"\n[start]\nfolder = {start:?}");
+        let settings = workshop.settings(&start, head).replace("1e-2", "1e-30");
+        workshop.fit(&settings.replace("epochs = 3", "epochs = 1"), output)
+    };
+    let plain = fit(&source, "plain");
+    let weights = |checkpoint: Checkpoint| -> Vec<(String, Vec<f32>)> {
+        let memory = checkpoint.tensors.to_memory().unwrap();
+        memory.iter().map(|(name, _, values)| (name.to_owned(), values.to_vec())).collect()
+    };
+    assert_eq!(weights(plain.checkpoint()), weights(Checkpoint::open(&source).unwrap()));
+    assert_eq!(plain.checkpoint().baseline.unwrap().len(), 20);
+
+    // The start's normalisation is not the new model's; its names are.
+    let raw = fit(&copy, "raw");
+    assert_eq!(raw.checkpoint().config.reward_scale, None);
+    assert_eq!(raw.config()["encode_head_prefix"], json!("bottleneck_"));
+    assert_eq!(raw.report.held_out, plain.report.held_out);
+    assert_eq!(raw.config()["mean"], plain.config()["mean"]);
+    let latents = |fitted: &Fitted| fitted.checkpoint().baseline.unwrap().latents;
+    assert_eq!(latents(&raw), latents(&plain));
+}
+
+#[test]
+fn a_run_that_fails_says_why_and_leaves_the_output_alone() {
+    let workshop = Workshop::new();
+    let output = workshop.run("output");
+    fs::create_dir(&output).unwrap();
+    fs::write(output.join("kept.txt"), "kept").unwrap();
+    let settings = workshop.settings(SCRATCH, &inform_head("linear"));
+    let data = workshop.folder.path().join("bad.jsonl");
+    let path = |file: &Path| file.display().to_string();
+
+    let fails = |settings: &str, expected: &[&str]| {
+        let run = workshop.start(settings, &output);
+        let error = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(run.status.code(), Some(1), "{error}");
+        assert_eq!(run.stdout, b"");
+        assert!(error.starts_with("error: ") || error.contains("\nerror: "), "{error}");
+        assert!(!error.contains("panicked"), "{error}");
+        for expected in expected {
+            assert!(error.contains(expected), "{expected:?} is not in {error:?}");
+        }
+        let names = fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["kept.txt"]);
+        assert_eq!(fs::read_dir(workshop.folder.path().join("runs")).unwrap().count(), 1);
+        workshop.assert_nothing_temporary();
+    };
+
+    let good = as_transcripts(&lines()[0]).to_string();
+    let on_bad_data =
+        settings.replacen("[data]\nfiles = [", &format!("[data]\nfiles = [{data:?}, "), 1);
+    for (line, expected) in [
+        (r#"{"chosen": "#, "not valid JSON"),
+        (r#"{"rejected": "\n\nHuman: Hello\n\nAssistant: Hi"}"#, "no `chosen`"),
+        (r#"{"chosen": "\n\nHuman: Hello\n\nAssistant: Hi"}"#, "no `rejected`"),
+        (
+            r#"{"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "d"}"#,
+            "`chosen`: does not end with the assistant's answer",
+        ),
+        (
+            r#"{"prompt": "a", "chosen": "b", "rejected": [{"role": "user", "content": "c"}]}"#,
+            "`rejected`: does not end with the assistant's answer",
+        ),
+        (r#"{"prompt": "a", "chosen": [{"role": "assistant"}], "rejected": "b"}"#, "`content`"),
+        ("17", "no `chosen`"),
+    ] {
+        fs::write(&data, format!("{good}\n{line}\n{good}\n")).unwrap();
+        fails(&on_bad_data, &[&format!("{}, line 2", path(&data)), expected]);
+    }
+    fs::write(&data, "\n").unwrap();
+    let files = format!("files = {:?}", workshop.data);
+    let only_bad_data = settings.replace(&files, &format!("files = [{data:?}]"));
+    fails(&only_bad_data, &["no preference pair", &path(&data)]);
+    fs::remove_file(&data).unwrap();
+    fails(&on_bad_data, &[&path(&data), "No such file"]);
+
+    for (from, to, expected) in [
+        ("[data]", "[data]\nshuffle = true", "unknown field `shuffle`"),
+        ("[schedule]", "[schedule]\nwarmup = 3", "unknown field `warmup`"),
+        ("max_tokens = 128", "max_tokens = 257", "data.max_tokens: 257 exceeds"),
+        ("max_tokens = 128", "max_tokens = 3", "data.max_tokens: every training pair is longer"),
+        ("train_pairs = 240", "train_pairs = 0", "data.train_pairs"),
+        ("= 1e-2", "= 0.0", "optimiser.learning_rate: must be positive"),
+        ("= 1e-2", "= -1e-3", "optimiser.learning_rate: must be positive"),
+        ("= 1e-2", "= nan", "optimiser.learning_rate: must be positive"),
+        ("= 1e-2", "= 1e-2\nclip_norm = inf", "optimiser.clip_norm: must be finite"),
+        // The numbers overflow while it trains.
+        ("= 1e-2", "= 1e30", "step "),
+        ("latent_dim = 6", "latent_dim = 0", "head.latent_dim: must be at least 1"),
+        ("hidden_size = 32", "hidden_size = 30", "start.scratch.hidden_size"),
+        ("num_key_value_heads = 2", "num_key_value_heads = 3", "num_key_value_heads"),
+    ] {
+        assert!(settings.contains(from), "{from}");
+        fails(&settings.replacen(from, to, 1), &[expected]);
+    }
+    let missing = "[start]\nfolder = \"missing\"";
+    fails(&workshop.settings(missing, &inform_head("linear")), &["missing/config.json"]);
+}
+
+#[test]
+fn held_out_means_held_out_of_these_very_files() {
+    let workshop = Workshop::new();
+    let settings = workshop.settings(SCRATCH, "[head]\nlatent_dim = 2\n");
+    let fitted = workshop.fit(&settings.replace("epochs = 3", "epochs = 1"), "output");
+    let model = fitted.output.to_str().unwrap();
+    let one = workshop.data[1].to_str().unwrap();
+    let run = workshop.trainer(&["eval", "--model", model, "--data", one, "--held-out"]);
+    let error = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(1), "{error}");
+    assert!(error.contains("one.jsonl.gz"), "{error}");
+    // All pairs of any file can be evaluated.
+    succeeded(workshop.trainer(&["eval", "--model", model, "--data", one]));
+}
