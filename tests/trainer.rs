@@ -15,7 +15,7 @@ use common::golden;
 use flate2::{Compression, write::GzEncoder};
 use inform::checkpoint::{CONFIG_FILE, Checkpoint, Message};
 use inform::model::{RewardModel, Scorer};
-use inform::ops::cpu::CpuOps;
+use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::{
     Dropped, FitReport, Pair, PairAccuracy, Split, TRAINING_FILE, TrainingRecord, encode_pairs,
     read_pairs,
@@ -337,7 +337,7 @@ fn check_baseline(workshop: &Workshop, fitted: &Fitted) {
     let (pairs, _) =
         encode_pairs(&checkpoint.encoder, &held_out, record.config.data.max_tokens).unwrap();
     assert_eq!(baseline.len(), pairs.len());
-    let ops = CpuOps::new(1).unwrap();
+    let ops = CpuOps::new(1, Precision::F32).unwrap();
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
     for (pair, stored) in pairs.iter().zip(baseline.latents.chunks_exact(baseline.dimension)) {
         let score = model.score(&[&pair.chosen]).unwrap().remove(0);
