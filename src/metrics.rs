@@ -126,7 +126,7 @@ impl Metrics {
             )?,
             tokens: counters(
                 "inform_tokens_total",
-                "Tokens: logical as received, computed by the device",
+                "Tokens: logical as received, computed by the device, shared with another input of the batch",
                 &["kind"],
             )?,
             forward_seconds: histogram(

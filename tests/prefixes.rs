@@ -53,9 +53,8 @@ fn sharing_changes_no_bit() {
             };
             let load =
                 |ops| RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
-            let mut one = load(ops);
-            let mut two = load(CpuOps::new(2, precision).unwrap());
-            one.share_prefixes(false);
+            let one = load(ops);
+            let two = load(CpuOps::new(2, precision).unwrap());
             let alone: Vec<Vec<u32>> =
                 texts.iter().map(|text| bits(&one.score(&[text]).unwrap()[0])).collect();
             let mut saved = 0;
@@ -66,16 +65,17 @@ fn sharing_changes_no_bit() {
                 let batch: Vec<&[u32]> = chosen.iter().map(|&i| texts[i].as_slice()).collect();
                 saved +=
                     Packing::new(&batch).unwrap().rows() - Packing::shared(&batch).unwrap().rows();
-                for model in [&mut one, &mut two] {
-                    for share in [false, true] {
-                        model.share_prefixes(share);
-                        let scores = model.score(&batch).unwrap();
+                for model in [&one, &two] {
+                    for packing in [Packing::new(&batch), Packing::shared(&batch)] {
+                        let packing = packing.unwrap();
+                        let scores = model.score_packed(&packing).unwrap();
                         for (score, &index) in scores.iter().zip(&chosen) {
                             assert_eq!(
                                 bits(score),
                                 alone[index],
-                                "{name}, {}, composition {composition}, sharing {share}",
-                                precision.name()
+                                "{name}, {}, composition {composition}, {} rows",
+                                precision.name(),
+                                packing.rows()
                             );
                         }
                     }

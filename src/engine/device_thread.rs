@@ -7,6 +7,7 @@ use super::queue::{Pending, Queue};
 use super::{JobError, Scored};
 use crate::metrics::Metrics;
 use crate::model::{Score, ScoreError, Scorer};
+use crate::ops::Packing;
 
 /// Scores batches until the queue is closed and empty.
 pub(super) fn run(scorer: &dyn Scorer, queue: &Queue, budget: usize, metrics: &Metrics) {
@@ -22,7 +23,6 @@ pub(super) fn run(scorer: &dyn Scorer, queue: &Queue, budget: usize, metrics: &M
         let started = Instant::now();
         score(scorer, batch, metrics);
         metrics.forward_seconds.observe(started.elapsed().as_secs_f64());
-        metrics.tokens.with_label_values(&["computed"]).inc_by(tokens as u64);
     }
 }
 
@@ -37,7 +37,7 @@ impl Drop for CloseOnDrop<'_> {
 /// Scores a batch and answers each job. A batch that fails or panics is halved until the job at
 /// fault is alone.
 fn score(scorer: &dyn Scorer, mut batch: Vec<Pending>, metrics: &Metrics) {
-    let result = catch_unwind(AssertUnwindSafe(|| attempt(scorer, &batch)));
+    let result = catch_unwind(AssertUnwindSafe(|| attempt(scorer, &batch, metrics)));
     let message = match result {
         Ok(Ok(scored)) => {
             for (pending, scored) in batch.into_iter().zip(scored) {
@@ -68,9 +68,20 @@ fn score(scorer: &dyn Scorer, mut batch: Vec<Pending>, metrics: &Metrics) {
     }
 }
 
-fn attempt(scorer: &dyn Scorer, batch: &[Pending]) -> Result<Vec<Scored>, ScoreError> {
+fn attempt(
+    scorer: &dyn Scorer,
+    batch: &[Pending],
+    metrics: &Metrics,
+) -> Result<Vec<Scored>, ScoreError> {
     let sequences: Vec<&[u32]> = batch.iter().map(|pending| pending.job.ids.as_slice()).collect();
-    let scores = scorer.score(&sequences)?;
+    let packing = Packing::shared(&sequences).ok_or(ScoreError::Empty)?;
+    let scores = scorer.score_packed(&packing)?;
+    let tokens: usize = sequences.iter().map(|ids| ids.len()).sum();
+    let count = |kind, tokens: usize| {
+        metrics.tokens.with_label_values(&[kind]).inc_by(tokens as u64);
+    };
+    count("computed", packing.rows());
+    count("shared", tokens - packing.rows());
     scores.into_iter().zip(batch).map(|(score, pending)| spread(scorer, score, pending)).collect()
 }
 

@@ -47,11 +47,19 @@ pub struct Latent {
 
 /// A model that scores token sequences, whatever its family and device.
 pub trait Scorer: Send {
-    /// Scores each sequence at its last token.
+    /// Scores each packed sequence at its last token. How the sequences are packed changes no bit.
     ///
     /// # Errors
-    /// An empty batch or sequence, or a failing device. Token ids must be below the vocabulary size.
-    fn score(&self, sequences: &[&[u32]]) -> Result<Vec<Score>, ScoreError>;
+    /// A failing device. Token ids must be below the vocabulary size.
+    fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError>;
+
+    /// Scores each sequence at its last token, with common prefixes computed once.
+    ///
+    /// # Errors
+    /// An empty batch or sequence, or a failing device.
+    fn score(&self, sequences: &[&[u32]]) -> Result<Vec<Score>, ScoreError> {
+        self.score_packed(&Packing::shared(sequences).ok_or(ScoreError::Empty)?)
+    }
 
     /// Standard deviation of the reward of each latent over `draws` draws of the noise. The draws
     /// are the same for every text and every call.
@@ -68,7 +76,6 @@ pub struct RewardModel<O: Ops> {
     decoder: Llama<O>,
     head: Head<O>,
     config: ModelConfig,
-    share_prefixes: bool,
 }
 
 impl<O: Ops> RewardModel<O> {
@@ -83,13 +90,7 @@ impl<O: Ops> RewardModel<O> {
     ) -> Result<Self, CheckpointError> {
         let decoder = Llama::load(&ops, &config.decoder, source)?;
         let head = Head::load(&ops, &config.head, config.decoder.hidden_size, source)?;
-        Ok(Self { ops, decoder, head, config: config.clone(), share_prefixes: true })
-    }
-
-    /// Whether tokens that sequences of a batch have in common from their start are computed once,
-    /// which changes no bit of a score. On unless it is switched off here.
-    pub fn share_prefixes(&mut self, share: bool) {
-        self.share_prefixes = share;
+        Ok(Self { ops, decoder, head, config: config.clone() })
     }
 
     /// The device.
@@ -135,13 +136,8 @@ where
     O::Scale: Send,
     O::Table: Send,
 {
-    fn score(&self, sequences: &[&[u32]]) -> Result<Vec<Score>, ScoreError> {
-        let packing = match self.share_prefixes {
-            true => Packing::shared(sequences),
-            false => Packing::new(sequences),
-        };
-        let packing = packing.ok_or(ScoreError::Empty)?;
-        let output = self.forward(&packing, None)?;
+    fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
+        let output = self.forward(packing, None)?;
         let rewards = self.ops.read(&output.reward)?;
         let Some((posterior, dimension)) = output.posterior.zip(self.config.head.latent_dim())
         else {

@@ -14,7 +14,7 @@ const PANEL_BLOCK: usize = 4;
 /// Output channels of each kind in a panel of a gated weight.
 const HALF: usize = PANEL / 2;
 
-/// A weight `[out, in]` as panels of [`PANEL`] output channels, the last one filled up with zeros:
+/// A weight `[out, in]` as panels of 32 output channels, the last one filled up with zeros:
 /// `[out / PANEL][in][PANEL]` in f32, `[out / PANEL][in / 2][PANEL][2]` in bf16, where the dot-product
 /// instruction takes pairs.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct PackedWeight {
     panels: Panels,
 }
 
-/// Gate and up projections, [`HALF`] channels of each to a panel, so that a tile holds both factors.
+/// Gate and up projections, 16 channels of each to a panel, so that a tile holds both factors.
 #[derive(Debug)]
 pub struct PackedGate(PackedWeight);
 
