@@ -2,7 +2,7 @@
 //! request from 64 clients, equal bit for bit those of one offline pass.
 //!
 //! The data is not part of this repository. The tests look for it in `../shared/data/preferences` or
-//! where `INFORM_PREFERENCES` says, and are skipped without it.
+//! where `PREFERENCES_FOLDER` says, and are skipped without it.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -24,7 +24,7 @@ const CLIENTS: usize = 64;
 const DEMO: &str = "configs/demo";
 
 fn data() -> Option<PathBuf> {
-    let folder = std::env::var("INFORM_PREFERENCES")
+    let folder = std::env::var("PREFERENCES_FOLDER")
         .unwrap_or_else(|_| "../shared/data/preferences".to_owned());
     let file = PathBuf::from(folder).join("hh_rlhf_harmless.jsonl.gz");
     if !file.exists() {

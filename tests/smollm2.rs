@@ -1,7 +1,7 @@
 //! SmolLM2-135M-Instruct against PyTorch in f32: text to ids, ids to hidden states, and the rewards of
 //! a fresh head.
 //!
-//! Runs where `INFORM_SMOLLM2` names the model's folder. `tests/golden/smollm2.py` makes the golden
+//! Runs where `SMOLLM2_FOLDER` names the model's folder. `tests/golden/smollm2.py` makes the golden
 //! values, and reads the head's weights from the folder that this test leaves in `target/tmp`.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -62,8 +62,8 @@ fn input(index: usize) -> Input {
 
 #[test]
 fn agrees_with_pytorch() {
-    let Some(folder) = std::env::var_os("INFORM_SMOLLM2") else {
-        println!("skipped: INFORM_SMOLLM2 does not name a folder of SmolLM2-135M-Instruct");
+    let Some(folder) = std::env::var_os("SMOLLM2_FOLDER") else {
+        println!("skipped: SMOLLM2_FOLDER does not name a folder of SmolLM2-135M-Instruct");
         return;
     };
     let with_head = Path::new(env!("CARGO_TARGET_TMPDIR")).join("smollm2-inform");
