@@ -3,10 +3,14 @@
 //!
 //!     cargo bench --bench score -- --model DIR --data PAIRS.jsonl.gz [--pairs 128] [--rounds 5]
 //!
+//! `--json` prints seconds by arrangement, `--print-ids` the token ids of the texts, for
+//! `benches/peers/score.py`.
+//!
 //! Tokens a second are real ones: shared tokens count as often as they stand in the texts.
 
 #![allow(missing_docs)]
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -76,6 +80,12 @@ fn main() -> anyhow::Result<()> {
         .map(|text| Ok(checkpoint.encoder.encode(&Input::Messages(text), true)?.ids))
         .collect::<anyhow::Result<_>>()?;
     let tokens: usize = texts.iter().map(Vec::len).sum();
+    let flag = |name: &str| std::env::args().any(|argument| argument == name);
+    if flag("--print-ids") {
+        println!("{}", serde_json::to_string(&texts)?);
+        return Ok(());
+    }
+    let json = flag("--json");
     let computed: usize = batches(&texts, arguments.budget)
         .iter()
         .filter_map(|batch| Some(Packing::shared(batch)?.rows()))
@@ -84,13 +94,13 @@ fn main() -> anyhow::Result<()> {
     let mut models = Vec::new();
     for precision in [Precision::F32, Precision::Bf16] {
         let Ok(ops) = CpuOps::new(arguments.threads, precision) else {
-            println!("{}: not on this processor", precision.name());
+            eprintln!("{}: not on this processor", precision.name());
             continue;
         };
         let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
         models.push((precision.name(), model));
     }
-    println!(
+    eprintln!(
         "{} texts, {tokens} tokens, {computed} of them computed when prefixes are shared",
         texts.len()
     );
@@ -116,10 +126,23 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
-    for (label, mut times) in seconds {
-        times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
-        println!("{label}: {:.0} tokens/s (median of {})", tokens as f64 / median, times.len());
+    let medians: BTreeMap<String, f64> = seconds
+        .into_iter()
+        .map(|(label, mut times)| {
+            times.sort_by(f64::total_cmp);
+            (label, times[times.len() / 2])
+        })
+        .collect();
+    if json {
+        println!("{}", serde_json::to_string(&medians)?);
+        return Ok(());
+    }
+    for (label, median) in medians {
+        println!(
+            "{label}: {:.0} tokens/s (median of {})",
+            tokens as f64 / median,
+            arguments.rounds
+        );
     }
     Ok(())
 }
