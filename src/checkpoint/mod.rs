@@ -25,6 +25,7 @@ pub use text::{
     EncodeError, Encoding, Input, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
     TextEncoder,
 };
+pub(crate) use write::place;
 pub use write::{CheckpointFiles, WeightType, write_checkpoint};
 
 /// A checkpoint that cannot be read or written. Each message names the file, what was found, and

@@ -206,11 +206,6 @@ impl MemoryTensors {
         self.entries.insert(name.to_owned(), (shape.to_vec(), values));
     }
 
-    /// Removes the tensors that `remove` names.
-    pub fn remove(&mut self, remove: impl Fn(&str) -> bool) {
-        self.entries.retain(|name, _| !remove(name));
-    }
-
     /// Name, shape and values of every tensor, in the order of names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
         self.entries

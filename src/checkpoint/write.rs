@@ -49,18 +49,7 @@ pub fn write_checkpoint<E: From<CheckpointError>>(
     contents: &CheckpointFiles<'_>,
     finish: impl FnOnce(&Path) -> Result<(Option<Baseline>, Vec<(String, Vec<u8>)>), E>,
 ) -> Result<(), E> {
-    let (parent, name) = match (folder.parent(), folder.file_name()) {
-        (Some(parent), Some(name)) => (parent, name.to_string_lossy().into_owned()),
-        _ => {
-            return Err(CheckpointError::Config {
-                file: folder.to_owned(),
-                key: "output".to_owned(),
-                message: "must name a folder".to_owned(),
-            }
-            .into());
-        }
-    };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let (parent, name) = place(folder)?;
     fs::create_dir_all(parent).map_err(CheckpointError::io(parent))?;
     let process = std::process::id();
     let temporary = Temporary(parent.join(format!(".{name}.writing-{process}")));
@@ -94,6 +83,24 @@ pub fn write_checkpoint<E: From<CheckpointError>>(
     Ok(())
 }
 
+/// The parent and the name of a folder that is to be written.
+///
+/// # Errors
+/// Where the path names no folder of its own, as `.` or `/`.
+pub(crate) fn place(folder: &Path) -> Result<(&Path, String), CheckpointError> {
+    match (folder.parent(), folder.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            Ok((parent, name.to_string_lossy().into_owned()))
+        }
+        _ => Err(CheckpointError::Config {
+            file: folder.to_owned(),
+            key: "output".to_owned(),
+            message: "must name a folder".to_owned(),
+        }),
+    }
+}
+
 /// Renames `temporary` to `folder`. Where a folder is there already the two are exchanged in one
 /// step, which leaves the old one under the temporary name.
 fn put_in_place(temporary: &Path, folder: &Path) -> Result<(), CheckpointError> {
@@ -103,15 +110,16 @@ fn put_in_place(temporary: &Path, folder: &Path) -> Result<(), CheckpointError> 
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
-        renameat_with(CWD, temporary, CWD, folder, RenameFlags::EXCHANGE)
-            .map_err(|error| CheckpointError::io(folder)(error.into()))
+        use rustix::io::Errno;
+        match renameat_with(CWD, temporary, CWD, folder, RenameFlags::EXCHANGE) {
+            // Network and overlay file systems may lack the exchange.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            result => return result.map_err(|error| CheckpointError::io(folder)(error.into())),
+        }
     }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let replaced = Temporary(temporary.with_extension("replaced"));
-        fs::rename(folder, &replaced.0).map_err(CheckpointError::io(folder))?;
-        fs::rename(temporary, folder).map_err(CheckpointError::io(folder))
-    }
+    let replaced = Temporary(temporary.with_extension("replaced"));
+    fs::rename(folder, &replaced.0).map_err(CheckpointError::io(folder))?;
+    fs::rename(temporary, folder).map_err(CheckpointError::io(folder))
 }
 
 /// A folder that is removed when it is no longer needed, however the function ends.

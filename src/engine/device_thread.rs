@@ -88,7 +88,7 @@ fn attempt(
 fn spread(scorer: &dyn Scorer, score: Score, pending: &Pending) -> Result<Scored, ScoreError> {
     let reward_std = match &score.latent {
         Some(latent) if pending.job.draws > 0 => {
-            scorer.reward_spread(&[latent], pending.job.draws)?.pop()
+            Some(scorer.reward_spread(latent, pending.job.draws)?)
         }
         _ => None,
     };

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
 use crate::model::{Score, Scorer};
-use crate::monitor::{Monitor, Observation, Origin, Role, Sample};
+use crate::monitor::{Monitor, Observation, Origin, Sample};
 use queue::{Pending, Queue};
 
 /// Settings of the engine.
@@ -135,10 +135,6 @@ impl Engine {
         origin: &Origin,
     ) -> Result<Answers, EngineError> {
         let lengths: Vec<usize> = jobs.iter().map(|job| job.ids.len()).collect();
-        self.metrics
-            .tokens
-            .with_label_values(&["logical"])
-            .inc_by(lengths.iter().sum::<usize>() as u64);
         let (pending, receivers): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .map(|job| {
@@ -147,18 +143,28 @@ impl Engine {
             })
             .unzip();
         self.queue.push(pending)?;
+        self.metrics
+            .tokens
+            .with_label_values(&["logical"])
+            .inc_by(lengths.iter().sum::<usize>() as u64);
         let collect = async {
             let mut answers = Vec::with_capacity(receivers.len());
             for receiver in receivers {
-                // The device thread drops a sender only for a job whose deadline has passed.
-                answers.push(receiver.await.map_err(|_| EngineError::DeadlineExceeded)?);
+                // A sender is dropped for a job whose deadline has passed, or when the engine ends.
+                answers.push(receiver.await.map_err(|_| {
+                    if Instant::now() < deadline {
+                        EngineError::Draining
+                    } else {
+                        EngineError::DeadlineExceeded
+                    }
+                })?);
             }
             Ok(answers)
         };
         let answers: Answers = tokio::time::timeout_at(deadline.into(), collect)
             .await
             .map_err(|_| EngineError::DeadlineExceeded)??;
-        if let Some(monitor) = self.monitor.as_ref().filter(|_| origin.role != Role::Eval) {
+        if let Some(monitor) = self.monitor.as_ref() {
             let samples = answers.iter().zip(lengths).filter_map(|(answer, tokens)| {
                 let score = &answer.as_ref().ok()?.score;
                 let latent = score.latent.as_ref()?.mean.clone();
@@ -167,6 +173,11 @@ impl Engine {
             monitor.observe(Observation::new(origin.clone(), samples.collect()));
         }
         Ok(answers)
+    }
+
+    /// Whether new requests are admitted.
+    pub fn is_accepting(&self) -> bool {
+        !self.queue.is_closed()
     }
 
     /// Stops admission, and drops what the device has not begun.

@@ -114,8 +114,17 @@ impl Queue {
 
     /// Closes, and drops whatever still waits.
     pub(super) fn abandon(&self) {
-        self.close();
-        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        let mut state = self.state.lock();
+        state.closed = true;
+        let waiting = std::mem::take(&mut state.waiting);
+        state.tokens = 0;
+        self.gauge.set(0);
+        drop(state);
         drop(waiting);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
     }
 }

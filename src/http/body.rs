@@ -89,7 +89,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
 
 /// The message, without the middle of one that quotes a long text of the body.
 fn shortened(message: &str) -> String {
-    if message.len() <= 2 * KEPT {
+    if message.chars().count() <= 2 * KEPT {
         return message.to_owned();
     }
     let start: String = message.chars().take(KEPT).collect();

@@ -21,7 +21,7 @@ pub(super) async fn health() -> &'static str {
 
 /// `GET /ready`: new requests are accepted.
 pub(super) async fn ready(State(state): State<AppState>) -> Result<&'static str, ApiError> {
-    if state.draining.load(Ordering::Relaxed) {
+    if state.draining.load(Ordering::Relaxed) || !state.engine.is_accepting() {
         return Err(crate::engine::EngineError::Draining.into());
     }
     Ok("ready\n")
@@ -45,6 +45,7 @@ pub(super) struct Info {
     max_tokens: usize,
     baseline_samples: usize,
     device: String,
+    dtype: &'static str,
     limits: crate::config::Limits,
     engine: crate::engine::EngineConfig,
 }
@@ -61,6 +62,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
         max_tokens: state.encoder.limit(),
         baseline_samples: state.baseline_samples,
         device: state.device.clone(),
+        dtype: state.config.dtype.name(),
         limits: state.config.limits.clone(),
         engine: state.config.engine.clone(),
     })

@@ -115,6 +115,9 @@ pub(super) async fn reward(
     let encodings =
         encode(&state.encoder, request.inputs, request.truncate.unwrap_or_default()).await?;
     if encodings.iter().all(Result::is_err) {
+        for error in encodings.iter().filter_map(|encoding| encoding.as_ref().err()) {
+            state.metrics.item_errors.with_label_values(&[error.code]).inc();
+        }
         return Err(nothing_to_score(&encodings));
     }
     let draws = request.samples.unwrap_or_default();
@@ -263,12 +266,15 @@ impl LatentsFormat {
         let bytes: Vec<u8> = match self {
             Self::Json => return Floats::Numbers(values),
             Self::Base64F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Self::Base64F16 => {
-                values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
-            }
+            Self::Base64F16 => values.iter().flat_map(|v| saturated(*v).to_le_bytes()).collect(),
         };
         Floats::Text(STANDARD.encode(bytes))
     }
+}
+
+/// The nearest finite 16-bit float.
+fn saturated(value: f32) -> f16 {
+    f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }
 
 fn item_error(error: JobError) -> ItemError {

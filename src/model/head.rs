@@ -1,5 +1,7 @@
 //! Reward heads on the pooled hidden state.
 
+use parking_lot::Mutex;
+
 use super::Latent;
 use super::noise::standard_normal;
 use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, TensorSource};
@@ -28,6 +30,8 @@ pub enum Head<O: Ops> {
         decode: Decode<O>,
         /// d.
         latent_dim: usize,
+        /// The noise of [`Head::draw`], as much of it as was needed so far.
+        noise: Mutex<Vec<f32>>,
     },
     /// `r = w h`.
     Standard(O::HeadWeight),
@@ -78,7 +82,7 @@ impl<O: Ops> Head<O> {
         };
         let encode = format!("{encode_head_prefix}.weight");
         let encode = ops.head_weight(source, &[(&encode, 2 * d)], hidden)?;
-        Ok(Self::Inform { encode, decode, latent_dim: d })
+        Ok(Self::Inform { encode, decode, latent_dim: d, noise: Mutex::default() })
     }
 
     /// Rewards of pooled hidden states `[n, hidden]`. `noise` `[n * d]` draws the latents; `None`
@@ -96,7 +100,7 @@ impl<O: Ops> Head<O> {
             Self::Standard(weight) => {
                 Ok(HeadOutput { reward: ops.head_linear(hidden, weight)?, posterior: None })
             }
-            Self::Inform { encode, decode, latent_dim } => {
+            Self::Inform { encode, decode, latent_dim, .. } => {
                 let posterior = ops.head_linear(hidden, encode)?;
                 let latent = match noise {
                     None => ops.columns(&posterior, 0, *latent_dim)?,
@@ -114,8 +118,14 @@ impl<O: Ops> Head<O> {
     /// # Errors
     /// A failing device.
     pub fn draw(&self, ops: &O, latent: &Latent, draws: usize) -> Result<Vec<f32>, OpsError> {
-        let Self::Inform { decode, latent_dim, .. } = self else { return Ok(Vec::new()) };
-        let mut values = standard_normal(SPREAD_SEED, 0, draws * latent_dim);
+        let Self::Inform { decode, latent_dim, noise, .. } = self else { return Ok(Vec::new()) };
+        let mut values = {
+            let mut noise = noise.lock();
+            if noise.len() < draws * latent_dim {
+                *noise = standard_normal(SPREAD_SEED, 0, draws * latent_dim);
+            }
+            noise[..draws * latent_dim].to_vec()
+        };
         for draw in values.chunks_exact_mut(*latent_dim) {
             for ((value, mean), sigma) in draw.iter_mut().zip(&latent.mean).zip(&latent.sigma) {
                 *value = mean + sigma * *value;

@@ -61,12 +61,12 @@ pub trait Scorer: Send {
         self.score_packed(&Packing::shared(sequences).ok_or(ScoreError::Empty)?)
     }
 
-    /// Standard deviation of the reward of each latent over `draws` draws of the noise. The draws
-    /// are the same for every text and every call.
+    /// Standard deviation of the reward over `draws` draws of a latent from its posterior. The noise
+    /// is the same for every text and every call.
     ///
     /// # Errors
     /// A failing device.
-    fn reward_spread(&self, latents: &[&Latent], draws: usize) -> Result<Vec<f32>, ScoreError>;
+    fn reward_spread(&self, latent: &Latent, draws: usize) -> Result<f32, ScoreError>;
 }
 
 /// A decoder with a reward head on one device.
@@ -158,17 +158,12 @@ where
             .collect())
     }
 
-    fn reward_spread(&self, latents: &[&Latent], draws: usize) -> Result<Vec<f32>, ScoreError> {
+    fn reward_spread(&self, latent: &Latent, draws: usize) -> Result<f32, ScoreError> {
+        let rewards = self.head.draw(&self.ops, latent, draws)?;
+        let count = rewards.len().max(1) as f64;
+        let mean = rewards.iter().map(|&r| f64::from(r)).sum::<f64>() / count;
+        let squares = rewards.iter().map(|&r| (f64::from(r) - mean).powi(2)).sum::<f64>();
         let scale = self.config.reward_scale.map_or(1.0, |scale| f64::from(scale.std));
-        latents
-            .iter()
-            .map(|latent| {
-                let rewards = self.head.draw(&self.ops, latent, draws)?;
-                let count = rewards.len().max(1) as f64;
-                let mean = rewards.iter().map(|&r| f64::from(r)).sum::<f64>() / count;
-                let squares = rewards.iter().map(|&r| (f64::from(r) - mean).powi(2)).sum::<f64>();
-                Ok(((squares / count).sqrt() / scale) as f32)
-            })
-            .collect()
+        Ok(((squares / count).sqrt() / scale) as f32)
     }
 }

@@ -48,11 +48,9 @@ pub enum EarlyStopError {
 #[derive(Clone, Debug)]
 pub struct EarlyStop {
     parameters: EarlyStopParameters,
-    evaluations: usize,
     previous: Option<f64>,
     changes: usize,
     sum_of_changes: f64,
-    stopped_at: Option<usize>,
 }
 
 /// What one evaluation says; it does not look at what earlier ones said.
@@ -83,33 +81,16 @@ impl EarlyStop {
         if !(absolute_floor.is_finite() && absolute_floor >= 0.0) {
             return Err(EarlyStopError::AbsoluteFloor(absolute_floor));
         }
-        Ok(Self {
-            parameters,
-            evaluations: 0,
-            previous: None,
-            changes: 0,
-            sum_of_changes: 0.0,
-            stopped_at: None,
-        })
-    }
-
-    /// The first evaluation that said stop, where `C_0` is evaluation 0.
-    pub fn stopped_at(&self) -> Option<usize> {
-        self.stopped_at
+        Ok(Self { parameters, previous: None, changes: 0, sum_of_changes: 0.0 })
     }
 
     /// Takes the CSI of the next evaluation and judges its change.
     ///
     /// The ratio needs at least two earlier changes. Where all of them are zero it is infinite, and
-    /// counts only if the change exceeds the absolute floor. A CSI that is not finite counts as an
-    /// evaluation, but the next change is measured from the one before it.
+    /// counts only if the change exceeds the absolute floor. A CSI that is not finite is left
+    /// out: the next change is measured from the one before it.
     pub fn push(&mut self, csi: f64) -> EarlyStopVerdict {
-        let evaluation = self.evaluations;
-        self.evaluations += 1;
         let verdict = self.judge(csi);
-        if verdict.stop {
-            self.stopped_at.get_or_insert(evaluation);
-        }
         if csi.is_finite() {
             self.previous = Some(csi);
         }
@@ -301,12 +282,11 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_does_not_latch_but_the_first_stop_is_remembered() {
+    fn the_verdict_does_not_latch() {
         let mut rule = rule();
         let stops: Vec<_> =
             [0.0, 1.0, 2.0, 52.0, 53.0, 5000.0].map(|csi| rule.push(csi).stop).into();
         assert_eq!(stops, [false, false, false, true, false, true]);
-        assert_eq!(rule.stopped_at(), Some(3));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod run;
 mod window;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -200,10 +201,10 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Takes an observation; never waits.
+    /// Takes an observation; never waits. Answers of an evaluation are not monitored.
     pub fn observe(&self, observation: Observation) {
         let count = observation.samples.len();
-        if count == 0 {
+        if count == 0 || observation.origin.role == Role::Eval {
             return;
         }
         if self.pending.load(Ordering::Relaxed) + count > self.max_pending {
@@ -223,7 +224,7 @@ impl Monitor {
     /// Distances to the SFT latents of a run, or to the checkpoint's for a run that is not known yet.
     pub fn mahalanobis(&self, run: &str) -> Option<Arc<Mahalanobis>> {
         match self.find(run) {
-            Ok(run) => run.lock().mahalanobis(),
+            Ok(run) => run.lock().baseline()?.mahalanobis.clone(),
             Err(_) => self.baseline.as_ref()?.mahalanobis.clone(),
         }
     }
@@ -343,7 +344,11 @@ impl Worker {
                 Message::Observed(observation) => {
                     self.metrics.monitor_lag_seconds.set(observation.at.elapsed().as_secs_f64());
                     let count = observation.samples.len();
-                    self.observe(observation);
+                    let run = observation.origin.run.clone();
+                    // A fault in one run's statistics must not end the others'.
+                    if catch_unwind(AssertUnwindSafe(|| self.observe(observation))).is_err() {
+                        tracing::error!(run, "the monitor failed on an observation");
+                    }
                     self.pending.fetch_sub(count, Ordering::Relaxed);
                 }
                 Message::Evaluate(run, answer) => {
@@ -363,17 +368,24 @@ impl Worker {
     fn observe(&self, observation: Observation) {
         let Observation { origin, samples, .. } = observation;
         let run = self.run_named(&origin.run);
-        match origin.role {
-            Role::Eval => {}
-            Role::Baseline => run.lock().record_baseline(samples),
-            Role::Policy => {
-                for sample in samples {
-                    let window = run.lock().add(origin.step, sample);
-                    if let Some(window) = window {
-                        self.finish(&run, window);
-                    }
-                }
+        if origin.role == Role::Baseline {
+            run.lock().record_baseline(samples);
+            return self.renew_baseline(&run, false);
+        }
+        for sample in samples {
+            let window = run.lock().add(origin.step, sample);
+            if let Some(window) = window {
+                self.finish(&run, window);
             }
+        }
+    }
+
+    /// Fits a recorded baseline that is due, without holding the run's lock: requests take it too.
+    fn renew_baseline(&self, run: &Mutex<Run>, evaluating: bool) {
+        let due = run.lock().due_baseline(evaluating);
+        if let Some(latents) = due {
+            let baseline = BaselineSet::new(latents, BaselineOrigin::Recorded);
+            run.lock().use_baseline(baseline);
         }
     }
 
@@ -388,10 +400,11 @@ impl Worker {
     /// Evaluates a window without holding the run's lock, so that readers never wait for it.
     fn finish(&self, run: &Mutex<Run>, window: window::Window) -> Evaluation {
         let started = Instant::now();
+        self.renew_baseline(run, true);
         let baseline = run.lock().baseline();
         let result = run::separation(&window, baseline.as_deref(), &self.config.csi);
         let mut run = run.lock();
-        let evaluation = run.conclude(window, baseline.as_deref(), result, started.elapsed());
+        let evaluation = run.conclude(window, baseline.as_ref(), result, started.elapsed());
         self.publish(run.name(), &evaluation);
         evaluation
     }

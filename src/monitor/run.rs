@@ -116,17 +116,17 @@ pub struct RunView {
 pub(super) struct Run {
     name: String,
     config: Arc<MonitorConfig>,
-    checkpoint_baseline: Option<Arc<BaselineSet>>,
+    /// The checkpoint's, until one was recorded.
+    baseline: Option<Arc<BaselineSet>>,
     recorded: Vec<f64>,
     dimension: usize,
-    /// The recorded latents as one matrix; made when it is needed, dropped when one is added.
-    recorded_baseline: Option<Arc<BaselineSet>>,
     windows: Windows,
     samples: u64,
     evaluations: VecDeque<Evaluation>,
     count: u64,
     early_stop: Option<EarlyStop>,
-    compared_with: Option<BaselineOrigin>,
+    /// What the last window was compared with.
+    compared_with: Option<Arc<BaselineSet>>,
     stopped: Option<Evaluation>,
     last_seen: Instant,
 }
@@ -135,7 +135,7 @@ impl Run {
     pub(super) fn new(
         name: String,
         config: Arc<MonitorConfig>,
-        checkpoint_baseline: Option<Arc<BaselineSet>>,
+        baseline: Option<Arc<BaselineSet>>,
     ) -> Self {
         Self {
             name,
@@ -143,10 +143,9 @@ impl Run {
             // The configuration was checked when the monitor started.
             early_stop: EarlyStop::new(config.early_stop.clone()).ok(),
             config,
-            checkpoint_baseline,
+            baseline,
             recorded: Vec::new(),
             dimension: 0,
-            recorded_baseline: None,
             samples: 0,
             evaluations: VecDeque::new(),
             count: 0,
@@ -176,71 +175,83 @@ impl Run {
         self.windows.take()
     }
 
-    /// Adds SFT answers. Once there are `min_window` of them they replace the checkpoint's baseline.
+    /// Adds SFT answers, up to `max_window`.
     pub(super) fn record_baseline(&mut self, samples: Vec<Sample>) {
         self.last_seen = Instant::now();
         let Some(dimension) = samples.first().map(|sample| sample.latent.len()) else { return };
+        self.dimension = dimension;
         for sample in samples {
             if self.recorded.len() >= self.config.max_window * dimension {
                 break;
             }
             self.recorded.extend(sample.latent.iter().map(|&v| f64::from(v)));
         }
-        self.dimension = dimension;
-        self.recorded_baseline = None;
     }
 
-    /// Number of latents in the baseline in use, and where they come from.
-    fn baseline_in_use(&self) -> Option<(usize, BaselineOrigin)> {
-        let recorded = self.recorded.len().checked_div(self.dimension).unwrap_or(0);
-        if recorded >= self.config.min_window {
-            return Some((recorded, BaselineOrigin::Recorded));
+    /// The recorded latents `[n, d]`, where they are to become the baseline in use: when there are
+    /// `min_window` of them, when they have doubled, and before the first window is compared
+    /// (`evaluating`). In between the baseline stays as it is, so that windows are compared with the
+    /// same thing, and single answers do not each cost a fit.
+    pub(super) fn due_baseline(&self, evaluating: bool) -> Option<Array2<f64>> {
+        let recorded = self.recorded.len().checked_div(self.dimension)?;
+        let in_use = match &self.baseline {
+            Some(set) if set.origin == BaselineOrigin::Recorded => set.latents.nrows(),
+            _ => 0,
+        };
+        let compared = match (&self.baseline, &self.compared_with) {
+            (Some(set), Some(compared)) => Arc::ptr_eq(set, compared),
+            _ => false,
+        };
+        let due = recorded >= self.config.min_window
+            && if evaluating && !compared {
+                recorded > in_use
+            } else {
+                recorded >= 2 * in_use.max(1)
+            };
+        if !due {
+            return None;
         }
-        let checkpoint = self.checkpoint_baseline.as_ref()?;
-        Some((checkpoint.latents.nrows(), checkpoint.origin))
+        Array2::from_shape_vec((recorded, self.dimension), self.recorded.clone()).ok()
+    }
+
+    /// Replaces the baseline in use.
+    pub(super) fn use_baseline(&mut self, baseline: BaselineSet) {
+        self.baseline = Some(Arc::new(baseline));
     }
 
     /// The baseline in use.
-    pub(super) fn baseline(&mut self) -> Option<Arc<BaselineSet>> {
-        let (count, origin) = self.baseline_in_use()?;
-        if origin == BaselineOrigin::Checkpoint {
-            return self.checkpoint_baseline.clone();
-        }
-        if self.recorded_baseline.is_none() {
-            let latents =
-                Array2::from_shape_vec((count, self.dimension), self.recorded.clone()).ok()?;
-            self.recorded_baseline = Some(Arc::new(BaselineSet::new(latents, origin)));
-        }
-        self.recorded_baseline.clone()
-    }
-
-    /// Distances to the baseline in use; those to the checkpoint's until a recorded one was needed.
-    pub(super) fn mahalanobis(&self) -> Option<Arc<Mahalanobis>> {
-        let baseline = self.recorded_baseline.as_ref().or(self.checkpoint_baseline.as_ref())?;
-        baseline.mahalanobis.clone()
+    pub(super) fn baseline(&self) -> Option<Arc<BaselineSet>> {
+        self.baseline.clone()
     }
 
     /// Turns a window's result into the run's next evaluation.
     pub(super) fn conclude(
         &mut self,
         window: Window,
-        baseline: Option<&BaselineSet>,
+        baseline: Option<&Arc<BaselineSet>>,
         result: Option<Result<Csi, CsiError>>,
         elapsed: Duration,
     ) -> Evaluation {
         let origin = baseline.map(|baseline| baseline.origin);
-        if origin != self.compared_with {
+        if baseline.map(Arc::as_ptr) != self.compared_with.as_ref().map(Arc::as_ptr) {
             // Distances to another baseline are no continuation of those before.
             self.early_stop = EarlyStop::new(self.config.early_stop.clone()).ok();
-            self.compared_with = origin;
+            self.compared_with = baseline.cloned();
         }
         let (csi, mut reason) = match result {
             Some(Ok(csi)) => (Some(csi), None),
             Some(Err(error)) => (None, Some(error.to_string())),
             None => (None, Some("no baseline: CSI needs the latents of SFT answers".to_owned())),
         };
-        let verdict =
-            csi.as_ref().and_then(|csi| Some(self.early_stop.as_mut()?.push(csi.per_sample)));
+        let samples = window.samples.len();
+        let enough = self.config.min_window.min(self.config.window);
+        let judged = csi.as_ref().filter(|_| samples >= enough);
+        if csi.is_some() && judged.is_none() {
+            reason = Some(format!(
+                "{samples} answers are too few to judge a change by; at least {enough} are needed"
+            ));
+        }
+        let verdict = judged.and_then(|csi| Some(self.early_stop.as_mut()?.push(csi.per_sample)));
         if let Some(verdict) = &verdict {
             reason = reason.or_else(|| verdict.reason.clone());
         }
@@ -255,7 +266,7 @@ impl Run {
             number: self.count,
             first_step: window.first_step,
             last_step: window.last_step,
-            samples: window.samples.len(),
+            samples,
             csi: csi.as_ref().map(|csi| csi.csi),
             csi_per_sample: csi.as_ref().map(|csi| csi.per_sample),
             clusters: csi.as_ref().map(|csi| csi.clusters),
@@ -296,13 +307,13 @@ impl Run {
     }
 
     pub(super) fn view(&self) -> RunView {
-        let baseline = self.baseline_in_use();
+        let baseline = self.baseline.as_ref();
         RunView {
             id: self.name.clone(),
             samples: self.samples,
             open_window: self.windows.len(),
-            baseline_samples: baseline.map_or(0, |(count, _)| count),
-            baseline: baseline.map(|(_, origin)| origin),
+            baseline_samples: baseline.map_or(0, |baseline| baseline.latents.nrows()),
+            baseline: baseline.map(|baseline| baseline.origin),
             evaluations: self.count,
             early_stop: self.stopped.is_some(),
             stopped_at: self.stopped.clone(),

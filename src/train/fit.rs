@@ -118,6 +118,8 @@ pub struct EpochMeans {
 /// is not finite (names the step), or a folder that cannot be written.
 pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     let started = Instant::now();
+    // Better now than after hours of training.
+    crate::checkpoint::place(&config.output)?;
     let split = Split { seed: config.seed, train_pairs: config.data.train_pairs };
     let (train, held_out) = split.apply(read_pairs(&config.data.files)?);
     anyhow::ensure!(!train.is_empty(), "data.train_pairs: no pair is left to train on");

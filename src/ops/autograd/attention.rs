@@ -27,7 +27,7 @@ impl PackedAttention {
         rows
     }
 
-    fn output(&self, rows: usize, run: impl FnOnce(Target)) -> (CpuStorage, Shape) {
+    fn output(&self, rows: usize, run: impl FnOnce(Target<'_>)) -> (CpuStorage, Shape) {
         let columns = self.shape.output_columns();
         let mut out = vec![0f32; rows * columns];
         run(Target::of(&mut out));

@@ -185,10 +185,11 @@ pub(in crate::ops) fn forward(
     qkv: &[f32],
     layout: &AttentionLayout,
     shape: &AttentionShape,
-    out: Target,
+    out: Target<'_>,
 ) {
     let columns = shape.qkv_columns();
     assert_eq!(qkv.len(), layout.positions.len() * columns);
+    assert_eq!(out.len(), layout.positions.len() * shape.output_columns());
     let heads = |first| Heads { values: qkv, columns, first };
     let key = shape.output_columns();
     let value = key + shape.key_value_columns() / 2;
@@ -203,10 +204,11 @@ pub(in crate::ops) fn forward_last(
     kv: &[f32],
     layout: &AttentionLayout,
     shape: &AttentionShape,
-    out: Target,
+    out: Target<'_>,
 ) {
     let columns = shape.key_value_columns();
     assert_eq!(q.len(), layout.last.len() * shape.output_columns());
+    assert_eq!(out.len(), q.len());
     assert_eq!(kv.len(), layout.positions.len() * columns);
     let queries = Heads { values: q, columns: shape.output_columns(), first: 0 };
     let heads = |first| Heads { values: kv, columns, first };
@@ -222,7 +224,7 @@ fn run(
     values: Heads<'_>,
     layout: &AttentionLayout,
     shape: &AttentionShape,
-    out: Target,
+    out: Target<'_>,
 ) {
     ops.parallel(blocks.len() * shape.key_value_heads, |task| {
         let block = blocks[task / shape.key_value_heads];
@@ -260,7 +262,7 @@ struct Scratch {
 }
 
 impl Task<'_> {
-    fn run(&self, out: Target) {
+    fn run(&self, out: Target<'_>) {
         let head_dim = self.shape.head_dim;
         let group = self.shape.heads / self.shape.key_value_heads;
         let queries = self.block.end - self.block.first;

@@ -67,6 +67,7 @@ impl PackedWeight {
                 Panels::F32(packed)
             }
             Precision::Bf16 => {
+                assert!(columns.is_multiple_of(2), "config.json's checks make widths even");
                 let mut packed = vec![0u32; order.len() * columns / 2];
                 for (panel, lane, k, value) in cells {
                     let bits = u32::from(bf16::from_f32(value).to_bits());
@@ -169,7 +170,7 @@ pub(super) fn multiply(
 pub(super) fn multiply_gated(ops: &CpuOps, x: &Operand, gate: &PackedGate, out: &mut Operand) {
     let weight = &gate.0;
     assert_eq!((x.columns, out.rows, out.columns), (weight.columns, x.rows, weight.rows));
-    let (target, width): (Target, usize) = (out.target(), weight.rows);
+    let (target, width): (Target<'_>, usize) = (out.target(), weight.rows);
     tasks(ops, x.rows, weight, |first_row, count, panel| {
         let mut factors = [0f32; ROW_BLOCK * PANEL];
         let mut products = [0f32; ROW_BLOCK * HALF];
@@ -232,6 +233,7 @@ unsafe fn multiply_panel(
                 let panel = panels[panel * depth * PANEL..].as_ptr();
                 tile::multiply(isa, count, depth, x, panel, out, accumulate);
             }
+            #[cfg(target_arch = "x86_64")]
             (Values::Bf16(values), Panels::Bf16(panels)) => {
                 let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
                 let panel = panels[panel * (depth / 2) * PANEL..].as_ptr();

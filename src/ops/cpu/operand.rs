@@ -1,5 +1,7 @@
 //! Activations as products read them, and what writes them.
 
+use std::marker::PhantomData;
+
 use super::isa::vectorised;
 use super::linear::Shared;
 
@@ -39,9 +41,16 @@ pub(super) enum Values {
     Bf16(Vec<u16>),
 }
 
-/// Where tasks write an operand, each its own part.
+/// Where tasks write an operand, each its own part. Borrows the operand.
 #[derive(Clone, Copy)]
-pub(in crate::ops) enum Target {
+pub(in crate::ops) struct Target<'a> {
+    elements: Elements,
+    length: usize,
+    operand: PhantomData<&'a mut [f32]>,
+}
+
+#[derive(Clone, Copy)]
+enum Elements {
     F32(Shared<f32>),
     Bf16(Shared<u16>),
 }
@@ -55,10 +64,14 @@ impl Operand {
         Self { rows, columns, values }
     }
 
-    pub(super) fn target(&mut self) -> Target {
+    pub(super) fn target(&mut self) -> Target<'_> {
         match &mut self.values {
-            Values::F32(values) => Target::F32(Shared(values.as_mut_ptr())),
-            Values::Bf16(values) => Target::Bf16(Shared(values.as_mut_ptr())),
+            Values::F32(values) => Target::of(values),
+            Values::Bf16(values) => Target {
+                elements: Elements::Bf16(Shared(values.as_mut_ptr())),
+                length: values.len(),
+                operand: PhantomData,
+            },
         }
     }
 
@@ -74,24 +87,34 @@ impl Operand {
     }
 }
 
-impl Target {
+impl<'a> Target<'a> {
     /// A slice that is written in f32.
-    pub(in crate::ops) fn of(values: &mut [f32]) -> Self {
-        Self::F32(Shared(values.as_mut_ptr()))
+    pub(in crate::ops) fn of(values: &'a mut [f32]) -> Self {
+        Self {
+            elements: Elements::F32(Shared(values.as_mut_ptr())),
+            length: values.len(),
+            operand: PhantomData,
+        }
+    }
+
+    /// Elements of the operand.
+    pub(super) fn len(self) -> usize {
+        self.length
     }
 
     /// Writes `values` from element `offset` on.
     ///
     /// # Safety
-    /// The elements are within the operand, and no other task writes or reads them.
+    /// `offset + values.len()` is at most [`Target::len`], and no other task writes or reads these
+    /// elements.
     pub(super) unsafe fn write(self, isa: super::Isa, offset: usize, values: &[f32]) {
         // SAFETY: the caller's.
         unsafe {
-            match self {
-                Self::F32(target) => {
+            match self.elements {
+                Elements::F32(target) => {
                     std::ptr::copy_nonoverlapping(values.as_ptr(), target.at(offset), values.len());
                 }
-                Self::Bf16(target) => {
+                Elements::Bf16(target) => {
                     let out = std::slice::from_raw_parts_mut(target.at(offset), values.len());
                     round(isa, values, out);
                 }

@@ -63,6 +63,7 @@ pub(super) unsafe fn multiply(
 ///
 /// # Safety
 /// As [`multiply`]; `depth` is even, and the processor has AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn multiply_bf16(
     rows: usize,
     depth: usize,
@@ -71,7 +72,6 @@ pub(super) unsafe fn multiply_bf16(
     out: Strided<*mut f32>,
     accumulate: bool,
 ) {
-    #[cfg(target_arch = "x86_64")]
     for row in (0..rows).step_by(12) {
         // SAFETY: the caller's bounds cover rows `row .. row + 12`, cut off at `rows`.
         unsafe {
@@ -80,8 +80,6 @@ pub(super) unsafe fn multiply_bf16(
             x86::avx512_bf16(12.min(rows - row), depth, x, panel, out, accumulate);
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("only x86-64 processors have AVX-512 BF16");
 }
 
 /// Calls `$kernel::<R>` for the run-time `$count`.
