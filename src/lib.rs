@@ -1,5 +1,23 @@
 //! InfoRM reward-model server and trainer.
 //!
+//! Scoring without the server:
+//!
+//! ```
+//! use inform::checkpoint::{Checkpoint, Input, Message};
+//! use inform::model::{RewardModel, Scorer};
+//! use inform::ops::cpu::{CpuOps, Precision};
+//!
+//! let checkpoint = Checkpoint::open("configs/demo".as_ref())?;
+//! let device = CpuOps::new(0, Precision::F32)?;
+//! let model = RewardModel::load(device, &checkpoint.config, &checkpoint.tensors)?;
+//! let conversation = vec![Message::new("user", "Hello"), Message::new("assistant", "Hi!")];
+//! let encoding = checkpoint.encoder.encode(&Input::Messages(conversation), false)?;
+//! let scores = model.score(&[&encoding.ids])?;
+//! assert!(scores[0].reward.is_finite());
+//! assert_eq!(scores[0].latent.as_ref().map(|latent| latent.mean.len()), Some(32));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Data flows one way: `http -> engine -> model -> ops`, and `engine -> monitor`. Nothing below
 //! imports anything above. `docs/architecture.md` has the picture.
 

@@ -182,7 +182,7 @@ fn rows(markdown: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn the_documentation_names_every_metric() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--set", "monitor.min_window=4"]);
     // Something for every metric: a failing input, and windows that differ.
     server.score(&[pair("Is it late?", "Yes."), json!({})]);
     for (step, text) in ["a", "bb", "ccc", "d d d d", "one two three"].into_iter().enumerate() {
