@@ -430,3 +430,41 @@ fn failing_inputs_are_no_samples() {
     send(&server, "r", None, &inputs);
     assert_eq!(evaluate(&server, "r")["samples"], 1);
 }
+
+/// Distances to a larger baseline are smaller: that is no change of the policy.
+#[test]
+fn a_growing_baseline_stops_nothing() {
+    let server = Server::start(&["--set", "monitor.min_window=8"]);
+    let texts = answers();
+    record(&server, "r", &texts[..8]);
+    for more in [12, 16, 32, 40] {
+        for _ in 0..4 {
+            send(&server, "r", None, &texts[..20]);
+            let row = evaluate(&server, "r");
+            assert_eq!(row["early_stop"], false, "{row}");
+        }
+        record(&server, "r", &texts[..more]);
+    }
+    send(&server, "r", None, &texts[..20]);
+    // Of 8, 20, 36, 68 and 108 recorded: renewed whenever they had doubled.
+    assert_eq!(evaluate(&server, "r")["baseline_samples"], 68);
+}
+
+#[test]
+fn a_window_that_is_too_small_judges_nothing() {
+    let server = Server::start(&["--set", "monitor.min_window=8"]);
+    let texts = answers();
+    for _ in 0..4 {
+        send(&server, "r", None, &texts);
+        evaluate(&server, "r");
+    }
+    send(&server, "r", None, &refusals()[..1]);
+    let row = evaluate(&server, "r");
+    assert!(row["csi"].is_number());
+    assert!(row["csi_change"].is_null());
+    assert_eq!(row["early_stop"], false);
+    assert!(row["reason"].as_str().unwrap().contains("too few"), "{row}");
+    // The next whole window is compared with the last whole one.
+    send(&server, "r", None, &texts);
+    assert_eq!(evaluate(&server, "r")["csi_change"], 0.0);
+}
