@@ -146,6 +146,17 @@ impl CpuOps {
     }
 }
 
+/// Loads tensors stacked by rows, and packs them.
+fn packed(
+    precision: Precision,
+    source: &dyn TensorSource,
+    parts: &[(&str, usize)],
+    columns: usize,
+) -> std::result::Result<PackedWeight, CheckpointError> {
+    let rows = parts.iter().map(|(_, rows)| rows).sum();
+    Ok(PackedWeight::new(precision, &source.stacked(parts, columns)?, rows, columns))
+}
+
 impl Ops for CpuOps {
     type Matrix = Matrix;
     type Operand = Operand;
@@ -162,9 +173,7 @@ impl Ops for CpuOps {
         parts: &[(&str, usize)],
         columns: usize,
     ) -> std::result::Result<PackedWeight, CheckpointError> {
-        let rows = parts.iter().map(|(_, rows)| rows).sum();
-        let values = source.stacked(parts, columns)?;
-        Ok(PackedWeight::new(self.precision, &values, rows, columns))
+        packed(self.precision, source, parts, columns)
     }
 
     fn gated_weight(
@@ -185,9 +194,7 @@ impl Ops for CpuOps {
         parts: &[(&str, usize)],
         columns: usize,
     ) -> std::result::Result<PackedWeight, CheckpointError> {
-        let rows = parts.iter().map(|(_, rows)| rows).sum();
-        let values = source.stacked(parts, columns)?;
-        Ok(PackedWeight::new(Precision::F32, &values, rows, columns))
+        packed(Precision::F32, source, parts, columns)
     }
 
     fn scale(
