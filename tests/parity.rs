@@ -6,9 +6,9 @@
 
 mod common;
 
-use common::{Golden, golden, relative_error};
+use common::{Golden, bits, golden, relative_error};
 use inform::checkpoint::{Checkpoint, Input, Message};
-use inform::model::{RewardModel, Score, Scorer};
+use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::{Ops, Packing};
 use rand::seq::IndexedRandom;
@@ -64,11 +64,6 @@ fn agrees_with_pytorch() {
         }
         println!("{name}: worst relative error {worst:.1e}");
     }
-}
-
-fn bits(score: &Score) -> Vec<u32> {
-    let latent = score.latent.iter().flat_map(|latent| latent.mean.iter().chain(&latent.sigma));
-    std::iter::once(&score.reward).chain(latent).map(|value| value.to_bits()).collect()
 }
 
 /// A reward's bits depend on its tokens alone: not on the batch, the order or the threads.

@@ -5,19 +5,14 @@
 
 mod common;
 
-use common::golden;
+use common::{bits, golden};
 use inform::checkpoint::Checkpoint;
-use inform::model::{RewardModel, Score, Scorer};
+use inform::model::{RewardModel, Scorer};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-fn bits(score: &Score) -> Vec<u32> {
-    let latent = score.latent.iter().flat_map(|latent| latent.mean.iter().chain(&latent.sigma));
-    std::iter::once(&score.reward).chain(latent).map(|value| value.to_bits()).collect()
-}
 
 /// A tree of texts: each continues an earlier one from a random cut, or stands alone; some stand twice.
 fn texts(random: &mut ChaCha8Rng, vocabulary: u32) -> Vec<Vec<u32>> {

@@ -340,28 +340,35 @@ struct Worker {
 impl Worker {
     fn run(&self, inbox: &Receiver<Message>) {
         while let Ok(message) = inbox.recv() {
-            match message {
-                Message::Observed(observation) => {
-                    self.metrics.monitor_lag_seconds.set(observation.at.elapsed().as_secs_f64());
-                    let count = observation.samples.len();
-                    let run = observation.origin.run.clone();
-                    // A fault in one run's statistics must not end the others'.
-                    if catch_unwind(AssertUnwindSafe(|| self.observe(observation))).is_err() {
-                        tracing::error!(run, "the monitor failed on an observation");
-                    }
-                    self.pending.fetch_sub(count, Ordering::Relaxed);
-                }
-                Message::Evaluate(run, answer) => {
-                    let _ = answer.send(self.evaluate(&run));
-                }
-                Message::Remove(run, answer) => {
-                    let removed = self.runs.write().remove(&run);
-                    self.metrics.runs.remove(&run);
-                    let found = removed.map(|_| ()).ok_or(MonitorError::UnknownRun(run));
-                    let _ = answer.send(found);
-                }
+            let samples = match &message {
                 Message::Stop => return,
+                Message::Observed(observation) => observation.samples.len(),
+                Message::Evaluate(..) | Message::Remove(..) => 0,
+            };
+            // A fault in one run's statistics must not end the others'.
+            if catch_unwind(AssertUnwindSafe(|| self.handle(message))).is_err() {
+                tracing::error!("the monitor failed on a message");
             }
+            self.pending.fetch_sub(samples, Ordering::Relaxed);
+        }
+    }
+
+    fn handle(&self, message: Message) {
+        match message {
+            Message::Observed(observation) => {
+                self.metrics.monitor_lag_seconds.set(observation.at.elapsed().as_secs_f64());
+                self.observe(observation);
+            }
+            Message::Evaluate(run, answer) => {
+                let _ = answer.send(self.evaluate(&run));
+            }
+            Message::Remove(run, answer) => {
+                let removed = self.runs.write().remove(&run);
+                self.metrics.runs.remove(&run);
+                let found = removed.map(|_| ()).ok_or(MonitorError::UnknownRun(run));
+                let _ = answer.send(found);
+            }
+            Message::Stop => {}
         }
     }
 

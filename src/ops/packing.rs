@@ -127,14 +127,12 @@ impl Packing {
         self.ends.iter().map(|&(segment, _)| segment)
     }
 
-    /// Where the tokens before and in a segment lie: position of the first, and rows, in order.
-    pub fn spans(&self, segment: usize) -> Vec<(usize, Range<usize>)> {
+    /// Rows of the tokens before and in a segment, from position 0 on.
+    pub fn rows_through(&self, segment: usize) -> Vec<usize> {
         let chain = std::iter::successors(Some(segment), |&s| self.segments[s].parent);
-        let mut spans: Vec<_> = chain
-            .map(|s| (self.segments[s].first_position, self.segments[s].rows.clone()))
-            .collect();
+        let mut spans: Vec<_> = chain.map(|s| self.segments[s].rows.clone()).collect();
         spans.reverse();
-        spans
+        spans.into_iter().flatten().collect()
     }
 }
 
@@ -143,11 +141,11 @@ impl Packing {
 mod tests {
     use super::*;
 
-    /// The tokens of a sequence, read back along its spans.
+    /// The tokens of a sequence, read back along its segments.
     fn unpacked(packing: &Packing, index: usize) -> Vec<u32> {
         let segment = packing.last_segments().nth(index).unwrap();
         let last = packing.last_rows()[index];
-        let rows = packing.spans(segment).into_iter().flat_map(|(_, rows)| rows);
+        let rows = packing.rows_through(segment).into_iter();
         rows.take_while(|&row| row <= last).map(|row| packing.ids()[row]).collect()
     }
 

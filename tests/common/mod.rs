@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use inform::model::Score;
 use safetensors::SafeTensors;
 
 /// A file or folder under `tests/golden`.
@@ -50,6 +51,12 @@ impl Golden {
         assert_eq!(tensor.dtype().bitsize(), 8 * N, "{name}");
         tensor.data().chunks_exact(N).map(|bytes| read(bytes.try_into().unwrap())).collect()
     }
+}
+
+/// The bits of a reward and its latent.
+pub(crate) fn bits(score: &Score) -> Vec<u32> {
+    let latent = score.latent.iter().flat_map(|latent| latent.mean.iter().chain(&latent.sigma));
+    std::iter::once(&score.reward).chain(latent).map(|value| value.to_bits()).collect()
 }
 
 /// `|found - expected| / |expected|`, of vectors.

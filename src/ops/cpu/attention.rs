@@ -89,9 +89,7 @@ impl AttentionLayout {
             end: position + 1,
             row,
         });
-        let key_rows = (0..packing.segments().len())
-            .map(|segment| packing.spans(segment).into_iter().flat_map(|(_, rows)| rows).collect())
-            .collect();
+        let key_rows = (0..packing.segments().len()).map(|s| packing.rows_through(s)).collect();
         Self {
             rotary: Rotary::new(count, shape),
             all: all.collect(),
