@@ -76,40 +76,29 @@ impl<O: Ops> Layer<O> {
         })
     }
 
-    /// One row a packed token in; out, one row a packed token, or a pooled one from the last layer.
-    fn forward(
+    /// What the attention of this layer reads.
+    fn project(&self, ops: &O, x: &O::Matrix, epsilon: f32) -> Result<O::Matrix, OpsError> {
+        let normed = ops.rms_norm(x, &self.attention_norm, epsilon)?;
+        match &self.projection {
+            Projection::All(weight) | Projection::Last { key_value: weight, .. } => {
+                ops.linear(&normed, weight)
+            }
+        }
+    }
+
+    /// What follows this layer's attention.
+    fn finish(
         &self,
         ops: &O,
+        attended: &O::Operand,
         x: O::Matrix,
-        batch: &Batch<'_, O>,
-        config: &DecoderConfig,
+        epsilon: f32,
     ) -> Result<O::Matrix, OpsError> {
-        let normed = ops.rms_norm(&x, &self.attention_norm, config.rms_norm_eps)?;
-        let (attended, x) = match &self.projection {
-            Projection::All(qkv) => {
-                let qkv = ops.linear(&normed, qkv)?;
-                (ops.attention(qkv, &batch.layout, &config.attention)?, x)
-            }
-            Projection::Last { query, key_value } => {
-                let last = batch.packing.last_rows();
-                let query = ops.linear(&ops.gather_operand(&normed, &last)?, query)?;
-                let key_value = ops.linear(&normed, key_value)?;
-                let attended =
-                    ops.last_attention(query, key_value, &batch.layout, &config.attention)?;
-                (attended, ops.gather(&x, &last)?)
-            }
-        };
-        let x = ops.linear_add(&attended, &self.attention_output, x)?;
-        let normed = ops.rms_norm(&x, &self.mlp_norm, config.rms_norm_eps)?;
+        let x = ops.linear_add(attended, &self.attention_output, x)?;
+        let normed = ops.rms_norm(&x, &self.mlp_norm, epsilon)?;
         let inner = ops.gated_linear(&normed, &self.gate_up)?;
         ops.linear_add(&inner, &self.down, x)
     }
-}
-
-/// A batch as the layers see it.
-struct Batch<'a, O: Ops> {
-    packing: &'a Packing,
-    layout: O::Layout,
 }
 
 impl<O: Ops> Llama<O> {
@@ -138,11 +127,34 @@ impl<O: Ops> Llama<O> {
     /// # Errors
     /// A failing device.
     pub fn last_hidden(&self, ops: &O, packing: &Packing) -> Result<O::Matrix, OpsError> {
-        let batch = Batch { packing, layout: ops.layout(packing, &self.config.attention)? };
+        let DecoderConfig { attention: shape, rms_norm_eps: epsilon, .. } = &self.config;
+        let layout = ops.layout(packing, shape)?;
         let mut x = ops.embed(&self.embedding, packing.ids())?;
+        let mut projection = None;
+        let mut before: Option<&Layer<O>> = None;
         for layer in &self.layers {
-            x = layer.forward(ops, x, &batch, &self.config)?;
+            let asks = matches!(layer.projection, Projection::All(_));
+            let work = |ops: &O, attended: Option<O::Operand>, x: O::Matrix| {
+                let x = match (before, attended) {
+                    (Some(before), Some(attended)) => before.finish(ops, &attended, x, *epsilon)?,
+                    _ => x,
+                };
+                let projected = layer.project(ops, &x, *epsilon)?;
+                Ok((x, projected))
+            };
+            let (advanced, next) =
+                ops.advance(x, projection.as_ref(), &layout, shape, asks, work)?;
+            (x, projection, before) = (advanced, Some(next), Some(layer));
         }
-        ops.head_norm(&x, &self.norm, self.config.rms_norm_eps)
+        let mut x = ops.gather(&x, &packing.last_rows())?;
+        if let (Some(layer), Some(projection)) = (before, &projection)
+            && let Projection::Last { query, .. } = &layer.projection
+        {
+            let normed = ops.rms_norm(&x, &layer.attention_norm, *epsilon)?;
+            let queries = ops.linear(&normed, query)?;
+            let attended = ops.last_attention(queries, projection, &layout)?;
+            x = layer.finish(ops, &attended, x, *epsilon)?;
+        }
+        ops.head_norm(&x, &self.norm, *epsilon)
     }
 }

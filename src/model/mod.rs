@@ -127,15 +127,7 @@ impl<O: Ops> RewardModel<O> {
     }
 }
 
-impl<O> Scorer for RewardModel<O>
-where
-    O: Ops + Send,
-    O::Weight: Send,
-    O::GatedWeight: Send,
-    O::HeadWeight: Send,
-    O::Scale: Send,
-    O::Table: Send,
-{
+impl<O: Ops + Send> Scorer for RewardModel<O> {
     fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
         let output = self.forward(packing, None)?;
         let rewards = self.ops.read(&output.reward)?;

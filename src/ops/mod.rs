@@ -71,17 +71,19 @@ pub trait Ops: Debug {
     /// Activations `[rows, columns]` as products read them.
     type Operand: Debug;
     /// A linear layer's weight `[out, in]` in the device's own layout.
-    type Weight: Debug;
+    type Weight: Debug + Send + Sync;
     /// The gate and up projections of a gated MLP, `[inner, in]` each.
-    type GatedWeight: Debug;
+    type GatedWeight: Debug + Send + Sync;
     /// A head's weight `[out, in]`, f32.
-    type HeadWeight: Debug;
+    type HeadWeight: Debug + Send + Sync;
     /// A norm's scale `[columns]`.
-    type Scale: Debug;
+    type Scale: Debug + Send + Sync;
     /// An embedding table `[vocabulary, columns]`.
-    type Table: Debug;
+    type Table: Debug + Send + Sync;
     /// What attention needs to know of a batch, prepared once for all layers.
-    type Layout: Debug;
+    type Layout: Debug + Send + Sync;
+    /// Queries, keys and values of a batch in one layer, as attention reads them.
+    type Projection: Debug;
 
     /// Loads the named tensors, each `[rows, columns]`, stacked by rows into one weight, so that
     /// projections with the same input are one product.
@@ -155,30 +157,40 @@ pub trait Ops: Debug {
     /// `silu(x W_gate^T) * x W_up^T` (SwiGLU, Shazeer 2020).
     fn gated_linear(&self, x: &Self::Operand, weight: &Self::GatedWeight) -> Result<Self::Operand>;
 
-    /// Rotary embedding of q and k, then causal grouped-query attention of every row:
-    /// `[q | k | v]` `[rows, qkv_columns]` to `[rows, output_columns]`.
-    fn attention(
+    /// Takes every row from one attention to the next: `work` gets causal grouped-query attention of
+    /// `previous` (`None` before the first layer), `[rows, output_columns]`, and the residual stream, and
+    /// gives the new residual stream and what the next attention reads: `[q | k | v]`
+    /// `[rows, qkv_columns]` where every row `asks`, else `[k | v]` `[rows, key_value_columns]`, both before
+    /// their rotary embedding.
+    ///
+    /// `work` may be called once for all rows, or for blocks of them at the same time, with a device of its
+    /// own: it must use that one, and treat every row alike.
+    fn advance(
         &self,
-        qkv: Self::Matrix,
+        x: Self::Matrix,
+        previous: Option<&Self::Projection>,
         layout: &Self::Layout,
         shape: &AttentionShape,
-    ) -> Result<Self::Operand>;
+        asks: bool,
+        work: impl Fn(
+            &Self,
+            Option<Self::Operand>,
+            Self::Matrix,
+        ) -> Result<(Self::Matrix, Self::Matrix)>
+        + Sync,
+    ) -> Result<(Self::Matrix, Self::Projection)>;
 
-    /// As [`Ops::attention`], of each sequence's last row only: q `[sequences, output_columns]` and
-    /// `[k | v]` `[rows, key_value_columns]` to `[sequences, output_columns]`.
+    /// Attention of each sequence's last row only, over keys and values that [`Ops::advance`] gave:
+    /// queries `[sequences, output_columns]` before their rotary embedding, to the same shape.
     fn last_attention(
         &self,
-        q: Self::Matrix,
-        kv: Self::Matrix,
+        queries: Self::Matrix,
+        projection: &Self::Projection,
         layout: &Self::Layout,
-        shape: &AttentionShape,
     ) -> Result<Self::Operand>;
 
     /// The given rows, in the given order.
     fn gather(&self, x: &Self::Matrix, rows: &[usize]) -> Result<Self::Matrix>;
-
-    /// The given rows of an operand, in the given order.
-    fn gather_operand(&self, x: &Self::Operand, rows: &[usize]) -> Result<Self::Operand>;
 
     /// [`Ops::rms_norm`] in f32, for a head.
     fn head_norm(

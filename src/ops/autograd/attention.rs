@@ -1,42 +1,34 @@
 //! Packed causal attention with its gradient.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
-use super::{host, values};
+use super::{TrainingLayout, host, values};
 use crate::ops::AttentionShape;
-use crate::ops::cpu::{
-    AttentionLayout, CpuOps, Target, attention_forward, last_attention_forward, rotate, rotate_rows,
-};
+use crate::ops::cpu::{CpuOps, Matrix, rotate};
 
 /// Rotary embedding and attention: of `[q | k | v]` rows as [`crate::ops::Ops::attention`], or of q
 /// and `[k | v]` as [`crate::ops::Ops::last_attention`].
 pub(super) struct PackedAttention {
     pub(super) cpu: Arc<CpuOps>,
-    pub(super) layout: Arc<AttentionLayout>,
+    pub(super) layout: Arc<TrainingLayout>,
     pub(super) shape: AttentionShape,
 }
 
 impl PackedAttention {
     /// Rotates rows `[heads.. | rest]` forward.
     fn rotated(&self, mut rows: Vec<f32>, heads: usize, positions: &[usize]) -> Vec<f32> {
-        rotate_rows(&self.cpu, &mut rows, heads, &self.layout, positions);
+        self.cpu.rotate_rows(&mut rows, heads, &self.layout.attention, positions);
         rows
-    }
-
-    fn output(&self, rows: usize, run: impl FnOnce(Target<'_>)) -> (CpuStorage, Shape) {
-        let columns = self.shape.output_columns();
-        let mut out = vec![0f32; rows * columns];
-        run(Target::of(&mut out));
-        (CpuStorage::F32(out), Shape::from((rows, columns)))
     }
 
     /// Undoes the rotation of a row's first heads.
     fn rotate_back(&self, row: &mut [f32], heads: usize, position: usize) {
-        let (cosine, sine) = self.layout.rotation(position);
+        let (cosine, sine) = self.layout.attention.rotation(position);
         let back: Vec<f32> = sine.iter().map(|s| -s).collect();
         rotate(self.cpu.isa(), row, heads, cosine, &back);
     }
@@ -48,31 +40,26 @@ impl CustomOp1 for PackedAttention {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let heads = self.shape.heads + self.shape.key_value_heads;
-        let positions = self.layout.positions();
-        let qkv = self.rotated(values(storage, layout)?.to_vec(), heads, positions);
-        Ok(self.output(positions.len(), |out| {
-            attention_forward(&self.cpu, &qkv, &self.layout, &self.shape, out);
-        }))
+        let qkv = Matrix::from_slice(values(storage, layout)?, self.shape.qkv_columns());
+        Ok(output(&self.cpu.attention(qkv, &self.layout.attention, &self.shape)))
     }
 
     fn bwd(&self, qkv: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let heads = self.shape.heads + self.shape.key_value_heads;
-        let positions = self.layout.positions();
+        let positions = self.layout.attention.positions();
         let qkv_rows = self.rotated(host(qkv)?, heads, positions);
         let (output, gradient) = (host(result)?, host(gradient)?);
         let (columns, width) = (self.shape.qkv_columns(), self.shape.output_columns());
         let mut out = vec![0f32; qkv_rows.len()];
         let mut sequences = Vec::new();
         let mut rest = out.as_mut_slice();
-        for sequence in 0..self.layout.sequences() {
-            let rows = self.layout.sequence_rows(sequence);
+        for rows in &self.layout.sequences {
             let (own, others) = rest.split_at_mut(rows.len() * columns);
             sequences.push((rows, own));
             rest = others;
         }
-        let gradient_of = |(rows, out): (&[usize], &mut [f32])| {
-            let (start, length) = (rows[0], rows.len());
+        let gradient_of = |(rows, out): (&Range<usize>, &mut [f32])| {
+            let (start, length) = (rows.start, rows.len());
             let own = |x, columns| Block::new(x, start, length, columns);
             let (qkv, output, gradient) =
                 (own(&qkv_rows, columns), own(&output, width), own(&gradient, width));
@@ -107,13 +94,9 @@ impl CustomOp2 for PackedAttention {
         kv: &CpuStorage,
         kv_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let last = self.layout.last_positions();
-        let q = self.rotated(values(q, q_layout)?.to_vec(), self.shape.heads, last);
-        let kv = values(kv, kv_layout)?.to_vec();
-        let kv = self.rotated(kv, self.shape.key_value_heads, self.layout.positions());
-        Ok(self.output(last.len(), |out| {
-            last_attention_forward(&self.cpu, &q, &kv, &self.layout, &self.shape, out);
-        }))
+        let q = Matrix::from_slice(values(q, q_layout)?, self.shape.output_columns());
+        let kv = Matrix::from_slice(values(kv, kv_layout)?, self.shape.key_value_columns());
+        Ok(output(&self.cpu.attention_of_last(q, kv, &self.layout.attention, &self.shape)))
     }
 
     fn bwd(
@@ -124,15 +107,15 @@ impl CustomOp2 for PackedAttention {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let key_heads = self.shape.key_value_heads;
-        let last = self.layout.last_positions();
+        let last = self.layout.attention.last_positions();
         let q_rows = self.rotated(host(q)?, self.shape.heads, last);
-        let kv_rows = self.rotated(host(kv)?, key_heads, self.layout.positions());
+        let kv_rows = self.rotated(host(kv)?, key_heads, self.layout.attention.positions());
         let (output, gradient) = (host(result)?, host(gradient)?);
         let (columns, width) = (self.shape.key_value_columns(), self.shape.output_columns());
         let gradient_of = |sequence: usize| {
-            let rows = self.layout.sequence_rows(sequence);
+            let rows = &self.layout.sequences[sequence];
             let one = |x| Block::new(x, sequence, 1, width);
-            let kv = Block::new(&kv_rows, rows[0], rows.len(), columns);
+            let kv = Block::new(&kv_rows, rows.start, rows.len(), columns);
             let mut gradients =
                 sequence_gradient(&self.shape, one(&q_rows), kv, one(&output), one(&gradient));
             self.rotate_back(&mut gradients.q, self.shape.heads, last[sequence]);
@@ -141,9 +124,9 @@ impl CustomOp2 for PackedAttention {
             }
             gradients
         };
-        let gradients: Vec<Gradients> = self
-            .cpu
-            .install(|| (0..self.layout.sequences()).into_par_iter().map(gradient_of).collect());
+        let gradients: Vec<Gradients> = self.cpu.install(|| {
+            (0..self.layout.sequences.len()).into_par_iter().map(gradient_of).collect()
+        });
         let q_gradient = gradients.iter().flat_map(|g| &g.q).copied().collect();
         let kv_gradient = gradients.iter().flat_map(|g| &g.kv).copied().collect();
         Ok((
@@ -151,6 +134,10 @@ impl CustomOp2 for PackedAttention {
             Some(Tensor::from_vec(kv_gradient, kv.shape(), &Device::Cpu)?),
         ))
     }
+}
+
+fn output(matrix: &Matrix) -> (CpuStorage, Shape) {
+    (CpuStorage::F32(matrix.to_vec()), Shape::from(matrix.shape()))
 }
 
 /// Consecutive rows of a matrix, from a column on.

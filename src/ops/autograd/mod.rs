@@ -8,6 +8,7 @@ mod norm;
 mod swiglu;
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor, Var};
@@ -25,6 +26,15 @@ pub struct Parameter {
     pub var: Var,
     /// Whether weight decay applies: to matrices, not to the scales of norms.
     pub decays: bool,
+}
+
+/// A batch of whole sequences.
+#[derive(Debug)]
+pub struct TrainingLayout {
+    attention: AttentionLayout,
+    shape: AttentionShape,
+    /// Rows of each sequence.
+    sequences: Vec<Range<usize>>,
 }
 
 /// Device of a training run; keeps every parameter it has loaded.
@@ -45,12 +55,12 @@ impl AutogradOps {
         self.parameters.borrow().clone()
     }
 
-    fn packed_attention(
-        &self,
-        layout: &Arc<AttentionLayout>,
-        shape: &AttentionShape,
-    ) -> attention::PackedAttention {
-        attention::PackedAttention { cpu: self.cpu.clone(), layout: layout.clone(), shape: *shape }
+    fn packed_attention(&self, layout: &Arc<TrainingLayout>) -> attention::PackedAttention {
+        attention::PackedAttention {
+            cpu: self.cpu.clone(),
+            layout: layout.clone(),
+            shape: layout.shape,
+        }
     }
 
     fn register(
@@ -81,7 +91,8 @@ impl Ops for AutogradOps {
     type HeadWeight = Tensor;
     type Scale = Tensor;
     type Table = Tensor;
-    type Layout = Arc<AttentionLayout>;
+    type Layout = Arc<TrainingLayout>;
+    type Projection = Tensor;
 
     fn weight(
         &self,
@@ -133,12 +144,16 @@ impl Ops for AutogradOps {
     }
 
     /// Gradients of rows that several sequences share are not written yet: sequences must be whole.
-    fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<AttentionLayout>> {
+    fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<TrainingLayout>> {
         if packing.segments().iter().any(|segment| segment.parent.is_some()) {
             let message = "training packs each sequence whole".to_owned();
             return Err(candle_core::Error::Msg(message).into());
         }
-        Ok(Arc::new(AttentionLayout::new(packing, shape)))
+        Ok(Arc::new(TrainingLayout {
+            attention: self.cpu.layout(packing, shape)?,
+            shape: *shape,
+            sequences: packing.segments().iter().map(|segment| segment.rows.clone()).collect(),
+        }))
     }
 
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
@@ -161,32 +176,31 @@ impl Ops for AutogradOps {
         self.head_swiglu(self.linear(x, weight)?)
     }
 
-    fn attention(
+    fn advance(
         &self,
-        qkv: Tensor,
-        layout: &Arc<AttentionLayout>,
-        shape: &AttentionShape,
-    ) -> Result<Tensor> {
-        Ok(qkv.apply_op1(self.packed_attention(layout, shape))?)
+        x: Tensor,
+        previous: Option<&Tensor>,
+        layout: &Arc<TrainingLayout>,
+        _shape: &AttentionShape,
+        _asks: bool,
+        work: impl Fn(&Self, Option<Tensor>, Tensor) -> Result<(Tensor, Tensor)> + Sync,
+    ) -> Result<(Tensor, Tensor)> {
+        let attended = previous.map(|qkv| qkv.apply_op1(self.packed_attention(layout)));
+        work(self, attended.transpose()?, x)
     }
 
     fn last_attention(
         &self,
-        q: Tensor,
-        kv: Tensor,
-        layout: &Arc<AttentionLayout>,
-        shape: &AttentionShape,
+        queries: Tensor,
+        key_value: &Tensor,
+        layout: &Arc<TrainingLayout>,
     ) -> Result<Tensor> {
-        Ok(q.apply_op2(&kv, self.packed_attention(layout, shape))?)
+        Ok(queries.apply_op2(key_value, self.packed_attention(layout))?)
     }
 
     fn gather(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
         let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
         Ok(x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
-    }
-
-    fn gather_operand(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
-        self.gather(x, rows)
     }
 
     fn head_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {

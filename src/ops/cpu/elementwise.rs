@@ -99,14 +99,12 @@ vectorised! {
 
 vectorised! {
     /// One step of an online softmax (Milakov and Gimelshein 2018) over a block of scores of which
-    /// the first `visible` count. Turns the scores into weights relative to the running maximum,
+    /// the first `visible` count, at least one. Turns the scores into weights relative to the running maximum,
     /// updates that maximum and the running sum of weights, and returns the factor by which what
     /// was summed before shrinks.
-    pub(super) fn softmax_block(scores: &mut [f32], visible: usize, scale: f32, maximum: &mut f32, sum: &mut f32) -> f32 {
+    pub(super) fn softmax_block(scores: &mut [f32], visible: usize, maximum: &mut f32, sum: &mut f32) -> f32 {
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        for (lane, score) in scores.iter_mut().enumerate() {
-            *score = if lane < visible { *score * scale } else { f32::NEG_INFINITY };
-        }
+        scores[visible..].fill(f32::NEG_INFINITY);
         for chunk in scores.chunks_exact(LANES) {
             for (lane, &score) in lanes.iter_mut().zip(chunk) {
                 *lane = if score > *lane { score } else { *lane };

@@ -4,13 +4,14 @@ use half::bf16;
 
 use super::elementwise::swiglu;
 use super::operand::{Operand, Precision, Target, Values};
+use super::shared::Shared;
 use super::tile::{self, PANEL, Strided};
 use super::{CpuOps, Isa};
 
-/// Rows that one task multiplies while its panels stay in the second-level cache.
-const ROW_BLOCK: usize = 48;
-/// Panels of one task: enough tasks for all threads when there are few rows.
-const PANEL_BLOCK: usize = 4;
+/// Rows that one task multiplies by a panel, which stays in the second-level cache meanwhile.
+pub(super) const ROW_BLOCK: usize = 96;
+/// Tasks for each thread, where rows are few: the last ones to end leave little idle.
+const TASKS_PER_THREAD: usize = 4;
 /// Output channels of each kind in a panel of a gated weight.
 const HALF: usize = PANEL / 2;
 
@@ -104,33 +105,6 @@ impl PackedGate {
     }
 }
 
-/// A pointer that tasks share because each writes its own part.
-#[derive(Debug)]
-pub(in crate::ops) struct Shared<T>(pub(super) *mut T);
-// SAFETY: the users of `Shared` write disjoint elements.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Clone for Shared<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// The pointer, moved `offset` elements.
-    ///
-    /// # Safety
-    /// As `pointer::add`.
-    pub(super) unsafe fn at(self, offset: usize) -> *mut T {
-        // SAFETY: the caller's.
-        unsafe { self.0.add(offset) }
-    }
-}
-
 /// `out = x W^T`, or `out += x W^T` where `accumulate` is set; `x` is `[rows, in]`, `out` is
 /// `[rows, out]`. Each output is one sum over `in` in ascending order.
 pub(super) fn multiply(
@@ -141,7 +115,7 @@ pub(super) fn multiply(
     accumulate: bool,
 ) {
     assert_eq!((x.columns, out.len()), (weight.columns, x.rows * weight.rows));
-    let target = Shared(out.as_mut_ptr());
+    let target = Shared::new(out);
     tasks(ops, x.rows, weight, |first_row, count, panel| {
         let columns = PANEL.min(weight.rows - panel * PANEL);
         // SAFETY: the lengths were asserted, tasks write disjoint parts of `out`, and a panel that
@@ -182,7 +156,7 @@ pub(super) fn multiply_gated(ops: &CpuOps, x: &Operand, gate: &PackedGate, out: 
             swiglu(ops.isa, &factors[..count * PANEL], HALF, &mut products);
             for (r, row) in products.chunks_exact(HALF).take(count).enumerate() {
                 let offset = (first_row + r) * width + panel * HALF;
-                target.write(ops.isa, offset, &row[..columns]);
+                target.write(offset, &row[..columns]);
             }
         }
     });
@@ -199,11 +173,14 @@ fn tasks(
         Panels::F32(values) => values.len() / (weight.columns * PANEL),
         Panels::Bf16(values) => values.len() / (weight.columns / 2 * PANEL),
     };
-    let panel_blocks = panels.div_ceil(PANEL_BLOCK);
-    ops.parallel(rows.div_ceil(ROW_BLOCK) * panel_blocks, |index| {
+    let row_blocks = rows.div_ceil(ROW_BLOCK).max(1);
+    let wanted = (ops.threads() * TASKS_PER_THREAD).div_ceil(row_blocks);
+    let together = if ops.threads() == 1 { panels } else { panels.div_ceil(wanted) };
+    let panel_blocks = panels.div_ceil(together);
+    ops.parallel(row_blocks * panel_blocks, |index| {
         let first_row = index / panel_blocks * ROW_BLOCK;
-        let first_panel = index % panel_blocks * PANEL_BLOCK;
-        for panel in first_panel..(first_panel + PANEL_BLOCK).min(panels) {
+        let first_panel = index % panel_blocks * together;
+        for panel in first_panel..(first_panel + together).min(panels) {
             task(first_row, ROW_BLOCK.min(rows - first_row), panel);
         }
     });

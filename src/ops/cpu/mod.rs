@@ -5,46 +5,64 @@
 //! any batch.
 
 mod attention;
+mod buffers;
 mod elementwise;
 mod isa;
+mod layout;
 mod linear;
 mod operand;
+mod projection;
+mod rotary;
+mod shared;
+mod threads;
 mod tile;
 
 use std::ops::Range;
-
-use rayon::prelude::*;
+use std::sync::Arc;
 
 use super::{AttentionShape, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource};
 
-pub use attention::AttentionLayout;
+use buffers::Buffer;
 pub use isa::Isa;
+pub use layout::AttentionLayout;
 pub use linear::{PackedGate, PackedWeight};
 pub use operand::{Operand, Precision};
+pub use projection::Projection;
 
-pub(super) use attention::{
-    forward as attention_forward, forward_last as last_attention_forward, rotate as rotate_rows,
-};
 pub(super) use elementwise::{rms_norm, rotate, swiglu};
-use linear::Shared;
-pub(super) use operand::Target;
 use operand::Values;
-
-/// Rows of one task of a row-wise operation.
-const ROWS_PER_TASK: usize = 64;
+use rotary::RotaryTables;
+use shared::Shared;
+use threads::Threads;
 
 /// A row-major f32 matrix in host memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
     rows: usize,
     columns: usize,
-    values: Vec<f32>,
+    values: Buffer<f32>,
 }
 
 impl Matrix {
-    fn zeros(rows: usize, columns: usize) -> Self {
-        Self { rows, columns, values: vec![0.0; rows * columns] }
+    /// A matrix with arbitrary contents, for an operation that writes every element.
+    fn stale(rows: usize, columns: usize) -> Self {
+        Self { rows, columns, values: Buffer::stale(rows * columns) }
+    }
+
+    pub(super) fn from_slice(values: &[f32], columns: usize) -> Self {
+        let mut matrix = Self::stale(values.len() / columns, columns);
+        matrix.values.copy_from_slice(values);
+        matrix
+    }
+
+    /// Rows and columns.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    pub(super) fn to_vec(&self) -> Vec<f32> {
+        self.values.to_vec()
     }
 
     fn row(&self, row: usize) -> &[f32] {
@@ -52,12 +70,13 @@ impl Matrix {
     }
 }
 
-/// The CPU device: an instruction set, a precision and a thread pool.
+/// The CPU device: an instruction set, a precision and threads.
 #[derive(Debug)]
 pub struct CpuOps {
     isa: Isa,
     precision: Precision,
-    pool: rayon::ThreadPool,
+    threads: Threads,
+    rotary: Arc<RotaryTables>,
 }
 
 /// A device that cannot be had.
@@ -80,11 +99,8 @@ impl CpuOps {
         if precision == Precision::Bf16 && !isa::has_bf16() {
             return Err(CpuError::NoBf16);
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("cpu-ops-{i}"))
-            .build()?;
-        Ok(Self { isa: Isa::detect(), precision, pool })
+        let threads = Threads::new(threads)?;
+        Ok(Self { isa: Isa::detect(), precision, threads, rotary: Arc::default() })
     }
 
     /// The instruction set in use.
@@ -99,28 +115,33 @@ impl CpuOps {
 
     /// Threads in use.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.threads.count()
     }
 
-    /// Runs `task(0 .. count)` on the pool; inline where there is one.
-    fn parallel(&self, count: usize, task: impl Fn(usize) + Sync + Send) {
-        if count <= 1 || self.pool.current_num_threads() == 1 {
-            (0..count).for_each(task);
-        } else {
-            self.pool.install(|| (0..count).into_par_iter().for_each(task));
+    /// The same device on the current thread only, for a task.
+    fn inline(&self) -> Self {
+        Self {
+            isa: self.isa,
+            precision: self.precision,
+            threads: Threads::Current,
+            rotary: self.rotary.clone(),
         }
+    }
+
+    /// Runs `task(0 .. count)` on the threads.
+    fn parallel(&self, count: usize, task: impl Fn(usize) + Sync + Send) {
+        self.threads.run(count, task);
     }
 
     /// Runs `work` where rayon's parallel iterators use this device's threads.
     pub(super) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(work)
+        self.threads.install(work)
     }
 
     /// Runs `task` on ranges that cover `0 .. rows`.
-    pub(super) fn parallel_rows(&self, rows: usize, task: impl Fn(Range<usize>) + Sync + Send) {
-        self.parallel(rows.div_ceil(ROWS_PER_TASK), |i| {
-            task(i * ROWS_PER_TASK..((i + 1) * ROWS_PER_TASK).min(rows));
-        });
+    fn parallel_rows(&self, rows: usize, task: impl Fn(Range<usize>) + Sync + Send) {
+        let step = if self.threads() == 1 { rows.max(1) } else { ROWS_PER_TASK };
+        self.parallel(rows.div_ceil(step), |i| task(i * step..((i + 1) * step).min(rows)));
     }
 
     /// Runs `task(input rows, output rows)` on row ranges of an operation that maps rows
@@ -135,7 +156,7 @@ impl CpuOps {
     ) {
         let rows = x.len() / from;
         assert_eq!((x.len(), out.len()), (rows * from, rows * to));
-        let target = Shared(out.as_mut_ptr());
+        let target = Shared::new(out);
         self.parallel_rows(rows, |range| {
             // SAFETY: ranges are disjoint and within `out`, whose length was asserted.
             let out = unsafe {
@@ -144,7 +165,73 @@ impl CpuOps {
             task(&x[range.start * from..range.end * from], out);
         });
     }
+
+    /// Rows of the tasks that [`Ops::advance`] cuts a batch into: all of them where there are too few to
+    /// keep every thread busy, else as equal as whole tiles allow.
+    fn block_rows(&self, rows: usize) -> usize {
+        let threads = self.threads();
+        if rows < threads * MIN_BLOCK && threads > 1 {
+            return rows;
+        }
+        let blocks = rows.div_ceil(linear::ROW_BLOCK * threads) * threads;
+        rows.div_ceil(blocks).next_multiple_of(tile::ROWS)
+    }
+
+    /// Rotary embedding, then attention of every row: `[q | k | v]` to `[rows, output_columns]`.
+    pub(super) fn attention(
+        &self,
+        qkv: Matrix,
+        layout: &AttentionLayout,
+        shape: &AttentionShape,
+    ) -> Matrix {
+        let rows = qkv.rows;
+        let mut projection = Projection::new(self.precision, layout, shape, true);
+        projection.store(self, layout, qkv);
+        attention::of_rows(self, &projection, layout, 0..rows).into_matrix()
+    }
+
+    /// As [`CpuOps::attention`], of each sequence's last row: q and `[k | v]` to
+    /// `[sequences, output_columns]`.
+    pub(super) fn attention_of_last(
+        &self,
+        queries: Matrix,
+        key_value: Matrix,
+        layout: &AttentionLayout,
+        shape: &AttentionShape,
+    ) -> Matrix {
+        let mut projection = Projection::new(self.precision, layout, shape, false);
+        projection.store(self, layout, key_value);
+        let queries = attention::last_queries(self, layout, shape, queries);
+        attention::of_last(self, &projection, layout, &queries).into_matrix()
+    }
+
+    /// Rotates the first `heads` heads of rows `[heads.. | rest]` in place; `positions` is one a row.
+    pub(super) fn rotate_rows(
+        &self,
+        values: &mut [f32],
+        heads: usize,
+        layout: &AttentionLayout,
+        positions: &[usize],
+    ) {
+        let columns = values.len() / positions.len().max(1);
+        let target = Shared::new(values);
+        self.parallel_rows(positions.len(), |range| {
+            for row in range {
+                let (cosine, sine) = layout.rotation(positions[row]);
+                // SAFETY: rows are disjoint and within `values`.
+                let row =
+                    unsafe { std::slice::from_raw_parts_mut(target.at(row * columns), columns) };
+                rotate(self.isa, row, heads, cosine, sine);
+            }
+        });
+    }
 }
+
+/// Rows of one task of a row-wise operation.
+const ROWS_PER_TASK: usize = 64;
+/// Rows of a batch for each thread from which on tasks are blocks of rows. With fewer, every product's
+/// panels are spread over the threads.
+const MIN_BLOCK: usize = 24;
 
 /// Loads tensors stacked by rows, and packs them.
 fn packed(
@@ -166,6 +253,7 @@ impl Ops for CpuOps {
     type Scale = Vec<f32>;
     type Table = Matrix;
     type Layout = AttentionLayout;
+    type Projection = Projection;
 
     fn weight(
         &self,
@@ -213,11 +301,12 @@ impl Ops for CpuOps {
         rows: usize,
         columns: usize,
     ) -> std::result::Result<Matrix, CheckpointError> {
-        Ok(Matrix { rows, columns, values: source.f32(name, &[rows, columns])? })
+        Ok(Matrix { rows, columns, values: source.f32(name, &[rows, columns])?.into() })
     }
 
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<AttentionLayout> {
-        Ok(AttentionLayout::new(packing, shape))
+        let positions = packing.positions().iter().max().map_or(0, |last| last + 1);
+        Ok(AttentionLayout::new(packing, self.rotary.get(positions, shape)))
     }
 
     fn embed(&self, table: &Matrix, ids: &[u32]) -> Result<Matrix> {
@@ -226,7 +315,7 @@ impl Ops for CpuOps {
     }
 
     fn rms_norm(&self, x: &Matrix, scale: &Vec<f32>, epsilon: f32) -> Result<Operand> {
-        let mut out = Operand::zeros(self.precision, x.rows, x.columns);
+        let mut out = Operand::stale(self.precision, x.rows, x.columns);
         match &mut out.values {
             Values::F32(values) => {
                 self.map_rows(&x.values, x.columns, values, x.columns, |x, out| {
@@ -235,21 +324,19 @@ impl Ops for CpuOps {
             }
             Values::Bf16(_) => {
                 let target = out.target();
-                self.parallel_rows(x.rows, |range| {
-                    let mut normed = vec![0f32; x.columns];
-                    for row in range {
-                        rms_norm(self.isa, x.row(row), scale, epsilon, &mut normed);
-                        // SAFETY: rows are disjoint and within the result.
-                        unsafe { target.write(self.isa, row * x.columns, &normed) };
-                    }
-                });
+                let mut normed = Buffer::stale(x.columns);
+                for row in 0..x.rows {
+                    rms_norm(self.isa, x.row(row), scale, epsilon, &mut normed);
+                    // SAFETY: rows are within the result, which nobody else has yet.
+                    unsafe { target.write(row * x.columns, &normed) };
+                }
             }
         }
         Ok(out)
     }
 
     fn linear(&self, x: &Operand, weight: &PackedWeight) -> Result<Matrix> {
-        let mut out = Matrix::zeros(x.rows, weight.rows());
+        let mut out = Matrix::stale(x.rows, weight.rows());
         linear::multiply(self, x, weight, &mut out.values, false);
         Ok(out)
     }
@@ -265,52 +352,76 @@ impl Ops for CpuOps {
     }
 
     fn gated_linear(&self, x: &Operand, weight: &PackedGate) -> Result<Operand> {
-        let mut out = Operand::zeros(self.precision, x.rows, weight.rows());
+        let mut out = Operand::stale(self.precision, x.rows, weight.rows());
         linear::multiply_gated(self, x, weight, &mut out);
         Ok(out)
     }
 
-    fn attention(
+    /// Threads take blocks of rows from one attention to the next, so that what a block's operations
+    /// hand on stays in the second-level cache, and threads wait for each other once a layer.
+    fn advance(
         &self,
-        mut qkv: Matrix,
+        mut x: Matrix,
+        previous: Option<&Projection>,
         layout: &AttentionLayout,
         shape: &AttentionShape,
-    ) -> Result<Operand> {
-        let rotated = shape.heads + shape.key_value_heads;
-        rotate_rows(self, &mut qkv.values, rotated, layout, layout.positions());
-        let mut out = Operand::zeros(self.precision, qkv.rows, shape.output_columns());
-        attention_forward(self, &qkv.values, layout, shape, out.target());
-        Ok(out)
+        asks: bool,
+        work: impl Fn(&Self, Option<Operand>, Matrix) -> Result<(Matrix, Matrix)> + Sync,
+    ) -> Result<(Matrix, Projection)> {
+        let (rows, columns) = (x.rows, x.columns);
+        let mut projection = Projection::new(self.precision, layout, shape, asks);
+        let attended = |ops: &Self, rows: Range<usize>| {
+            previous.map(|previous| attention::of_rows(ops, previous, layout, rows))
+        };
+        let block = self.block_rows(rows);
+        if block >= rows {
+            let (x, projected) = work(self, attended(self, 0..rows), x)?;
+            projection.store(self, layout, projected);
+            return Ok((x, projection));
+        }
+        let target = projection.target();
+        let stream = Shared::new(&mut x.values);
+        let blocks = rows.div_ceil(block);
+        let task = |index: usize| -> Result<()> {
+            // Later rows see more keys: those first, so that the last tasks to end are short.
+            let start = (blocks - 1 - index) * block;
+            let own = start..(start + block).min(rows);
+            let ops = self.inline();
+            // SAFETY: blocks of rows are disjoint, and within `x`.
+            let x = unsafe {
+                std::slice::from_raw_parts_mut(stream.at(start * columns), own.len() * columns)
+            };
+            let attended = attended(&ops, own.clone());
+            let (result, mut projected) = work(&ops, attended, Matrix::from_slice(x, columns))?;
+            x.copy_from_slice(&result.values);
+            // SAFETY: as above.
+            unsafe { target.store(&ops, layout, own, &mut projected.values) };
+            Ok(())
+        };
+        self.threads.try_run(blocks, task)?;
+        Ok((x, projection))
     }
 
     fn last_attention(
         &self,
-        mut q: Matrix,
-        mut kv: Matrix,
+        queries: Matrix,
+        projection: &Projection,
         layout: &AttentionLayout,
-        shape: &AttentionShape,
     ) -> Result<Operand> {
-        rotate_rows(self, &mut q.values, shape.heads, layout, layout.last_positions());
-        rotate_rows(self, &mut kv.values, shape.key_value_heads, layout, layout.positions());
-        let mut out = Operand::zeros(self.precision, q.rows, shape.output_columns());
-        last_attention_forward(self, &q.values, &kv.values, layout, shape, out.target());
-        Ok(out)
+        let queries = attention::last_queries(self, layout, &projection.shape, queries);
+        Ok(attention::of_last(self, projection, layout, &queries))
     }
 
     fn gather(&self, x: &Matrix, rows: &[usize]) -> Result<Matrix> {
-        let mut values = Vec::with_capacity(rows.len() * x.columns);
-        for &row in rows {
-            values.extend_from_slice(x.row(row));
+        let mut out = Matrix::stale(rows.len(), x.columns);
+        for (&row, out) in rows.iter().zip(out.values.chunks_exact_mut(x.columns)) {
+            out.copy_from_slice(x.row(row));
         }
-        Ok(Matrix { rows: rows.len(), columns: x.columns, values })
-    }
-
-    fn gather_operand(&self, x: &Operand, rows: &[usize]) -> Result<Operand> {
-        Ok(x.gather(rows))
+        Ok(out)
     }
 
     fn head_norm(&self, x: &Matrix, scale: &Vec<f32>, epsilon: f32) -> Result<Matrix> {
-        let mut out = Matrix::zeros(x.rows, x.columns);
+        let mut out = Matrix::stale(x.rows, x.columns);
         rms_norm(self.isa, &x.values, scale, epsilon, &mut out.values);
         Ok(out)
     }
@@ -322,22 +433,22 @@ impl Ops for CpuOps {
 
     fn head_swiglu(&self, gate_up: Matrix) -> Result<Matrix> {
         let columns = gate_up.columns / 2;
-        let mut out = Matrix::zeros(gate_up.rows, columns);
+        let mut out = Matrix::stale(gate_up.rows, columns);
         swiglu(self.isa, &gate_up.values, columns, &mut out.values);
         Ok(out)
     }
 
     fn columns(&self, x: &Matrix, start: usize, count: usize) -> Result<Matrix> {
-        let mut values = Vec::with_capacity(x.rows * count);
-        for row in 0..x.rows {
-            values.extend_from_slice(&x.row(row)[start..start + count]);
+        let mut out = Matrix::stale(x.rows, count);
+        for (row, out) in out.values.chunks_exact_mut(count).enumerate() {
+            out.copy_from_slice(&x.row(row)[start..start + count]);
         }
-        Ok(Matrix { rows: x.rows, columns: count, values })
+        Ok(out)
     }
 
     fn reparameterise(&self, posterior: &Matrix, noise: &[f32]) -> Result<Matrix> {
         let dimension = posterior.columns / 2;
-        let mut out = Matrix::zeros(posterior.rows, dimension);
+        let mut out = Matrix::stale(posterior.rows, dimension);
         for (row, (out, noise)) in
             out.values.chunks_exact_mut(dimension).zip(noise.chunks_exact(dimension)).enumerate()
         {
@@ -350,10 +461,10 @@ impl Ops for CpuOps {
     }
 
     fn upload(&self, values: Vec<f32>, columns: usize) -> Result<Matrix> {
-        Ok(Matrix { rows: values.len() / columns, columns, values })
+        Ok(Matrix { rows: values.len() / columns, columns, values: values.into() })
     }
 
     fn read(&self, x: &Matrix) -> Result<Vec<f32>> {
-        Ok(x.values.clone())
+        Ok(x.values.to_vec())
     }
 }

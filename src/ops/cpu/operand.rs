@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::isa::vectorised;
-use super::linear::Shared;
+use super::buffers::Buffer;
+use super::shared::Shared;
 
 /// Precision of products. Sums, norms, softmax and the residual stream are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -37,15 +37,14 @@ pub struct Operand {
 /// Elements of an [`Operand`], row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
+    F32(Buffer<f32>),
+    Bf16(Buffer<u16>),
 }
 
 /// Where tasks write an operand, each its own part. Borrows the operand.
 #[derive(Clone, Copy)]
-pub(in crate::ops) struct Target<'a> {
+pub(super) struct Target<'a> {
     elements: Elements,
-    length: usize,
     operand: PhantomData<&'a mut [f32]>,
 }
 
@@ -56,58 +55,40 @@ enum Elements {
 }
 
 impl Operand {
-    pub(super) fn zeros(precision: Precision, rows: usize, columns: usize) -> Self {
+    /// An operand with arbitrary contents, for an operation that writes every element.
+    pub(super) fn stale(precision: Precision, rows: usize, columns: usize) -> Self {
         let values = match precision {
-            Precision::F32 => Values::F32(vec![0.0; rows * columns]),
-            Precision::Bf16 => Values::Bf16(vec![0; rows * columns]),
+            Precision::F32 => Values::F32(Buffer::stale(rows * columns)),
+            Precision::Bf16 => Values::Bf16(Buffer::stale(rows * columns)),
         };
         Self { rows, columns, values }
     }
 
-    pub(super) fn target(&mut self) -> Target<'_> {
-        match &mut self.values {
-            Values::F32(values) => Target::of(values),
-            Values::Bf16(values) => Target {
-                elements: Elements::Bf16(Shared(values.as_mut_ptr())),
-                length: values.len(),
-                operand: PhantomData,
-            },
+    /// The values of an f32 device's operand.
+    pub(super) fn into_matrix(self) -> super::Matrix {
+        let Self { rows, columns, values } = self;
+        match values {
+            Values::F32(values) => super::Matrix { rows, columns, values },
+            Values::Bf16(_) => unreachable!("only training asks, and it is f32"),
         }
     }
 
-    pub(super) fn gather(&self, rows: &[usize]) -> Self {
-        fn copy<T: Copy>(values: &[T], columns: usize, rows: &[usize]) -> Vec<T> {
-            rows.iter().flat_map(|row| &values[row * columns..][..columns]).copied().collect()
-        }
-        let values = match &self.values {
-            Values::F32(values) => Values::F32(copy(values, self.columns, rows)),
-            Values::Bf16(values) => Values::Bf16(copy(values, self.columns, rows)),
+    pub(super) fn target(&mut self) -> Target<'_> {
+        let elements = match &mut self.values {
+            Values::F32(values) => Elements::F32(Shared::new(values)),
+            Values::Bf16(values) => Elements::Bf16(Shared::new(values)),
         };
-        Self { rows: rows.len(), columns: self.columns, values }
+        Target { elements, operand: PhantomData }
     }
 }
 
-impl<'a> Target<'a> {
-    /// A slice that is written in f32.
-    pub(in crate::ops) fn of(values: &'a mut [f32]) -> Self {
-        Self {
-            elements: Elements::F32(Shared(values.as_mut_ptr())),
-            length: values.len(),
-            operand: PhantomData,
-        }
-    }
-
-    /// Elements of the operand.
-    pub(super) fn len(self) -> usize {
-        self.length
-    }
-
+impl Target<'_> {
     /// Writes `values` from element `offset` on.
     ///
     /// # Safety
-    /// `offset + values.len()` is at most [`Target::len`], and no other task writes or reads these
+    /// `offset + values.len()` is at most the operand's length, and no other task writes or reads these
     /// elements.
-    pub(super) unsafe fn write(self, isa: super::Isa, offset: usize, values: &[f32]) {
+    pub(super) unsafe fn write(self, offset: usize, values: &[f32]) {
         // SAFETY: the caller's.
         unsafe {
             match self.elements {
@@ -115,46 +96,61 @@ impl<'a> Target<'a> {
                     std::ptr::copy_nonoverlapping(values.as_ptr(), target.at(offset), values.len());
                 }
                 Elements::Bf16(target) => {
-                    let out = std::slice::from_raw_parts_mut(target.at(offset), values.len());
-                    round(isa, values, out);
+                    round(values, std::slice::from_raw_parts_mut(target.at(offset), values.len()));
                 }
             }
         }
     }
 }
 
-vectorised! {
-    /// Rounds to brain floats, to nearest even. NaN stays NaN.
-    fn round(values: &[f32], out: &mut [u16]) {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = to_bf16(*value);
+/// Rounds to brain floats, to nearest even; subnormal numbers become zeros, as the dot product takes them.
+/// Only a device of [`Precision::Bf16`] rounds, and there is none without the instruction.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn round(values: &[f32], out: &mut [u16]) {
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    fn vectors(values: &[f32], out: &mut [u16]) {
+        for (values, out) in values.chunks(16).zip(out.chunks_mut(16)) {
+            let mask = (1u32 << values.len()).wrapping_sub(1) as u16;
+            // SAFETY: the mask covers `values`, and `out` is as long.
+            unsafe {
+                let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, values.as_ptr()));
+                let rounded: __m256i = std::mem::transmute(rounded);
+                _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, rounded);
+            }
         }
     }
+    assert_eq!(values.len(), out.len());
+    // SAFETY: `CpuOps::new` refuses the precision where the instructions are missing.
+    unsafe { vectors(values, out) }
 }
 
-/// One value, rounded to nearest even.
-#[inline(always)]
-pub(super) fn to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    // Rounding a NaN could carry into the sign or give an infinity.
-    let nan = (bits >> 16) | 0x40;
-    (if value.is_nan() { nan } else { rounded }) as u16
+/// No processor of another architecture has bf16 products here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn round(_: &[f32], _: &mut [u16]) {
+    unreachable!("CpuOps::new refuses the precision")
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    use super::to_bf16;
+    use super::round;
+    use crate::ops::cpu::isa;
 
     #[test]
     fn rounding_is_that_of_the_half_crate() {
-        for step in 0..1_000_000u32 {
-            let value = f32::from_bits(step.wrapping_mul(4_294_967_291));
-            let (ours, theirs) = (to_bf16(value), half::bf16::from_f32(value));
-            assert_eq!(ours, theirs.to_bits(), "{value}");
+        if !isa::has_bf16() {
+            eprintln!("skipped: this processor has no AVX-512 BF16");
+            return;
         }
-        for value in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE] {
-            assert_eq!(to_bf16(value), half::bf16::from_f32(value).to_bits(), "{value}");
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE];
+        let random = (0..1_000_003u32).map(|i| f32::from_bits(i.wrapping_mul(4_294_967_291)));
+        let values: Vec<f32> = special.into_iter().chain(random).collect();
+        let mut rounded = vec![0u16; values.len()];
+        round(&values, &mut rounded);
+        for (value, rounded) in values.into_iter().zip(rounded) {
+            let expected = if value.is_subnormal() { 0.0f32.copysign(value) } else { value };
+            assert_eq!(rounded, half::bf16::from_f32(expected).to_bits(), "{value}");
         }
     }
 }

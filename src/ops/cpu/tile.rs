@@ -10,6 +10,8 @@ use super::isa::Isa;
 
 /// Columns of a panel.
 pub(super) const PANEL: usize = 32;
+/// Rows of the widest tile.
+pub(super) const ROWS: usize = 12;
 
 /// A matrix operand in memory that other threads may write elsewhere in: first element and stride.
 #[derive(Clone, Copy)]
