@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 
+use super::bf16::{self, Panel};
 use super::buffers::Buffer;
 use super::elementwise;
 use super::layout::{AttentionLayout, KEY_BLOCK, Queries};
-use super::operand::{self, Operand, Precision, Target, Values};
+use super::operand::{Operand, Precision, Target, Values};
 use super::projection::{KeyBlock, Projection};
 use super::tile::{self, PANEL, ROWS, Strided};
 use super::{CpuOps, Matrix};
@@ -176,11 +177,10 @@ impl Task<'_> {
                         let x = Strided { start: values[asking..].as_ptr(), stride };
                         tile::multiply(isa, tile.len(), head_dim, x, keys.add(offset), out, false);
                     }
-                    #[cfg(target_arch = "x86_64")]
                     (Values::Bf16(values), KeyBlock::Bf16 { keys, .. }) => {
                         let x = Strided { start: values[asking..].as_ptr(), stride };
-                        let keys = keys.add(offset / 2);
-                        tile::multiply_bf16(tile.len(), head_dim, x, keys, out, false);
+                        let keys = Panel { start: keys.add(offset / 2), next: std::ptr::null() };
+                        bf16::multiply(tile.len(), head_dim, x, keys, out, false);
                     }
                     _ => unreachable!("queries and keys of one device have one precision"),
                 }
@@ -190,19 +190,17 @@ impl Task<'_> {
         for (row, scores) in state.scores.chunks_exact_mut(KEY_BLOCK).take(tile.len()).enumerate() {
             let query = tile.start + row;
             let visible = (self.queries.first + query + 1 - first_key).min(width);
-            let shrink = elementwise::softmax_block(
-                isa,
-                &mut scores[..width],
-                visible,
-                &mut state.maximum[query],
-                &mut state.weight[query],
-            );
+            let (maximum, weight) = (&mut state.maximum[query], &mut state.weight[query]);
+            let scores = &mut scores[..width];
+            let shrink = match self.ops.precision {
+                Precision::F32 => elementwise::softmax_block(isa, scores, visible, maximum, weight),
+                Precision::Bf16 => {
+                    let rounded = &mut state.rounded[row * KEY_BLOCK..][..width];
+                    bf16::softmax_block(scores, visible, maximum, weight, rounded)
+                }
+            };
             if later && shrink != 1.0 {
                 elementwise::scale(isa, &mut state.sums[query * padded..][..padded], shrink);
-            }
-            if self.ops.precision == Precision::Bf16 {
-                let rounded = &mut state.rounded[row * KEY_BLOCK..][..width];
-                operand::round(&scores[..width], rounded);
             }
         }
         for panel in 0..padded / PANEL {
@@ -217,14 +215,12 @@ impl Task<'_> {
                         let x = Strided { start: state.scores.as_ptr(), stride: KEY_BLOCK };
                         tile::multiply(isa, tile.len(), width, x, values.add(offset), out, later);
                     }
-                    #[cfg(target_arch = "x86_64")]
                     KeyBlock::Bf16 { values, .. } => {
                         let x = Strided { start: state.rounded.as_ptr(), stride: KEY_BLOCK };
-                        let values = values.add(offset / 2);
-                        tile::multiply_bf16(tile.len(), width, x, values, out, later);
+                        let values =
+                            Panel { start: values.add(offset / 2), next: std::ptr::null() };
+                        bf16::multiply(tile.len(), width, x, values, out, later);
                     }
-                    #[cfg(not(target_arch = "x86_64"))]
-                    KeyBlock::Bf16 { .. } => unreachable!("this processor has no bf16 products"),
                 }
             }
         }

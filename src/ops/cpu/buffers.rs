@@ -57,7 +57,6 @@ impl<T: Element> Buffer<T> {
         let memory = found.ok().flatten().unwrap_or_else(|| vec![T::default(); length]);
         Self { memory, length }
     }
-
 }
 
 impl<T: Element> From<Vec<T>> for Buffer<T> {

@@ -1,9 +1,9 @@
 //! Linear layers over weights that are packed once at load.
 
-use half::bf16;
-
+use super::bf16::{self, Panel};
+use super::buffers::Buffer;
 use super::elementwise::swiglu;
-use super::operand::{Operand, Precision, Target, Values};
+use super::operand::{Operand, Precision, Values};
 use super::shared::Shared;
 use super::tile::{self, PANEL, Strided};
 use super::{CpuOps, Isa};
@@ -71,7 +71,7 @@ impl PackedWeight {
                 assert!(columns.is_multiple_of(2), "config.json's checks make widths even");
                 let mut packed = vec![0u32; order.len() * columns / 2];
                 for (panel, lane, k, value) in cells {
-                    let bits = u32::from(bf16::from_f32(value).to_bits());
+                    let bits = u32::from(half::bf16::from_f32(value).to_bits());
                     packed[(panel / 2 + k / 2) * PANEL + lane] |= bits << (16 * (k % 2));
                 }
                 Panels::Bf16(packed)
@@ -83,6 +83,17 @@ impl PackedWeight {
     /// Output channels.
     pub(super) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// A panel of a bf16 weight, and the one after it.
+    fn bf16_panel(&self, index: usize) -> Panel {
+        let Panels::Bf16(panels) = &self.panels else {
+            unreachable!("operands and weights of one device have one precision")
+        };
+        let size = self.columns / 2 * PANEL;
+        let next = panels.get((index + 1) * size..).filter(|rest| !rest.is_empty());
+        let next = next.map_or(std::ptr::null(), <[u32]>::as_ptr);
+        Panel { start: panels[index * size..].as_ptr(), next }
     }
 }
 
@@ -126,7 +137,7 @@ pub(super) fn multiply(
                 let out = Strided { start, stride: weight.rows };
                 multiply_panel(ops.isa, x, weight, first_row, count, panel, out, accumulate);
             } else {
-                let mut edge = [0f32; ROW_BLOCK * PANEL];
+                let mut edge = Buffer::stale(count * PANEL);
                 let out = Strided { start: edge.as_mut_ptr(), stride: PANEL };
                 multiply_panel(ops.isa, x, weight, first_row, count, panel, out, false);
                 for (r, row) in edge.chunks_exact(PANEL).take(count).enumerate() {
@@ -144,19 +155,26 @@ pub(super) fn multiply(
 pub(super) fn multiply_gated(ops: &CpuOps, x: &Operand, gate: &PackedGate, out: &mut Operand) {
     let weight = &gate.0;
     assert_eq!((x.columns, out.rows, out.columns), (weight.columns, x.rows, weight.rows));
-    let (target, width): (Target<'_>, usize) = (out.target(), weight.rows);
+    let (target, width, depth) = (out.target(), weight.rows, weight.columns);
     tasks(ops, x.rows, weight, |first_row, count, panel| {
-        let mut factors = [0f32; ROW_BLOCK * PANEL];
-        let mut products = [0f32; ROW_BLOCK * HALF];
         let columns = HALF.min(width - panel * HALF);
-        // SAFETY: `factors` holds `count` rows of a panel; tasks write disjoint parts of `out`.
+        let first = first_row * width + panel * HALF;
+        // SAFETY: tasks write disjoint parts of `out`, `count` rows of `columns` each; `factors` holds `count`
+        // rows of a panel.
         unsafe {
+            if let (Values::Bf16(values), Some(start)) = (&x.values, target.bf16_at(first)) {
+                let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
+                let out = Strided { start, stride: width };
+                bf16::multiply_gated(count, depth, x, weight.bf16_panel(panel), out, columns);
+                return;
+            }
+            let mut factors = Buffer::stale(count * PANEL);
+            let mut products = Buffer::stale(count * HALF);
             let tile = Strided { start: factors.as_mut_ptr(), stride: PANEL };
             multiply_panel(ops.isa, x, weight, first_row, count, panel, tile, false);
-            swiglu(ops.isa, &factors[..count * PANEL], HALF, &mut products);
-            for (r, row) in products.chunks_exact(HALF).take(count).enumerate() {
-                let offset = (first_row + r) * width + panel * HALF;
-                target.write(offset, &row[..columns]);
+            swiglu(ops.isa, &factors, HALF, &mut products);
+            for (r, row) in products.chunks_exact(HALF).enumerate() {
+                target.write(first + r * width, &row[..columns]);
             }
         }
     });
@@ -210,11 +228,9 @@ unsafe fn multiply_panel(
                 let panel = panels[panel * depth * PANEL..].as_ptr();
                 tile::multiply(isa, count, depth, x, panel, out, accumulate);
             }
-            #[cfg(target_arch = "x86_64")]
-            (Values::Bf16(values), Panels::Bf16(panels)) => {
+            (Values::Bf16(values), Panels::Bf16(_)) => {
                 let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
-                let panel = panels[panel * (depth / 2) * PANEL..].as_ptr();
-                tile::multiply_bf16(count, depth, x, panel, out, accumulate);
+                bf16::multiply(count, depth, x, weight.bf16_panel(panel), out, accumulate);
             }
             _ => unreachable!("operands and weights of one device have one precision"),
         }

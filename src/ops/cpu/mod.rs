@@ -5,6 +5,11 @@
 //! any batch.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "bf16_missing.rs"]
+mod bf16;
 mod buffers;
 mod elementwise;
 mod isa;

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::bf16;
 use super::buffers::Buffer;
 use super::shared::Shared;
 
@@ -96,61 +97,24 @@ impl Target<'_> {
                     std::ptr::copy_nonoverlapping(values.as_ptr(), target.at(offset), values.len());
                 }
                 Elements::Bf16(target) => {
-                    round(values, std::slice::from_raw_parts_mut(target.at(offset), values.len()));
+                    let out = std::slice::from_raw_parts_mut(target.at(offset), values.len());
+                    bf16::round(values, out);
                 }
             }
         }
     }
 }
 
-/// Rounds to brain floats, to nearest even; subnormal numbers become zeros, as the dot product takes them.
-/// Only a device of [`Precision::Bf16`] rounds, and there is none without the instruction.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn round(values: &[f32], out: &mut [u16]) {
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn vectors(values: &[f32], out: &mut [u16]) {
-        for (values, out) in values.chunks(16).zip(out.chunks_mut(16)) {
-            let mask = (1u32 << values.len()).wrapping_sub(1) as u16;
-            // SAFETY: the mask covers `values`, and `out` is as long.
-            unsafe {
-                let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, values.as_ptr()));
-                let rounded: __m256i = std::mem::transmute(rounded);
-                _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, rounded);
-            }
-        }
-    }
-    assert_eq!(values.len(), out.len());
-    // SAFETY: `CpuOps::new` refuses the precision where the instructions are missing.
-    unsafe { vectors(values, out) }
-}
-
-/// No processor of another architecture has bf16 products here.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn round(_: &[f32], _: &mut [u16]) {
-    unreachable!("CpuOps::new refuses the precision")
-}
-
-#[cfg(all(test, target_arch = "x86_64"))]
-mod tests {
-    use super::round;
-    use crate::ops::cpu::isa;
-
-    #[test]
-    fn rounding_is_that_of_the_half_crate() {
-        if !isa::has_bf16() {
-            eprintln!("skipped: this processor has no AVX-512 BF16");
-            return;
-        }
-        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE];
-        let random = (0..1_000_003u32).map(|i| f32::from_bits(i.wrapping_mul(4_294_967_291)));
-        let values: Vec<f32> = special.into_iter().chain(random).collect();
-        let mut rounded = vec![0u16; values.len()];
-        round(&values, &mut rounded);
-        for (value, rounded) in values.into_iter().zip(rounded) {
-            let expected = if value.is_subnormal() { 0.0f32.copysign(value) } else { value };
-            assert_eq!(rounded, half::bf16::from_f32(expected).to_bits(), "{value}");
+impl Target<'_> {
+    /// Element `offset` of a bf16 operand.
+    ///
+    /// # Safety
+    /// `offset` is at most the operand's length.
+    pub(super) unsafe fn bf16_at(self, offset: usize) -> Option<*mut u16> {
+        match self.elements {
+            // SAFETY: the caller's.
+            Elements::Bf16(target) => Some(unsafe { target.at(offset) }),
+            Elements::F32(_) => None,
         }
     }
 }

@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::bf16;
 use super::buffers::Buffer;
 use super::elementwise;
 use super::layout::{AttentionLayout, KEY_BLOCK};
-use super::operand::{self, Operand, Precision, Target};
+use super::operand::{Operand, Precision, Target};
 use super::shared::Shared;
 use super::tile::PANEL;
 use super::{CpuOps, Matrix};
@@ -170,7 +171,7 @@ impl ProjectionTarget<'_> {
                         }
                     }
                     PanelsTarget::Bf16(panels) => {
-                        operand::round(key_value, &mut rounded);
+                        bf16::round(key_value, &mut rounded);
                         for (block, lane) in layout.slots(row) {
                             self.keep_pairs(panels, block, lane, &rounded);
                         }

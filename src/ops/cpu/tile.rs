@@ -60,39 +60,16 @@ pub(super) unsafe fn multiply(
     }
 }
 
-/// As [`multiply`], of brain floats: `x` rows of `depth` elements, the panel `[depth / 2][PANEL][2]`.
-/// Products are exact and summed in f32, pairs in ascending order.
-///
-/// # Safety
-/// As [`multiply`]; `depth` is even, and the processor has AVX-512 BF16.
-#[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn multiply_bf16(
-    rows: usize,
-    depth: usize,
-    x: Strided<*const u16>,
-    panel: *const u32,
-    out: Strided<*mut f32>,
-    accumulate: bool,
-) {
-    for row in (0..rows).step_by(12) {
-        // SAFETY: the caller's bounds cover rows `row .. row + 12`, cut off at `rows`.
-        unsafe {
-            let x = Strided { start: x.start.add(row * x.stride), ..x };
-            let out = Strided { start: out.start.add(row * out.stride), ..out };
-            x86::avx512_bf16(12.min(rows - row), depth, x, panel, out, accumulate);
-        }
-    }
-}
-
-/// Calls `$kernel::<R>` for the run-time `$count`.
+/// Evaluates an expression in which `R` is the run-time `$count`.
 macro_rules! with_rows {
-    ($count:expr, $kernel:ident $arguments:tt, [$($rows:literal)*]) => {
+    ($count:expr, $call:expr, [$($rows:literal)*]) => {
         match $count {
-            $($rows => $kernel::<$rows> $arguments,)*
+            $($rows => { const R: usize = $rows; $call })*
             _ => unreachable!("a tile has at most as many rows as its kernel"),
         }
     };
 }
+pub(super) use with_rows;
 
 /// # Safety
 /// As [`multiply`], with `count` at most 4.
@@ -133,7 +110,7 @@ unsafe fn portable(
         }
     }
     // SAFETY: the caller's bounds.
-    unsafe { with_rows!(count, kernel(depth, x, panel, out, accumulate), [1 2 3 4]) }
+    unsafe { with_rows!(count, kernel::<R>(depth, x, panel, out, accumulate), [1 2 3 4]) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -174,84 +151,24 @@ mod x86 {
                     }
                 }
             }
-            // SAFETY: `R` rows of `PANEL` are writable.
-            unsafe { store512(&sums, out, accumulate) }
-        }
-        // SAFETY: the caller's bounds.
-        unsafe {
-            with_rows!(count, kernel(depth, x, panel, out, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12])
-        }
-    }
-
-    /// # Safety
-    /// `out` is writable for `R` rows of `PANEL` elements.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn store512<const R: usize>(
-        sums: &[[__m512; 2]; R],
-        out: Strided<*mut f32>,
-        accumulate: bool,
-    ) {
-        for (r, sum) in sums.iter().enumerate() {
-            for (half, &value) in sum.iter().enumerate() {
-                // SAFETY: the caller's.
-                unsafe {
-                    let target = out.start.add(r * out.stride + half * 16);
-                    let value = if accumulate {
-                        _mm512_add_ps(_mm512_loadu_ps(target), value)
-                    } else {
-                        value
-                    };
-                    _mm512_storeu_ps(target, value);
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`super::multiply_bf16`], with `count` at most 12.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn avx512_bf16(
-        count: usize,
-        depth: usize,
-        x: Strided<*const u16>,
-        panel: *const u32,
-        out: Strided<*mut f32>,
-        accumulate: bool,
-    ) {
-        #[target_feature(enable = "avx512f,avx512bf16")]
-        unsafe fn kernel<const R: usize>(
-            depth: usize,
-            x: Strided<*const u16>,
-            panel: *const u32,
-            out: Strided<*mut f32>,
-            accumulate: bool,
-        ) {
-            let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            for pair in 0..depth / 2 {
-                // SAFETY: `2 * pair + 1 < depth`, and `r < R` rows are readable. The vector types
-                // are 64 bytes of any content.
-                unsafe {
-                    let load = |half: usize| -> __m512bh {
-                        std::mem::transmute(_mm512_loadu_si512(
-                            panel.add(pair * PANEL + half * 16).cast(),
-                        ))
-                    };
-                    let (low, high) = (load(0), load(1));
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        let factors =
-                            x.start.add(r * x.stride + 2 * pair).cast::<i32>().read_unaligned();
-                        let factors: __m512bh = std::mem::transmute(_mm512_set1_epi32(factors));
-                        sum[0] = _mm512_dpbf16_ps(sum[0], factors, low);
-                        sum[1] = _mm512_dpbf16_ps(sum[1], factors, high);
+            for (r, sum) in sums.iter().enumerate() {
+                for (half, &value) in sum.iter().enumerate() {
+                    // SAFETY: `R` rows of `PANEL` are writable.
+                    unsafe {
+                        let target = out.start.add(r * out.stride + half * 16);
+                        let value = if accumulate {
+                            _mm512_add_ps(_mm512_loadu_ps(target), value)
+                        } else {
+                            value
+                        };
+                        _mm512_storeu_ps(target, value);
                     }
                 }
             }
-            // SAFETY: `R` rows of `PANEL` are writable.
-            unsafe { store512(&sums, out, accumulate) }
         }
         // SAFETY: the caller's bounds.
         unsafe {
-            with_rows!(count, kernel(depth, x, panel, out, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12])
+            with_rows!(count, kernel::<R>(depth, x, panel, out, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12])
         }
     }
 
@@ -307,7 +224,7 @@ mod x86 {
             }
         }
         // SAFETY: the caller's bounds.
-        unsafe { with_rows!(count, kernel(depth, x, panel, out, accumulate), [1 2 3 4 5 6]) }
+        unsafe { with_rows!(count, kernel::<R>(depth, x, panel, out, accumulate), [1 2 3 4 5 6]) }
     }
 }
 
