@@ -38,7 +38,7 @@ fn bench(criterion: &mut Criterion) {
         ("128 mixed", packing(&mixed_lengths())),
         ("4 prompts of 256, 8 answers of 64 each", prompts_with_answers()),
     ];
-    for ops in devices() {
+    for ops in devices(0) {
         let mut group = criterion.benchmark_group(format!("attention/{}", ops.precision().name()));
         for (name, packing) in &cases {
             let columns = shape.qkv_columns();

@@ -28,7 +28,7 @@ fn bench(criterion: &mut Criterion) {
         ("128 mixed", packing(&mixed_lengths())),
         ("96 tokens", packing(&[96])),
     ];
-    for ops in devices() {
+    for ops in devices(0) {
         let load = |layers: u32| {
             let config = decoder(layers as usize);
             let mut tensors = MemoryTensors::default();

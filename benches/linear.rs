@@ -15,7 +15,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::ensure;
-use common::{devices, is_to_serve, operand, serve};
+use common::{devices, is_given, operand, serve, value};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use inform::checkpoint::MemoryTensors;
 use inform::model::standard_normal;
@@ -75,7 +75,7 @@ impl Weight {
 }
 
 fn bench(criterion: &mut Criterion) {
-    for ops in devices() {
+    for ops in devices(0) {
         let mut group = criterion.benchmark_group(format!("linear/{}", ops.precision().name()));
         for (name, product) in PRODUCTS {
             let weight = product.weight(&ops).expect("given shapes");
@@ -101,7 +101,7 @@ struct Request {
 }
 
 fn answer_requests() -> anyhow::Result<()> {
-    let devices = devices();
+    let devices = devices(value("--threads")?.unwrap_or(0));
     let mut weights = HashMap::new();
     let mut operands = HashMap::new();
     serve(|request: Request| {
@@ -127,7 +127,7 @@ fn answer_requests() -> anyhow::Result<()> {
 }
 
 fn main() -> anyhow::Result<()> {
-    if is_to_serve() {
+    if is_given("--serve-stdin") {
         return answer_requests();
     }
     let mut criterion = Criterion::default().configure_from_args();

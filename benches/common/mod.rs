@@ -4,7 +4,9 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, Write};
+use std::str::FromStr;
 
+use anyhow::anyhow;
 use inform::checkpoint::{DecoderConfig, MemoryTensors};
 use inform::model::standard_normal;
 use inform::ops::cpu::{CpuOps, Precision};
@@ -34,11 +36,11 @@ pub(crate) fn decoder(layers: usize) -> DecoderConfig {
     }
 }
 
-/// One device for each precision that this processor has.
-pub(crate) fn devices() -> Vec<CpuOps> {
+/// One device for each precision that this processor has, with `threads` threads, 0 for one a processor.
+pub(crate) fn devices(threads: usize) -> Vec<CpuOps> {
     [Precision::Bf16, Precision::F32]
         .into_iter()
-        .filter_map(|precision| CpuOps::new(0, precision).ok())
+        .filter_map(|precision| CpuOps::new(threads, precision).ok())
         .collect()
 }
 
@@ -74,9 +76,20 @@ pub(crate) fn mixed_lengths() -> Vec<usize> {
     spread.map(|z| (110.0 * (0.78 * z).exp()).round().max(1.0) as usize).collect()
 }
 
-/// Whether the process is to answer requests instead of measuring by itself.
-pub(crate) fn is_to_serve() -> bool {
-    std::env::args().any(|argument| argument == "--serve-stdin")
+/// Whether the process was started with this flag.
+pub(crate) fn is_given(flag: &str) -> bool {
+    std::env::args().any(|argument| argument == flag)
+}
+
+/// What stands behind a flag.
+///
+/// # Errors
+/// A value that cannot be read as a `T`.
+pub(crate) fn value<T: FromStr>(flag: &str) -> anyhow::Result<Option<T>> {
+    let mut rest = std::env::args().skip_while(|argument| argument != flag).skip(1);
+    let read =
+        |value: String| value.parse().map_err(|_| anyhow!("{flag}: not as expected: {value}"));
+    rest.next().map(read).transpose()
 }
 
 /// Reads a JSON request from each line of standard input and writes the answer as a line, `{"error"}` where
