@@ -2,51 +2,76 @@
 //! medians are printed.
 //!
 //!     cargo bench --bench score -- --model DIR --data PAIRS.jsonl.gz [--pairs 128] [--rounds 5]
+//!         [--budget 8192] [--threads 0]
 //!
-//! `--json` prints seconds by arrangement, `--print-ids` the token ids of the texts, for
-//! `benches/peers/score.py`.
+//! With `--model DIR --serve-stdin` it answers the requests of `benches/peers`, one a line: [`Request`].
 //!
 //! Tokens a second are real ones: shared tokens count as often as they stand in the texts.
 
 #![allow(missing_docs)]
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+mod common;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use common::{is_given, serve, value};
 use inform::checkpoint::{Checkpoint, Input};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::read_pairs;
+use serde::Deserialize;
+use serde_json::{Value, json};
 
-struct Arguments {
-    model: PathBuf,
-    data: PathBuf,
-    pairs: usize,
-    rounds: usize,
-    budget: usize,
+/// Tokens of a batch: the server's default.
+const BUDGET: usize = 8192;
+
+/// A checkpoint, and its model in each precision that was asked for.
+struct Models {
+    checkpoint: Checkpoint,
     threads: usize,
+    loaded: HashMap<&'static str, Option<RewardModel<CpuOps>>>,
 }
 
-fn arguments() -> anyhow::Result<Arguments> {
-    let given: Vec<String> = std::env::args().collect();
-    let find = |name: &str| {
-        let at = given.iter().position(|argument| argument == name)?;
-        given.get(at + 1).cloned()
-    };
-    let number = |name: &str, default: usize| -> anyhow::Result<usize> {
-        find(name).map_or(Ok(default), |value| value.parse().with_context(|| name.to_owned()))
-    };
-    Ok(Arguments {
-        model: find("--model").context("--model DIR")?.into(),
-        data: find("--data").context("--data FILE")?.into(),
-        pairs: number("--pairs", 128)?,
-        rounds: number("--rounds", 5)?,
-        budget: number("--budget", 8192)?,
-        threads: number("--threads", 0)?,
-    })
+/// What scoring all texts once took and gave.
+struct Run {
+    seconds: f64,
+    /// Tokens that went through the model.
+    computed: usize,
+    rewards: Vec<f32>,
+}
+
+impl Models {
+    fn open(model: &Path, threads: usize) -> anyhow::Result<Self> {
+        Ok(Self { checkpoint: Checkpoint::open(model)?, threads, loaded: HashMap::new() })
+    }
+
+    /// `None` where this processor lacks the precision.
+    fn get(&mut self, precision: Precision) -> anyhow::Result<Option<&RewardModel<CpuOps>>> {
+        let model = match self.loaded.entry(precision.name()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let load =
+                    |ops| RewardModel::load(ops, &self.checkpoint.config, &self.checkpoint.tensors);
+                entry.insert(CpuOps::new(self.threads, precision).ok().map(load).transpose()?)
+            }
+        };
+        Ok(model.as_ref())
+    }
+
+    /// Token ids of the answers of the file's first pairs: chosen, rejected, chosen, ...
+    fn encode(&self, data: PathBuf, pairs: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+        let pairs = read_pairs(&[data])?.into_iter().take(pairs);
+        let encoder = &self.checkpoint.encoder;
+        pairs
+            .flat_map(|pair| [pair.chosen, pair.rejected])
+            .map(|text| Ok(encoder.encode(&Input::Messages(text), true)?.ids))
+            .collect()
+    }
 }
 
 /// Batches of at most `budget` tokens, in the order of the texts.
@@ -64,84 +89,121 @@ fn batches(texts: &[Vec<u32>], budget: usize) -> Vec<Vec<&[u32]>> {
     batches
 }
 
+fn score(
+    model: &RewardModel<CpuOps>,
+    texts: &[Vec<u32>],
+    shared: bool,
+    budget: usize,
+) -> anyhow::Result<Run> {
+    let started = Instant::now();
+    let (mut computed, mut rewards) = (0, Vec::with_capacity(texts.len()));
+    for batch in batches(texts, budget) {
+        let packing = if shared { Packing::shared(&batch) } else { Packing::new(&batch) };
+        let packing = packing.context("no texts, or an empty one")?;
+        computed += packing.rows();
+        rewards.extend(model.score_packed(&packing)?.into_iter().map(|score| score.reward));
+    }
+    Ok(Run { seconds: started.elapsed().as_secs_f64(), computed, rewards })
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+enum Request {
+    /// Answers `texts`, the token ids of the first pairs of a file.
+    Encode { data: PathBuf, pairs: usize },
+    /// The texts that are scored from now on, as token ids.
+    Texts { texts: Vec<Vec<u32>> },
+    /// Scores them all, `repeats` times. Answers `seconds` of one time, `computed` tokens, and `rewards`
+    /// where `rewards` is true; `seconds` is null where this processor lacks the precision.
+    Score {
+        precision: Precision,
+        shared: bool,
+        budget: usize,
+        repeats: u32,
+        #[serde(default)]
+        rewards: bool,
+    },
+}
+
+fn answer_requests(mut models: Models) -> anyhow::Result<()> {
+    let mut current = Vec::new();
+    serve(|request| {
+        Ok(match request {
+            Request::Encode { data, pairs } => json!({ "texts": models.encode(data, pairs)? }),
+            Request::Texts { texts } => {
+                let vocabulary = models.checkpoint.config.decoder.vocab_size;
+                let known = texts.iter().flatten().all(|&id| (id as usize) < vocabulary);
+                ensure!(known, "a token beyond the vocabulary of {vocabulary}");
+                current = texts;
+                json!({ "tokens": current.iter().map(Vec::len).sum::<usize>() })
+            }
+            Request::Score { precision, shared, budget, repeats, rewards } => {
+                ensure!(repeats > 0, "`repeats` begins at 1");
+                let Some(model) = models.get(precision)? else {
+                    return Ok(json!({ "seconds": null }));
+                };
+                let mut seconds = 0.0;
+                let mut last = None;
+                for _ in 0..repeats {
+                    let run = score(model, &current, shared, budget)?;
+                    seconds += run.seconds;
+                    last = Some(run);
+                }
+                let last = last.context("one run at least")?;
+                let rewards = if rewards { json!(last.rewards) } else { Value::Null };
+                json!({
+                    "seconds": seconds / f64::from(repeats),
+                    "computed": last.computed,
+                    "rewards": rewards,
+                })
+            }
+        })
+    })
+}
+
 fn main() -> anyhow::Result<()> {
-    // `cargo test` runs a bench target to see that it starts.
-    if !std::env::args().any(|argument| argument == "--model") {
+    // `cargo bench` without a name runs every bench.
+    let Some(model) = value::<PathBuf>("--model")? else {
         println!("nothing to measure: give --model and --data");
         return Ok(());
+    };
+    let mut models = Models::open(&model, value("--threads")?.unwrap_or(0))?;
+    if is_given("--serve-stdin") {
+        return answer_requests(models);
     }
-    let arguments = arguments()?;
-    let checkpoint = Checkpoint::open(&arguments.model)?;
-    let pairs = read_pairs(std::slice::from_ref(&arguments.data))?;
-    let texts: Vec<Vec<u32>> = pairs
+    let data = value("--data")?.context("--data FILE")?;
+    let texts = models.encode(data, value("--pairs")?.unwrap_or(128))?;
+    let rounds = value("--rounds")?.unwrap_or(5);
+    let budget = value("--budget")?.unwrap_or(BUDGET);
+    let arrangements: Vec<(Precision, bool)> = [Precision::F32, Precision::Bf16]
         .into_iter()
-        .take(arguments.pairs)
-        .flat_map(|pair| [pair.chosen, pair.rejected])
-        .map(|text| Ok(checkpoint.encoder.encode(&Input::Messages(text), true)?.ids))
-        .collect::<anyhow::Result<_>>()?;
-    let tokens: usize = texts.iter().map(Vec::len).sum();
-    let flag = |name: &str| std::env::args().any(|argument| argument == name);
-    if flag("--print-ids") {
-        println!("{}", serde_json::to_string(&texts)?);
-        return Ok(());
-    }
-    let json = flag("--json");
-    let computed: usize = batches(&texts, arguments.budget)
-        .iter()
-        .filter_map(|batch| Some(Packing::shared(batch)?.rows()))
-        .sum();
-
-    let mut models = Vec::new();
-    for precision in [Precision::F32, Precision::Bf16] {
-        let Ok(ops) = CpuOps::new(arguments.threads, precision) else {
-            eprintln!("{}: not on this processor", precision.name());
-            continue;
-        };
-        let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
-        models.push((precision.name(), model));
-    }
-    eprintln!(
-        "{} texts, {tokens} tokens, {computed} of them computed when prefixes are shared",
-        texts.len()
-    );
-    let mut seconds: Vec<(String, Vec<f64>)> = Vec::new();
-    for round in 0..=arguments.rounds {
-        for (name, model) in &models {
-            for share in [false, true] {
-                let started = Instant::now();
-                for batch in batches(&texts, arguments.budget) {
-                    let packing =
-                        if share { Packing::shared(&batch) } else { Packing::new(&batch) };
-                    model.score_packed(&packing.context("an empty batch")?)?;
-                }
-                let elapsed = started.elapsed().as_secs_f64();
-                let label = format!("{name}, prefixes {}", if share { "shared" } else { "apart" });
-                // The first round warms up.
-                if round > 0 {
-                    match seconds.iter_mut().find(|(known, _)| *known == label) {
-                        Some((_, times)) => times.push(elapsed),
-                        None => seconds.push((label, vec![elapsed])),
-                    }
-                }
+        .flat_map(|precision| [(precision, false), (precision, true)])
+        .collect();
+    let mut runs: Vec<Vec<Run>> = arrangements.iter().map(|_| Vec::new()).collect();
+    // The first round warms up.
+    for round in 0..=rounds {
+        for (&(precision, shared), runs) in arrangements.iter().zip(&mut runs) {
+            let Some(model) = models.get(precision)? else { continue };
+            let run = score(model, &texts, shared, budget)?;
+            if round > 0 {
+                runs.push(run);
             }
         }
     }
-    let medians: BTreeMap<String, f64> = seconds
-        .into_iter()
-        .map(|(label, mut times)| {
-            times.sort_by(f64::total_cmp);
-            (label, times[times.len() / 2])
-        })
-        .collect();
-    if json {
-        println!("{}", serde_json::to_string(&medians)?);
-        return Ok(());
-    }
-    for (label, median) in medians {
+    let tokens: usize = texts.iter().map(Vec::len).sum();
+    println!("{} texts, {tokens} tokens, medians of {rounds} rounds", texts.len());
+    for ((precision, shared), mut runs) in arrangements.into_iter().zip(runs) {
+        runs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        let Some(median) = runs.get(runs.len() / 2) else {
+            println!("{}: not on this processor, or no rounds", precision.name());
+            continue;
+        };
         println!(
-            "{label}: {:.0} tokens/s (median of {})",
-            tokens as f64 / median,
-            arguments.rounds
+            "{}, prefixes {}: {:.0} tokens/s, {} tokens computed",
+            precision.name(),
+            if shared { "shared" } else { "apart" },
+            tokens as f64 / median.seconds,
+            median.computed
         );
     }
     Ok(())
