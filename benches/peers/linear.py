@@ -40,7 +40,7 @@ def main() -> None:
             for rates_of_product in rates:
                 rates_of_product.round()
         note(f"round {number + 1} of {arguments.rounds}")
-    print(f"\n{arguments.precision}, {arguments.threads} threads, torch {torch.__version__}, {arguments.rounds} rounds\n")
+    print(f"\n{arguments.precision}, threads {arguments.threads}, rounds {arguments.rounds}; torch {torch.__version__}\n")
     table = []
     for rates in groups:
         for name, some in [(r.product.name, [r]) for r in rates] + [("all four", rates)]:
