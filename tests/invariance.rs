@@ -31,9 +31,18 @@ const EDGES: [usize; 18] =
     [15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129, 255, 256, 257];
 
 #[test]
-fn demo() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/demo");
-    both_precisions(&Trial { folder: demo, longest: 1500, compositions: 200, progress: false });
+fn demo_bf16() {
+    demo().run(Precision::Bf16);
+}
+
+#[test]
+fn demo_f32() {
+    demo().run(Precision::F32);
+}
+
+fn demo() -> Trial {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/demo");
+    Trial { folder, longest: 1500, compositions: 200, progress: false }
 }
 
 /// Odd widths, head counts that do not group, a gated and a standard head.
