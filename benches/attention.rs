@@ -1,4 +1,4 @@
-//! Rotary embedding and causal attention with SmolLM2-135M's heads, over packed sequences. Elements a
+//! Causal attention, and the rotary embedding and storing of the next layer's keys and values, with SmolLM2-135M's heads, over packed sequences. Elements a
 //! second are FLOP/s of both products: 4 x heads x head_dim x pairs of a token and one before it or itself.
 //!
 //!     cargo bench --bench attention
@@ -12,6 +12,7 @@ use std::hint::black_box;
 use common::{decoder, devices, mixed_lengths, packing};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use inform::model::standard_normal;
+use inform::ops::cpu::CpuOps;
 use inform::ops::{Ops, Packing};
 
 /// Four prompts of 256 tokens with eight answers of 64 each, prompts packed once.
@@ -46,10 +47,20 @@ fn bench(criterion: &mut Criterion) {
             let layout = ops.layout(packing, &shape).expect("host memory");
             let flop = 4 * shape.output_columns() * pairs(packing);
             group.throughput(Throughput::Elements(flop as u64));
+            let upload = || ops.upload(values.clone(), columns).expect("host memory");
+            // The rows are their own projection.
+            let work = |ops: &CpuOps, attended: Option<_>, rows: <CpuOps as Ops>::Matrix| {
+                black_box(attended);
+                Ok((ops.columns(&rows, 0, columns)?, rows))
+            };
+            let advance = |rows, projection| {
+                ops.advance(rows, projection, &layout, &shape, true, work).expect("host memory")
+            };
+            let (_, projection) = advance(upload(), None);
             group.bench_function(*name, |bencher| {
                 bencher.iter_batched(
-                    || ops.upload(values.clone(), columns).expect("host memory"),
-                    |qkv| black_box(ops.attention(qkv, &layout, &shape)),
+                    upload,
+                    |rows| black_box(advance(rows, Some(&projection))),
                     BatchSize::LargeInput,
                 );
             });
