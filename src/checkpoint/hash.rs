@@ -9,10 +9,10 @@ use super::{FolderTensors, ModelConfig};
 pub(super) fn weights_hash(config: &ModelConfig, tensors: &FolderTensors) -> String {
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(config).unwrap_or_default());
-    for (name, dtype, shape, bytes) in tensors.iter() {
+    tensors.for_each(|name, dtype, shape, bytes| {
         hash.update(format!("\n{name} {dtype} {shape:?}\n"));
         hash.update(bytes);
-    }
+    });
     let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
 }

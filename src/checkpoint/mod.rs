@@ -20,7 +20,7 @@ use thiserror::Error;
 
 pub use baseline::{BASELINE_FILE, Baseline};
 pub use config::{CONFIG_FILE, DecodeKind, DecoderConfig, HeadConfig, ModelConfig, RewardScale};
-pub use tensors::{FolderTensors, MemoryTensors, TensorSource};
+pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
 pub use text::{
     EncodeError, Encoding, Input, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
     TextEncoder,

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -17,18 +17,48 @@ use super::{CheckpointError, read_json};
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// A tensor's values, row-major, in the type that it is stored in.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TensorValues {
+    /// 32-bit floats.
+    F32(Vec<f32>),
+    /// IEEE half precision.
+    F16(Vec<f16>),
+    /// Brain floats.
+    Bf16(Vec<bf16>),
+}
+
+impl From<TensorValues> for Vec<f32> {
+    /// Exact: f32 holds every value of the others.
+    fn from(values: TensorValues) -> Self {
+        match values {
+            TensorValues::F32(values) => values,
+            TensorValues::F16(values) => values.into_iter().map(f16::to_f32).collect(),
+            TensorValues::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
+        }
+    }
+}
+
 /// Where a model's tensors come from.
 pub trait TensorSource {
-    /// The values of a tensor, row-major, as f32.
+    /// The values of a tensor.
     ///
     /// # Errors
     /// Where there is no such tensor, or its shape or type is another.
-    fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError>;
+    fn values(&self, name: &str, shape: &[usize]) -> Result<TensorValues, CheckpointError>;
+
+    /// [`TensorSource::values`] as f32.
+    ///
+    /// # Errors
+    /// As [`TensorSource::values`].
+    fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        Ok(self.values(name, shape)?.into())
+    }
 
     /// The named tensors, each `[rows, columns]`, one below the other.
     ///
     /// # Errors
-    /// As [`TensorSource::f32`].
+    /// As [`TensorSource::values`].
     fn stacked(
         &self,
         parts: &[(&str, usize)],
@@ -136,12 +166,38 @@ impl FolderTensors {
         Ok(())
     }
 
-    /// Name, type name, shape and bytes of every tensor, in the order of names.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, String, &[usize], &[u8])> {
+    /// Shows name, type name, shape and bytes of every tensor, in the order of names.
+    pub(crate) fn for_each(&self, mut show: impl FnMut(&str, &str, &[usize], &[u8])) {
+        for ((name, dtype, shape), entry) in self.headers().zip(self.entries.values()) {
+            show(name, &dtype, shape, self.bytes(entry));
+            self.release(entry);
+        }
+    }
+
+    /// Name, type name and shape of every tensor, in the order of names.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&str, String, &[usize])> {
         self.entries.iter().map(|(name, entry)| {
-            let bytes = &self.files[entry.file].1[entry.range.0..entry.range.1];
-            (name.as_str(), format!("{:?}", entry.dtype), entry.shape.as_slice(), bytes)
+            (name.as_str(), format!("{:?}", entry.dtype), entry.shape.as_slice())
         })
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.files[entry.file].1[entry.range.0..entry.range.1]
+    }
+
+    /// Takes what was read of the file out of this process's memory; the next read maps it again.
+    fn release(&self, entry: &Entry) {
+        let (start, end) = entry.range;
+        // SAFETY: the mapping is read-only and its pages are the file's: dropping them loses nothing.
+        let released = unsafe {
+            self.files[entry.file].1.unchecked_advise_range(
+                UncheckedAdvice::DontNeed,
+                start,
+                end - start,
+            )
+        };
+        // Only memory is at stake.
+        released.unwrap_or_else(|error| tracing::debug!(%error, "mapped pages stay"));
     }
 
     /// Every tensor as f32: for a program that changes a checkpoint and writes it again.
@@ -158,13 +214,13 @@ impl FolderTensors {
 }
 
 impl TensorSource for FolderTensors {
-    fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+    fn values(&self, name: &str, shape: &[usize]) -> Result<TensorValues, CheckpointError> {
         let entry = self.entries.get(name).ok_or_else(|| CheckpointError::MissingTensor {
             file: self.listing.clone(),
             tensor: name.to_owned(),
             expected: shape.to_vec(),
         })?;
-        let (file, map) = &self.files[entry.file];
+        let file = &self.files[entry.file].0;
         if entry.shape != shape {
             return Err(CheckpointError::WrongShape {
                 file: file.clone(),
@@ -173,23 +229,24 @@ impl TensorSource for FolderTensors {
                 expected: shape.to_vec(),
             });
         }
-        let bytes = &map[entry.range.0..entry.range.1];
-        let two = |convert: fn([u8; 2]) -> f32| {
-            bytes.chunks_exact(2).map(|b| convert([b[0], b[1]])).collect()
+        let (twos, _) = self.bytes(entry).as_chunks::<2>();
+        let (fours, _) = self.bytes(entry).as_chunks::<4>();
+        let values = match entry.dtype {
+            Dtype::F32 => TensorValues::F32(fours.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+            Dtype::F16 => TensorValues::F16(twos.iter().map(|&b| f16::from_le_bytes(b)).collect()),
+            Dtype::BF16 => {
+                TensorValues::Bf16(twos.iter().map(|&b| bf16::from_le_bytes(b)).collect())
+            }
+            other => {
+                return Err(CheckpointError::WrongType {
+                    file: file.clone(),
+                    tensor: name.to_owned(),
+                    found: format!("{other:?}"),
+                });
+            }
         };
-        match entry.dtype {
-            Dtype::F32 => Ok(bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect()),
-            Dtype::BF16 => Ok(two(|b| bf16::from_le_bytes(b).to_f32())),
-            Dtype::F16 => Ok(two(|b| f16::from_le_bytes(b).to_f32())),
-            other => Err(CheckpointError::WrongType {
-                file: file.clone(),
-                tensor: name.to_owned(),
-                found: format!("{other:?}"),
-            }),
-        }
+        self.release(entry);
+        Ok(values)
     }
 }
 
@@ -215,7 +272,7 @@ impl MemoryTensors {
 }
 
 impl TensorSource for MemoryTensors {
-    fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+    fn values(&self, name: &str, shape: &[usize]) -> Result<TensorValues, CheckpointError> {
         let memory = PathBuf::from("(in memory)");
         match self.entries.get(name) {
             None => Err(CheckpointError::MissingTensor {
@@ -229,7 +286,7 @@ impl TensorSource for MemoryTensors {
                 found: found.clone(),
                 expected: shape.to_vec(),
             }),
-            Some((_, values)) => Ok(values.clone()),
+            Some((_, values)) => Ok(TensorValues::F32(values.clone())),
         }
     }
 }

@@ -103,10 +103,10 @@ pub(super) fn text_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, Checkp
 /// The backbone's tensors, and the type that stores them without loss. A model that was saved
 /// without any head has no prefix before its tensors' names.
 fn backbone(source: &FolderTensors) -> Result<(MemoryTensors, WeightType), CheckpointError> {
-    let headless = !source.iter().any(|(name, ..)| name.starts_with(BACKBONE));
+    let headless = !source.headers().any(|(name, ..)| name.starts_with(BACKBONE));
     let mut tensors = MemoryTensors::default();
     let mut weight_type = WeightType::Bf16;
-    for (name, dtype, shape, _) in source.iter() {
+    for (name, dtype, shape) in source.headers() {
         let target = match headless {
             true => format!("{BACKBONE}{name}"),
             false if name.starts_with(BACKBONE) => name.to_owned(),

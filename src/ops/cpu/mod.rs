@@ -25,8 +25,10 @@ mod tile;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt;
+
 use super::{AttentionShape, Ops, Packing, Result};
-use crate::checkpoint::{CheckpointError, TensorSource};
+use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
 
 use buffers::Buffer;
 pub use isa::Isa;
@@ -73,6 +75,13 @@ impl Matrix {
     fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.columns..][..self.columns]
     }
+}
+
+/// An embedding table `[rows, columns]` in the type that it is stored in: its rows are only copied.
+#[derive(Debug)]
+pub struct Table {
+    columns: usize,
+    values: TensorValues,
 }
 
 /// The CPU device: an instruction set, a precision and threads.
@@ -256,7 +265,7 @@ impl Ops for CpuOps {
     type GatedWeight = PackedGate;
     type HeadWeight = PackedWeight;
     type Scale = Vec<f32>;
-    type Table = Matrix;
+    type Table = Table;
     type Layout = AttentionLayout;
     type Projection = Projection;
 
@@ -305,8 +314,8 @@ impl Ops for CpuOps {
         name: &str,
         rows: usize,
         columns: usize,
-    ) -> std::result::Result<Matrix, CheckpointError> {
-        Ok(Matrix { rows, columns, values: source.f32(name, &[rows, columns])?.into() })
+    ) -> std::result::Result<Table, CheckpointError> {
+        Ok(Table { columns, values: source.values(name, &[rows, columns])? })
     }
 
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<AttentionLayout> {
@@ -314,9 +323,20 @@ impl Ops for CpuOps {
         Ok(AttentionLayout::new(packing, self.rotary.get(positions, shape)))
     }
 
-    fn embed(&self, table: &Matrix, ids: &[u32]) -> Result<Matrix> {
-        let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
-        self.gather(table, &rows)
+    fn embed(&self, table: &Table, ids: &[u32]) -> Result<Matrix> {
+        fn row<T>(values: &[T], id: u32, columns: usize) -> &[T] {
+            &values[id as usize * columns..][..columns]
+        }
+        let columns = table.columns;
+        let mut out = Matrix::stale(ids.len(), columns);
+        for (&id, out) in ids.iter().zip(out.values.chunks_exact_mut(columns)) {
+            match &table.values {
+                TensorValues::F32(values) => out.copy_from_slice(row(values, id, columns)),
+                TensorValues::F16(values) => row(values, id, columns).convert_to_f32_slice(out),
+                TensorValues::Bf16(values) => row(values, id, columns).convert_to_f32_slice(out),
+            }
+        }
+        Ok(out)
     }
 
     fn rms_norm(&self, x: &Matrix, scale: &Vec<f32>, epsilon: f32) -> Result<Operand> {
