@@ -294,7 +294,7 @@ mod tests {
             return;
         }
         let scores: Vec<f32> = (0..128).map(|i| ((i * 7919) % 1009) as f32 / 50.0 - 10.0).collect();
-        for visible in [1, 5, 16, 31, 64, 65, 100, 128] {
+        for visible in [1usize, 5, 16, 31, 64, 65, 100, 128] {
             let (mut maximum, mut sum) = (f32::NEG_INFINITY, 0.0);
             let mut weights = vec![0u16; 128];
             let mut shrinks = Vec::new();
