@@ -31,15 +31,21 @@ pub enum LogFormat {
     Json,
 }
 
+/// The filter of the logs.
+///
+/// # Errors
+/// Where it does not parse.
+pub fn filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(&config.filter).map_err(|error| anyhow::anyhow!("log.filter: {error}"))
+}
+
 /// Starts logging to standard error.
 ///
 /// # Errors
 /// Where the filter does not parse, or logging was started before.
 pub fn start(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.filter)
-        .map_err(|error| anyhow::anyhow!("log.filter: {error}"))?;
     let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(config)?)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.format {

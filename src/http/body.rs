@@ -1,10 +1,13 @@
 //! JSON bodies, read with errors that name the field.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
 use super::AppState;
@@ -37,9 +40,24 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
                 "send the body as `Content-Type: application/json`",
             ));
         }
-        let limit = state.config.limits.max_body_bytes;
-        parse(&read(request.into_body(), limit).await?)
+        let limits = &state.config.limits;
+        // Time for the whole body: one that trickles must not hold a connection for ever.
+        let time = Duration::from_millis(limits.body_timeout_ms);
+        let body = tokio::time::timeout(time, read(request.into_body(), limits.max_body_bytes))
+            .await
+            .map_err(|_| {
+                let message = format!("the body did not arrive within {} ms", time.as_millis());
+                ApiError::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message)
+            })?;
+        parse(&body?)
     }
+}
+
+/// A JSON value as a `T`; for routes that first look what they were sent.
+pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        ApiError::invalid(pointer(error.path()), shortened(&error.inner().to_string()))
+    })
 }
 
 /// Reads a body of at most `limit` bytes. A longer one is read on for a while and thrown away: a
