@@ -18,7 +18,7 @@ const DEFAULT_RUN: &str = "default";
 /// Longest name of a run, in characters: it becomes a metric's label.
 const MAX_RUN_NAME: usize = 128;
 /// Largest step: what every JSON reader keeps exactly.
-const MAX_STEP: u64 = (1 << 53) - 1;
+pub(super) const MAX_STEP: u64 = (1 << 53) - 1;
 
 /// The head of a scoring request.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) struct RunHeaders {
         nullable = false,
         min_length = 1,
         max_length = 128,
-        pattern = "^[!-~]+$"
+        pattern = "^[!-~]([ -~]*[!-~])?$"
     )]
     run: Option<String>,
     /// Training step
@@ -53,7 +53,12 @@ pub(super) struct RunHeaders {
 #[into_params(parameter_in = Query)]
 pub(super) struct RunQuery {
     /// Training run, where `X-Run-Id` names none
-    #[param(nullable = false, min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
+    #[param(
+        nullable = false,
+        min_length = 1,
+        max_length = 128,
+        pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$"
+    )]
     run: Option<String>,
 }
 
@@ -91,28 +96,26 @@ impl Caller {
                 ApiError::invalid(field, message)
             })
         };
-        let run = match run {
-            Some(run) => run,
-            None => {
-                header("X-Run-Id", "/run")?.or(self.run_in_url.as_deref()).unwrap_or(DEFAULT_RUN)
+        let in_header = header("X-Run-Id", "/run")?;
+        for run in [run, in_header, self.run_in_url.as_deref()].into_iter().flatten() {
+            let length = run.chars().count();
+            if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
+                let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
+                return Err(ApiError::invalid("/run", message));
             }
-        };
-        if run.is_empty() || run.chars().count() > MAX_RUN_NAME || run.chars().any(char::is_control)
-        {
-            let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
-            return Err(ApiError::invalid("/run", message));
         }
-        let step = match step {
-            Some(step) => Some(step),
-            None => header("X-Step", "/step")?
-                .map(|text| {
-                    text.parse().map_err(|_| {
-                        let message = "the header X-Step must be a whole number from 0";
-                        ApiError::invalid("/step", message)
-                    })
+        let run = run.or(in_header).or(self.run_in_url.as_deref()).unwrap_or(DEFAULT_RUN);
+        let in_header = header("X-Step", "/step")?
+            .map(|text| {
+                let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+                let number = text.parse().ok().filter(|step| digits && *step <= MAX_STEP);
+                number.ok_or_else(|| {
+                    let message = "the header X-Step must be a whole number from 0 to 2^53 - 1";
+                    ApiError::invalid("/step", message)
                 })
-                .transpose()?,
-        };
+            })
+            .transpose()?;
+        let step = step.or(in_header);
         if step.is_some_and(|step| step > MAX_STEP) {
             return Err(ApiError::invalid("/step", format!("must be from 0 to {MAX_STEP}")));
         }

@@ -12,6 +12,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::AppState;
 use super::error::ApiError;
+use super::{object, whole};
 use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
 
 /// One input of a request; exactly one of the forms.
@@ -20,8 +21,10 @@ use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
 pub(super) struct InputItem {
     prompt: Option<Prompt>,
     response: Option<String>,
+    #[serde(deserialize_with = "object::list_option")]
     messages: Option<Vec<Message>>,
     text: Option<String>,
+    #[serde(deserialize_with = "whole::ids_option")]
     input_ids: Option<Vec<u32>>,
 }
 
@@ -30,6 +33,7 @@ pub(super) struct InputItem {
 #[serde(untagged, expecting = "expected a string or a list of {role, content} messages")]
 enum Prompt {
     Text(String),
+    #[serde(deserialize_with = "object::list")]
     Messages(Vec<Message>),
 }
 

@@ -6,11 +6,13 @@ mod caller;
 pub mod connections;
 mod error;
 mod inputs;
+mod object;
 mod operations;
 mod protocols;
 mod reward;
 mod runs;
 mod scoring;
+mod whole;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -32,13 +34,13 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::checkpoint::{HeadConfig, TextEncoder};
+use crate::checkpoint::{HeadConfig, Message, TextEncoder};
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 pub use auth::Keys;
-use error::ApiError;
+use error::{AnyError, ApiError, ErrorAnswer};
 
 /// What every handler sees.
 #[derive(Debug, Clone)]
@@ -90,6 +92,7 @@ fn routes() -> OpenApiRouter<AppState> {
 #[openapi(
     info(title = "inform-server", description = "Reward-model server for RLHF"),
     security(("key" = [])),
+    components(schemas(Message, ErrorAnswer, AnyError)),
     modifiers(&KeyScheme)
 )]
 struct ApiDocument;

@@ -95,6 +95,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenizeRequest {
+    #[serde(deserialize_with = "super::object::list")]
     #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
     /// Keep the end of an over-long input instead of an error; default false

@@ -17,6 +17,7 @@ use super::caller::{Caller, RunHeaders, RunQuery};
 use super::error::{ApiError, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
 use super::scoring::{Outcome, Work, score};
+use super::{object, whole};
 use crate::monitor::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
 
@@ -25,6 +26,7 @@ use crate::monitor::{Origin, Role};
 #[serde(deny_unknown_fields, expecting = "expected a JSON object with `inputs`")]
 pub(super) struct RewardRequest {
     /// At most `limits.max_inputs`
+    #[serde(deserialize_with = "object::list")]
     #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
     /// Training run; else the header X-Run-Id, else `default`
@@ -32,6 +34,7 @@ pub(super) struct RewardRequest {
     run: Option<String>,
     /// Training step; else the header X-Step
     #[schema(minimum = 0, maximum = 9007199254740991_u64)]
+    #[serde(default, deserialize_with = "whole::option")]
     step: Option<u64>,
     // Many clients send null for what they do not set.
     role: Option<Role>,
@@ -42,11 +45,13 @@ pub(super) struct RewardRequest {
     return_sigma: Option<bool>,
     /// Draws of the latent for `reward_std`; at most `limits.max_samples`
     #[schema(minimum = 0, maximum = 1024)]
+    #[serde(default, deserialize_with = "whole::option")]
     samples: Option<usize>,
     /// Keep the end of an over-long input instead of an item error; default false
     truncate: Option<bool>,
     /// At most `limits.max_deadline_ms`; default `limits.default_deadline_ms`
     #[schema(minimum = 1, maximum = 600000)]
+    #[serde(default, deserialize_with = "whole::option")]
     deadline_ms: Option<u64>,
     /// There is no score cache yet: whether one may be used is accepted and changes nothing.
     #[serde(rename = "cache")]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::AppState;
+use super::caller::MAX_STEP;
 use super::error::{ApiError, ErrorAnswer, KeyError};
 use crate::monitor::{Evaluation, Monitor, RunView};
 
@@ -99,6 +100,9 @@ pub(super) async fn evaluations(
     query: Result<Query<EvaluationQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<EvaluationList>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid("/from_step", error.body_text()))?;
+    if query.from_step.is_some_and(|step| step > MAX_STEP) {
+        return Err(ApiError::invalid("/from_step", format!("must be from 0 to {MAX_STEP}")));
+    }
     let evaluations = monitor(&state)?.evaluations(&run, query.from_step)?;
     Ok(Json(EvaluationList { evaluations }))
 }

@@ -5,11 +5,11 @@ use axum::extract::State;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::super::AppState;
 use super::super::body::JsonBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, TeiErrors};
 use super::super::inputs::Truncation;
+use super::super::{AppState, object};
 use super::tei::Prediction;
 use super::{OneOrMany, score_all};
 use crate::checkpoint::Input;
@@ -20,6 +20,7 @@ use crate::checkpoint::Input;
 pub(in crate::http) struct TextClassificationRequest {
     /// Texts, chat template applied; BOS is added where it is missing, never twice
     inputs: OneOrMany,
+    #[serde(default, deserialize_with = "object::option")]
     parameters: Option<TextClassificationParameters>,
 }
 

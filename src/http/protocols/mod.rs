@@ -20,17 +20,18 @@ use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::AppState;
 use super::caller::Caller;
 use super::error::{ApiError, ErrorShape};
 use super::inputs::{ItemError, MaybeInput, Truncation, token_ids};
 use super::scoring::{Outcome, Work, nothing_to_score, score};
+use super::{AppState, object, whole};
 use crate::checkpoint::{Input, Message};
 use crate::monitor::Role;
 
@@ -116,6 +117,16 @@ fn errors(outcomes: &[Outcome]) -> Option<Vec<Option<ItemError>>> {
         .then(|| outcomes.iter().map(|outcome| outcome.error().cloned()).collect())
 }
 
+/// Whether the body has one of these fields.
+fn has(body: &Value, fields: &[&str]) -> bool {
+    fields.iter().any(|field| body.get(field).is_some_and(|value| !value.is_null()))
+}
+
+/// A field that may hold anything.
+fn ignored() -> Schema {
+    AnyOfBuilder::new().build().into()
+}
+
 fn unix_seconds() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.unwrap_or_default().as_secs()
@@ -161,8 +172,10 @@ impl OneOrMany {
 )]
 enum TextOrTokens {
     Text(String),
+    #[serde(deserialize_with = "whole::ids")]
     Tokens(Vec<u32>),
     Texts(Vec<String>),
+    #[serde(deserialize_with = "whole::id_lists")]
     TokenLists(Vec<Vec<u32>>),
 }
 
@@ -212,6 +225,7 @@ struct ChatMessage {
 #[serde(untagged, expecting = "expected a string or a list of {type: \"text\", text} parts")]
 enum ChatContent {
     Text(String),
+    #[serde(deserialize_with = "object::list")]
     Parts(Vec<ChatPart>),
 }
 
@@ -243,13 +257,11 @@ impl From<ChatMessage> for Message {
 /// A conversation that ends with the answer to score.
 ///
 /// # Errors
-/// Where the last message is not the assistant's; `pointer` is the list's.
-fn conversation(messages: Vec<ChatMessage>, pointer: &str) -> Result<MaybeInput, ApiError> {
+/// Where the last message is not the assistant's.
+fn conversation(messages: Vec<ChatMessage>) -> Result<MaybeInput, ApiError> {
     if messages.last().is_some_and(|message| message.role != "assistant") {
-        return Err(ApiError::invalid(
-            format!("{pointer}/{}", messages.len() - 1),
-            "the last message must be the assistant's: it is the one that is scored",
-        ));
+        let message = "the last message must be the assistant's: it is the one that is scored";
+        return Err(ApiError::unprocessable(message));
     }
     Ok(Ok(Input::Messages(messages.into_iter().map(Message::from).collect())))
 }

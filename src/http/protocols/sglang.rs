@@ -2,24 +2,82 @@
 //! reward models too, is in `openai.rs`.
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use serde_json::Value;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
-use super::super::AppState;
+use super::super::body::typed;
 use super::super::caller::Caller;
 use super::super::error::ApiError;
-use super::super::inputs::{ItemError, MaybeInput, Truncation};
+use super::super::inputs::{ItemError, MaybeInput, Truncation, token_ids};
 use super::super::scoring::Outcome;
-use super::{OneOrMany, TextOrTokens, Usage, errors, score_all};
+use super::super::{AppState, whole};
+use super::{OneOrMany, TextOrTokens, Usage, errors, has, ignored, score_all};
 use crate::checkpoint::Input;
 
 /// The body of a request to `/classify`.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(expecting = "expected a JSON object with `text` or `input_ids`")]
-pub(in crate::http) struct SglangClassifyRequest {
-    /// Texts, chat template applied; BOS is added where it is missing, never twice
-    text: Option<OneOrMany>,
-    /// Token ids, one list or several
-    input_ids: Option<TextOrTokens>,
+#[serde(untagged)]
+pub(in crate::http) enum SglangClassifyRequest {
+    Text(SglangText),
+    Tokens(SglangTokens),
+}
+
+/// Texts.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct SglangText {
+    /// Chat template applied; BOS is added where it is missing, never twice
+    text: OneOrMany,
+}
+
+/// Token ids.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct SglangTokens {
+    /// One list or several
+    input_ids: TokenIds,
+}
+
+/// Reads one of the two forms.
+pub(super) fn read_form(body: &Value) -> Result<SglangClassifyRequest, ApiError> {
+    match (has(body, &["text"]), has(body, &["input_ids"])) {
+        (true, false) => Ok(SglangClassifyRequest::Text(typed(body)?)),
+        (false, true) => Ok(SglangClassifyRequest::Tokens(typed(body)?)),
+        _ => Err(ApiError::invalid("", "give one of `text` and `input_ids`")),
+    }
+}
+
+/// Token ids of one input or of several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a list of token ids or a list of such lists")]
+pub(in crate::http) enum TokenIds {
+    #[serde(deserialize_with = "whole::ids")]
+    One(Vec<u32>),
+    #[serde(deserialize_with = "whole::id_lists")]
+    Many(Vec<Vec<u32>>),
+}
+
+impl PartialSchema for TokenIds {
+    fn schema() -> RefOr<Schema> {
+        AnyOfBuilder::new().item(token_ids()).item(ArrayBuilder::new().items(token_ids())).into()
+    }
+}
+
+impl ToSchema for TokenIds {}
+
+impl From<SglangClassifyRequest> for TextOrTokens {
+    fn from(request: SglangClassifyRequest) -> Self {
+        match request {
+            SglangClassifyRequest::Text(SglangText { text }) => match text {
+                OneOrMany::One(text) => Self::Text(text),
+                OneOrMany::Many(texts) => Self::Texts(texts),
+            },
+            SglangClassifyRequest::Tokens(SglangTokens { input_ids }) => match input_ids {
+                TokenIds::One(ids) => Self::Tokens(ids),
+                TokenIds::Many(lists) => Self::TokenLists(lists),
+            },
+        }
+    }
 }
 
 /// The answer to one input.
@@ -52,18 +110,7 @@ pub(super) async fn classify(
     caller: &Caller,
     request: SglangClassifyRequest,
 ) -> Result<SglangClassifyResponse, ApiError> {
-    let inputs = match (request.text, request.input_ids) {
-        (Some(OneOrMany::One(text)), None) => TextOrTokens::Text(text),
-        (Some(OneOrMany::Many(texts)), None) => TextOrTokens::Texts(texts),
-        (None, Some(ids @ (TextOrTokens::Tokens(_) | TextOrTokens::TokenLists(_)))) => ids,
-        (None, Some(_)) => {
-            return Err(ApiError::invalid(
-                "/input_ids",
-                "expected one list of token ids or several",
-            ));
-        }
-        _ => return Err(ApiError::invalid("", "give one of `text` and `input_ids`")),
-    };
+    let inputs = TextOrTokens::from(request);
     let batch = inputs.is_batch();
     let outcomes = score_all(state, caller, inputs.into_inputs(false), Truncation::Refuse).await?;
     let mut embeddings = outcomes.iter().map(|outcome| Embedding {
@@ -89,13 +136,16 @@ pub(in crate::http) struct SglangScoreRequest {
     item_first: Option<bool>,
     /// Not used: a reward model has one label
     #[serde(rename = "label_token_ids", default)]
-    _label_token_ids: Option<Vec<u32>>,
+    #[schema(schema_with = ignored)]
+    _label_token_ids: Option<Value>,
     /// Not used: over one label it is always 1
     #[serde(rename = "apply_softmax", default)]
-    _apply_softmax: Option<bool>,
+    #[schema(schema_with = ignored)]
+    _apply_softmax: Option<Value>,
     /// Not used
     #[serde(rename = "model", default)]
-    _model: Option<String>,
+    #[schema(schema_with = ignored)]
+    _model: Option<Value>,
 }
 
 /// The rewards, each alone in a list.
@@ -136,9 +186,8 @@ pub(super) async fn score(
         // An empty list is one of anything.
         (_, TextOrTokens::Tokens(items)) if items.is_empty() => Vec::new(),
         _ => {
-            let message =
-                "expected texts with a query of text, lists of token ids with one of token ids";
-            return Err(ApiError::invalid("/items", message));
+            let message = "`items` must be texts where `query` is text, and lists of token ids where it is one";
+            return Err(ApiError::unprocessable(message));
         }
     };
     let outcomes = score_all(state, caller, inputs, Truncation::Refuse).await?;

@@ -1,50 +1,50 @@
 //! Routes that two protocols share, told apart by the body.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{OneOfBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::super::AppState;
 use super::super::body::{JsonBody, typed};
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{AnyErrors, ApiError, ErrorShape, ScoringErrors};
-use super::{sglang, tei, vllm};
+use super::vllm::Vllm;
+use super::{has, sglang, tei, vllm};
 
-/// Whether the body has one of these fields.
-fn has(body: &Value, fields: &[&str]) -> bool {
-    fields.iter().any(|field| body.get(field).is_some_and(|value| !value.is_null()))
-}
-
-/// `input` or `messages` (vLLM), or `text` or `input_ids` (SGLang).
-#[derive(Deserialize, ToSchema)]
+/// A body of one of two protocols.
+#[derive(Serialize)]
 #[serde(untagged)]
-pub(in crate::http) enum ClassifyRequest {
-    Vllm(vllm::VllmPoolingRequest),
-    Sglang(sglang::SglangClassifyRequest),
+pub(in crate::http) enum Either<A, B> {
+    First(A),
+    Second(B),
 }
 
-impl TryFrom<Value> for ClassifyRequest {
-    type Error = ApiError;
-
-    fn try_from(body: Value) -> Result<Self, ApiError> {
-        let sglang = has(&body, &["text", "input_ids"]);
-        if sglang && has(&body, &["input", "messages"]) {
-            let message = "give `input` or `messages` (vLLM), or `text` or `input_ids` (SGLang)";
-            return Err(ApiError::invalid("", message));
-        }
-        Ok(if sglang { Self::Sglang(typed(body)?) } else { Self::Vllm(typed(body)?) })
+impl<A: PartialSchema, B: PartialSchema> PartialSchema for Either<A, B> {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new().item(A::schema()).item(B::schema()).into()
     }
 }
 
-/// The answer in the request's protocol.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-pub(in crate::http) enum ClassifyResponse {
-    Vllm(vllm::VllmClassifyResponse),
-    Sglang(sglang::SglangClassifyResponse),
+impl<A: ToSchema, B: ToSchema> ToSchema for Either<A, B> {
+    fn name() -> Cow<'static, str> {
+        format!("{}Or{}", A::name(), B::name()).into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        A::schemas(schemas);
+        B::schemas(schemas);
+    }
 }
+
+/// vLLM's `input` or `messages`, or SGLang's `text` or `input_ids`.
+type ClassifyRequest = Either<vllm::PoolingBody, sglang::SglangClassifyRequest>;
+type ClassifyResponse = Either<vllm::VllmClassifyResponse, sglang::SglangClassifyResponse>;
 
 /// vLLM, SGLang and verl: rewards as classes
 #[utoipa::path(
@@ -68,43 +68,21 @@ pub(in crate::http) async fn classify(
     caller: Caller,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<ClassifyResponse>, ApiError> {
-    Ok(Json(match body.try_into()? {
-        ClassifyRequest::Vllm(request) => {
-            ClassifyResponse::Vllm(vllm::classify(&state, &caller, request).await?)
-        }
-        ClassifyRequest::Sglang(request) => {
-            ClassifyResponse::Sglang(sglang::classify(&state, &caller, request).await?)
-        }
+    let sglang = has(&body, &["text", "input_ids"]);
+    if sglang && has(&body, &["input", "messages"]) {
+        let message = "give `input` or `messages` (vLLM), or `text` or `input_ids` (SGLang)";
+        return Err(ApiError::invalid("", message));
+    }
+    Ok(Json(if sglang {
+        Either::Second(sglang::classify(&state, &caller, sglang::read_form(&body)?).await?)
+    } else {
+        Either::First(vllm::classify(&state, &caller, Vllm::read_form(&body)?).await?)
     }))
 }
 
-/// `text_1` and `text_2` (vLLM), or `query` and `items` (SGLang).
-#[derive(Deserialize, ToSchema)]
-#[serde(untagged)]
-pub(in crate::http) enum ScoreRequest {
-    Vllm(vllm::VllmScoreRequest),
-    Sglang(sglang::SglangScoreRequest),
-}
-
-impl TryFrom<Value> for ScoreRequest {
-    type Error = ApiError;
-
-    fn try_from(body: Value) -> Result<Self, ApiError> {
-        Ok(if has(&body, &["query"]) {
-            Self::Sglang(typed(body)?)
-        } else {
-            Self::Vllm(typed(body)?)
-        })
-    }
-}
-
-/// The answer in the request's protocol.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-pub(in crate::http) enum ScoreResponse {
-    Vllm(vllm::VllmScoreResponse),
-    Sglang(sglang::SglangScoreResponse),
-}
+/// vLLM's `text_1` and `text_2`, or SGLang's `query` and `items`.
+type ScoreRequest = Either<vllm::ScoreBody, sglang::SglangScoreRequest>;
+type ScoreResponse = Either<vllm::VllmScoreResponse, sglang::SglangScoreResponse>;
 
 /// vLLM and SGLang: score responses to prompts, or items joined to a query
 #[utoipa::path(
@@ -126,47 +104,16 @@ pub(in crate::http) async fn score_v1(
     caller: Caller,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<ScoreResponse>, ApiError> {
-    Ok(Json(match body.try_into()? {
-        ScoreRequest::Vllm(request) => {
-            ScoreResponse::Vllm(vllm::score_pairs(&state, &caller, request).await?)
-        }
-        ScoreRequest::Sglang(request) => {
-            ScoreResponse::Sglang(sglang::score(&state, &caller, request).await?)
-        }
+    Ok(Json(if has(&body, &["query"]) {
+        Either::Second(sglang::score(&state, &caller, typed(&body)?).await?)
+    } else {
+        Either::First(vllm::score_pairs(&state, &caller, Vllm::read(&body)?).await?)
     }))
 }
 
-/// `query` with `documents` (vLLM) or with `texts` (TEI).
-#[derive(Deserialize, ToSchema)]
-#[serde(untagged)]
-pub(in crate::http) enum RerankRequest {
-    Vllm(vllm::VllmRerankRequest),
-    Tei(tei::TeiRerankRequest),
-}
-
-impl TryFrom<Value> for RerankRequest {
-    type Error = ApiError;
-
-    fn try_from(body: Value) -> Result<Self, ApiError> {
-        let tei = has(&body, &["texts"]);
-        if tei && has(&body, &["documents"]) {
-            return Err(ApiError::invalid("", "give `documents` (vLLM) or `texts` (TEI)"));
-        }
-        if tei {
-            let request = typed(body).map_err(|error| error.foreign(ErrorShape::Tei))?;
-            return Ok(Self::Tei(request));
-        }
-        Ok(Self::Vllm(typed(body)?))
-    }
-}
-
-/// The answer in the request's protocol.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-pub(in crate::http) enum RerankResponse {
-    Vllm(vllm::VllmRerankResponse),
-    Tei(Vec<tei::Rank>),
-}
+/// `query` with vLLM's `documents`, or with TEI's `texts`.
+type RerankRequest = Either<vllm::RerankBody, tei::TeiRerankRequest>;
+type RerankResponse = Either<vllm::VllmRerankResponse, tei::TeiRanks>;
 
 /// vLLM and TEI: rank responses to one prompt
 #[utoipa::path(
@@ -185,13 +132,15 @@ pub(in crate::http) async fn rerank(
     caller: Caller,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<RerankResponse>, ApiError> {
-    Ok(Json(match body.try_into()? {
-        RerankRequest::Vllm(request) => {
-            RerankResponse::Vllm(vllm::rerank(&state, &caller, request).await?)
-        }
-        RerankRequest::Tei(request) => {
-            let ranks = tei::rerank(&state, &caller, request).await;
-            RerankResponse::Tei(ranks.map_err(|error| error.foreign(ErrorShape::Tei))?)
-        }
-    }))
+    let tei = has(&body, &["texts"]);
+    if tei && has(&body, &["documents"]) {
+        return Err(ApiError::invalid("", "give `documents` (vLLM) or `texts` (TEI)"));
+    }
+    if !tei {
+        let ranked = vllm::rerank(&state, &caller, Vllm::read(&body)?).await?;
+        return Ok(Json(Either::First(ranked)));
+    }
+    let ranks = async { tei::rerank(&state, &caller, typed(&body)?).await };
+    let ranks = ranks.await.map_err(|error: ApiError| error.foreign(ErrorShape::Tei))?;
+    Ok(Json(Either::Second(ranks)))
 }

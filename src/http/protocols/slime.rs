@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::super::AppState;
 use super::super::body::JsonBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::Truncation;
 use super::super::scoring::Outcome;
+use super::super::{AppState, object};
 use super::{ChatMessage, score_all};
 use crate::checkpoint::{Input, Message};
 
@@ -37,6 +37,7 @@ pub(in crate::http) struct SlimeRequest {
 #[serde(untagged, expecting = "expected a string or a list of {role, content} messages")]
 enum SlimePrompt {
     Text(String),
+    #[serde(deserialize_with = "object::list")]
     Messages(Vec<ChatMessage>),
 }
 
@@ -45,7 +46,7 @@ enum SlimePrompt {
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct SlimeQuery {
     /// Answer an object with the reward under this key instead of the bare reward
-    #[param(nullable = false, min_length = 1)]
+    #[param(nullable = false)]
     reward_key: Option<String>,
 }
 

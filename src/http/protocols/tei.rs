@@ -36,8 +36,29 @@ pub(in crate::http) struct PredictRequest {
 enum PredictInputs {
     Text(String),
     One(Sequence),
-    Batch(Vec<Sequence>),
+    Batch(Batch),
 }
+
+/// Several of them.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Vec<Sequence>")]
+struct Batch(Vec<Sequence>);
+
+impl TryFrom<Vec<Sequence>> for Batch {
+    type Error = &'static str;
+
+    fn try_from(sequences: Vec<Sequence>) -> Result<Self, Self::Error> {
+        if sequences.is_empty() { Err("expected at least one input") } else { Ok(Self(sequences)) }
+    }
+}
+
+impl PartialSchema for Batch {
+    fn schema() -> RefOr<Schema> {
+        ArrayBuilder::new().items(Sequence::schema()).min_items(Some(1)).into()
+    }
+}
+
+impl ToSchema for Batch {}
 
 /// A text, or a prompt with its response.
 #[derive(Debug, Deserialize)]
@@ -119,7 +140,9 @@ pub(in crate::http) async fn predict(
     let inputs = match request.inputs {
         PredictInputs::Text(text) => vec![Ok(Input::Text(text))],
         PredictInputs::One(sequence) => vec![sequence.into()],
-        PredictInputs::Batch(sequences) => sequences.into_iter().map(MaybeInput::from).collect(),
+        PredictInputs::Batch(Batch(sequences)) => {
+            sequences.into_iter().map(MaybeInput::from).collect()
+        }
     };
     let truncation = Truncation::to_context(request.truncate.unwrap_or_default());
     let outcomes = score_all(&state, &caller, inputs, truncation).await?;
@@ -162,12 +185,16 @@ pub(in crate::http) struct Rank {
     error: Option<ItemError>,
 }
 
+/// The best first, those that failed last.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct TeiRanks(Vec<Rank>);
+
 /// Scores responses to one prompt, the best first, those that failed last.
 pub(super) async fn rerank(
     state: &AppState,
     caller: &Caller,
     request: TeiRerankRequest,
-) -> Result<Vec<Rank>, ApiError> {
+) -> Result<TeiRanks, ApiError> {
     let inputs = request.texts.iter().map(|text| pair(&request.query, text.clone())).collect();
     let truncation = Truncation::to_context(request.truncate.unwrap_or_default());
     let outcomes = score_all(state, caller, inputs, truncation).await?;
@@ -182,7 +209,7 @@ pub(super) async fn rerank(
     let mut ranks: Vec<Rank> = ranks.collect();
     // By the reward, which tells apart what a sigmoid makes equal.
     ranks.sort_by(|a, b| by_reward(&outcomes[a.index], &outcomes[b.index]));
-    Ok(ranks)
+    Ok(TeiRanks(ranks))
 }
 
 /// The higher reward first, failures last.

@@ -2,22 +2,27 @@
 //!
 //! Scores are the rewards themselves unless `use_activation` asks for their sigmoid.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
-use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use serde_json::Value;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
-use super::super::AppState;
-use super::super::body::JsonBody;
+use super::super::body::{JsonBody, typed};
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::{ItemError, MaybeInput, Truncation};
+use super::super::{AppState, object, whole};
 use super::openai::{EncodingFormat, Vector};
 use super::tei::by_reward;
 use super::{
-    ChatMessage, LABEL, OneOrMany, TextOrTokens, Usage, activated, conversation, pair, score_all,
-    unix_seconds,
+    ChatMessage, LABEL, OneOrMany, TextOrTokens, Usage, activated, conversation, has, pair,
+    score_all, unix_seconds,
 };
 
 /// What all of vLLM's pooling requests may hold.
@@ -34,20 +39,9 @@ pub(in crate::http) struct VllmPoolingOptions {
     activation: Option<bool>,
     /// Keep so many tokens at the end of each input; -1 for as many as the context holds. Default: an
     /// over-long input is an error
-    #[serde(default, deserialize_with = "truncation")]
+    #[serde(default, deserialize_with = "whole::option")]
     #[schema(schema_with = truncation_schema)]
     truncate_prompt_tokens: Option<i64>,
-}
-
-/// From 1, or -1.
-fn truncation<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-    let tokens = Option::<i64>::deserialize(deserializer)?;
-    match tokens {
-        Some(tokens) if tokens != -1 && tokens < 1 => {
-            Err(serde::de::Error::custom("truncate_prompt_tokens: expected -1 or a number from 1"))
-        }
-        tokens => Ok(tokens),
-    }
 }
 
 fn truncation_schema() -> Schema {
@@ -65,10 +59,14 @@ impl VllmPoolingOptions {
         self.use_activation.or(self.activation).unwrap_or_default()
     }
 
-    fn truncation(&self) -> Truncation {
+    fn truncation(&self) -> Result<Truncation, ApiError> {
         match self.truncate_prompt_tokens {
-            None => Truncation::Refuse,
-            Some(tokens) => Truncation::KeepEnd(usize::try_from(tokens).unwrap_or(usize::MAX)),
+            None => Ok(Truncation::Refuse),
+            Some(-1) => Ok(Truncation::KeepEnd(usize::MAX)),
+            Some(tokens @ 1..) => Ok(Truncation::KeepEnd(tokens as usize)),
+            Some(_) => {
+                Err(ApiError::invalid("/truncate_prompt_tokens", "expected -1 or a number from 1"))
+            }
         }
     }
 
@@ -79,30 +77,97 @@ impl VllmPoolingOptions {
     }
 }
 
-/// The body of a request to `/classify` or `/pooling`: `input` or `messages`.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(expecting = "expected a JSON object with `input` or `messages`")]
-pub(in crate::http) struct VllmPoolingRequest {
-    /// Texts, chat template applied, or token ids; BOS is added to a text where it is missing, never
-    /// twice
-    input: Option<TextOrTokens>,
-    /// A conversation that ends with the assistant's answer
-    messages: Option<Vec<ChatMessage>>,
-    /// Whether BOS may be added to `input`; default true
-    add_special_tokens: Option<bool>,
-    /// Only for `/pooling`; default `float`
-    encoding_format: Option<EncodingFormat>,
-    #[serde(flatten)]
+/// The body of one of vLLM's requests: its own fields, and those that all have.
+#[derive(Debug)]
+pub(in crate::http) struct Vllm<T> {
+    own: T,
     options: VllmPoolingOptions,
 }
 
+pub(super) type PoolingBody = Vllm<VllmPoolingRequest>;
+pub(super) type ScoreBody = Vllm<VllmScoreRequest>;
+pub(super) type RerankBody = Vllm<VllmRerankRequest>;
+
+impl<T: DeserializeOwned> Vllm<T> {
+    /// Reads both from the same object, so that an error names its field.
+    pub(super) fn read(body: &Value) -> Result<Self, ApiError> {
+        Ok(Self { own: typed(body)?, options: typed(body)? })
+    }
+}
+
+impl<T: PartialSchema> PartialSchema for Vllm<T> {
+    fn schema() -> RefOr<Schema> {
+        AllOfBuilder::new().item(T::schema()).item(VllmPoolingOptions::schema()).into()
+    }
+}
+
+impl<T: ToSchema> ToSchema for Vllm<T> {
+    fn name() -> Cow<'static, str> {
+        T::name()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        T::schemas(schemas);
+        VllmPoolingOptions::schemas(schemas);
+    }
+}
+
+/// The body of a request to `/classify` or `/pooling`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum VllmPoolingRequest {
+    Input(VllmInput),
+    Messages(VllmMessages),
+}
+
+/// Texts or token ids.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct VllmInput {
+    /// Texts, chat template applied, or token ids; BOS is added to a text where it is missing, never
+    /// twice
+    input: TextOrTokens,
+    /// Whether BOS may be added; default true
+    add_special_tokens: Option<bool>,
+    /// Only for `/pooling`; default `float`
+    encoding_format: Option<EncodingFormat>,
+}
+
+/// A conversation.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(in crate::http) struct VllmMessages {
+    /// Its last message is the assistant's
+    #[serde(deserialize_with = "object::list")]
+    messages: Vec<ChatMessage>,
+    /// Only for `/pooling`; default `float`
+    encoding_format: Option<EncodingFormat>,
+}
+
+impl Vllm<VllmPoolingRequest> {
+    /// Reads one of the two forms.
+    pub(super) fn read_form(body: &Value) -> Result<Self, ApiError> {
+        let own = match (has(body, &["input"]), has(body, &["messages"])) {
+            (true, false) => VllmPoolingRequest::Input(typed(body)?),
+            (false, true) => VllmPoolingRequest::Messages(typed(body)?),
+            _ => return Err(ApiError::invalid("", "give one of `input` and `messages`")),
+        };
+        Ok(Self { own, options: typed(body)? })
+    }
+}
+
 impl VllmPoolingRequest {
-    fn inputs(&mut self) -> Result<Vec<MaybeInput>, ApiError> {
-        match (self.input.take(), self.messages.take()) {
-            (Some(input), None) => Ok(input.into_inputs(self.add_special_tokens == Some(false))),
-            (None, Some(messages)) => Ok(vec![conversation(messages, "/messages")?]),
-            _ => Err(ApiError::invalid("", "give one of `input` and `messages`")),
+    fn into_inputs(self) -> Result<Vec<MaybeInput>, ApiError> {
+        match self {
+            Self::Input(VllmInput { input, add_special_tokens, .. }) => {
+                Ok(input.into_inputs(add_special_tokens == Some(false)))
+            }
+            Self::Messages(VllmMessages { messages, .. }) => Ok(vec![conversation(messages)?]),
         }
+    }
+
+    fn base64(&self) -> bool {
+        let (Self::Input(VllmInput { encoding_format, .. })
+        | Self::Messages(VllmMessages { encoding_format, .. })) = self;
+        *encoding_format == Some(EncodingFormat::Base64)
     }
 }
 
@@ -133,11 +198,10 @@ struct Class {
 pub(super) async fn classify(
     state: &AppState,
     caller: &Caller,
-    mut request: VllmPoolingRequest,
+    Vllm { own, options }: Vllm<VllmPoolingRequest>,
 ) -> Result<VllmClassifyResponse, ApiError> {
-    let inputs = request.inputs()?;
-    let options = &request.options;
-    let outcomes = score_all(state, caller, inputs, options.truncation()).await?;
+    let inputs = own.into_inputs()?;
+    let outcomes = score_all(state, caller, inputs, options.truncation()?).await?;
     let data = outcomes.iter().enumerate().map(|(index, outcome)| Class {
         index,
         label: LABEL,
@@ -183,7 +247,7 @@ struct Pooled {
     path = "/pooling",
     tag = "vLLM",
     params(RunHeaders, RunQuery),
-    request_body(content = VllmPoolingRequest, example = json!({
+    request_body(content = PoolingBody, example = json!({
         "messages": [
             {"role": "user", "content": "Is it late?"}, {"role": "assistant", "content": "Yes."}
         ]
@@ -193,12 +257,12 @@ struct Pooled {
 pub(in crate::http) async fn pooling(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(mut request): JsonBody<VllmPoolingRequest>,
+    JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<VllmPoolingResponse>, ApiError> {
-    let inputs = request.inputs()?;
-    let options = &request.options;
-    let outcomes = score_all(&state, &caller, inputs, options.truncation()).await?;
-    let base64 = request.encoding_format == Some(EncodingFormat::Base64);
+    let Vllm { own, options } = Vllm::read_form(&body)?;
+    let base64 = own.base64();
+    let inputs = own.into_inputs()?;
+    let outcomes = score_all(&state, &caller, inputs, options.truncation()?).await?;
     let data = outcomes.iter().enumerate().map(|(index, outcome)| Pooled {
         index,
         object: "pooling",
@@ -226,8 +290,6 @@ pub(in crate::http) struct VllmScoreRequest {
     /// Responses
     #[serde(alias = "documents", alias = "items", alias = "data_2")]
     text_2: OneOrMany,
-    #[serde(flatten)]
-    options: VllmPoolingOptions,
 }
 
 /// The answer of `/score`.
@@ -258,7 +320,7 @@ struct PairScore {
     path = "/score",
     tag = "vLLM",
     params(RunHeaders, RunQuery),
-    request_body(content = VllmScoreRequest, example = json!({
+    request_body(content = ScoreBody, example = json!({
         "text_1": "Is it late?", "text_2": ["Yes.", "No."]
     })),
     responses((status = 200, body = VllmScoreResponse), ScoringErrors)
@@ -266,16 +328,16 @@ struct PairScore {
 pub(in crate::http) async fn score(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<VllmScoreRequest>,
+    JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<VllmScoreResponse>, ApiError> {
-    score_pairs(&state, &caller, request).await.map(Json)
+    score_pairs(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
 
 /// Answers `/score`.
 pub(super) async fn score_pairs(
     state: &AppState,
     caller: &Caller,
-    request: VllmScoreRequest,
+    Vllm { own: request, options }: Vllm<VllmScoreRequest>,
 ) -> Result<VllmScoreResponse, ApiError> {
     let (prompts, responses) = (request.text_1.into_vec(), request.text_2.into_vec());
     let inputs: Vec<MaybeInput> = match prompts.as_slice() {
@@ -290,8 +352,7 @@ pub(super) async fn score_pairs(
             return Err(ApiError::unprocessable(message));
         }
     };
-    let options = &request.options;
-    let outcomes = score_all(state, caller, inputs, options.truncation()).await?;
+    let outcomes = score_all(state, caller, inputs, options.truncation()?).await?;
     let data = outcomes.iter().enumerate().map(|(index, outcome)| PairScore {
         index,
         object: "score",
@@ -317,10 +378,9 @@ pub(in crate::http) struct VllmRerankRequest {
     /// The responses
     documents: Vec<String>,
     /// Answer the best so many; 0, the default, for all
+    #[serde(default, deserialize_with = "whole::option")]
     #[schema(minimum = 0, maximum = 4294967295_u32)]
     top_n: Option<u32>,
-    #[serde(flatten)]
-    options: VllmPoolingOptions,
 }
 
 /// The answer of `/rerank`: the best first, those that failed last.
@@ -354,7 +414,7 @@ struct Document {
     path = "/v1/rerank",
     tag = "vLLM",
     params(RunHeaders, RunQuery),
-    request_body(content = VllmRerankRequest, example = json!({
+    request_body(content = RerankBody, example = json!({
         "query": "Is it late?", "documents": ["Yes.", "No."], "top_n": 1
     })),
     responses((status = 200, body = VllmRerankResponse), ScoringErrors)
@@ -362,9 +422,9 @@ struct Document {
 pub(in crate::http) async fn rerank_v1(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<VllmRerankRequest>,
+    JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<VllmRerankResponse>, ApiError> {
-    rerank(&state, &caller, request).await.map(Json)
+    rerank(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
 
 /// vLLM: rank responses to one prompt
@@ -373,7 +433,7 @@ pub(in crate::http) async fn rerank_v1(
     path = "/v2/rerank",
     tag = "vLLM",
     params(RunHeaders, RunQuery),
-    request_body(content = VllmRerankRequest, example = json!({
+    request_body(content = RerankBody, example = json!({
         "query": "Is it late?", "documents": ["Yes.", "No."]
     })),
     responses((status = 200, body = VllmRerankResponse), ScoringErrors)
@@ -381,20 +441,19 @@ pub(in crate::http) async fn rerank_v1(
 pub(in crate::http) async fn rerank_v2(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<VllmRerankRequest>,
+    JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<VllmRerankResponse>, ApiError> {
-    rerank(&state, &caller, request).await.map(Json)
+    rerank(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
 
 /// Answers `/rerank`.
 pub(super) async fn rerank(
     state: &AppState,
     caller: &Caller,
-    request: VllmRerankRequest,
+    Vllm { own: request, options }: Vllm<VllmRerankRequest>,
 ) -> Result<VllmRerankResponse, ApiError> {
     let inputs = request.documents.iter().map(|text| pair(&request.query, text.clone())).collect();
-    let options = &request.options;
-    let outcomes = score_all(state, caller, inputs, options.truncation()).await?;
+    let outcomes = score_all(state, caller, inputs, options.truncation()?).await?;
     let ranked = outcomes.iter().zip(request.documents).enumerate();
     let mut results: Vec<Ranked> = ranked
         .map(|(index, (outcome, text))| Ranked {
