@@ -1,10 +1,12 @@
 """A `custom_reward_function` for verl that asks inform-server, and ends training when the server says
 that the reward is being over-optimised. Standard library only.
 
-    custom_reward_function.path=examples/verl_reward.py
-    custom_reward_function.name=compute_score
-    +custom_reward_function.reward_kwargs.url=http://127.0.0.1:8080
-    +custom_reward_function.reward_kwargs.run=ppo-7
+    reward.custom_reward_function.path=examples/verl_reward.py
+    reward.custom_reward_function.name=compute_score
+    +reward.custom_reward_function.reward_kwargs.url=http://127.0.0.1:8080
+    +reward.custom_reward_function.reward_kwargs.run=ppo-7
+
+verl 0.9.1 takes these keys without `reward.` in front, too, as they were called before.
 
 verl hands the response over, not the prompt: the data set's `extra_info` must hold it under `prompt`, as
 text or messages. Where `extra_info` holds `global_steps`, the monitor works by training step.

@@ -143,7 +143,7 @@ pub async fn serve(
 /// # Errors
 /// As [`build`] and [`serve`], or where the address cannot be bound.
 pub fn run(config: ServerConfig) -> anyhow::Result<()> {
-    crate::telemetry::start(&config.log)?;
+    let _telemetry = crate::telemetry::start(&config.log)?;
     let address = (config.host, config.port);
     raise_open_files();
     let state = build(config)?;

@@ -548,3 +548,11 @@ fn shells_get_completions() {
     }
     assert_eq!(output(&["completions", "abacus"], &[]).0, Some(2));
 }
+
+/// An endpoint that nothing is sent to must not be accepted in silence.
+#[cfg(not(feature = "otlp"))]
+#[test]
+fn a_build_without_otlp_says_so() {
+    let setting = "log.otlp_endpoint=http://127.0.0.1:4318/v1/traces";
+    assert_fails(&["--set", setting], &[], 1, &["log.otlp_endpoint", "--features otlp"]);
+}

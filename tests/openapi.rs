@@ -53,7 +53,7 @@ fn every_example_is_answered_as_described() {
             posted += 1;
         }
     }
-    assert!(posted > 18, "{posted}");
+    assert!(posted >= 18, "{posted}");
 }
 
 /// Every reference in the document.
@@ -103,7 +103,8 @@ fn the_documentation_names_every_native_field() {
     }
     for path in document["paths"].as_object().unwrap().keys() {
         assert!(
-            text.contains(&format!("{path}`")) || path == "/",
+            ["`", "?", "\n"].iter().any(|end| text.contains(&format!(" {path}{end}")))
+                || path == "/",
             "docs/api.md does not name {path}"
         );
     }

@@ -144,21 +144,23 @@ fn a_log_holds_no_key_and_no_text() {
     let server =
         Server::start(&["--set", &two_keys(&scratch), "--set", "limits.default_deadline_ms=1"]);
     let secret = "rhubarb";
+    let long = "rhubarb and ".repeat(3000);
     let document = server.read("/openapi.json");
     for path in document["paths"].as_object().unwrap().keys() {
         for key in [KEY, OTHER, "rhubarb-not-a-key-at-all"] {
             for body in [
                 json!({"inputs": secret, "query": [secret], "texts": [secret], "text": secret}),
-                json!({"inputs": [{"prompt": secret, "response": secret.repeat(9000)}]}),
-                json!({"query": [secret.repeat(9000)], "input": secret, "messages": [secret]}),
+                json!({"inputs": [{"prompt": secret, "response": long}]}),
+                json!({"query": [long], "input": secret, "messages": [secret]}),
                 json!(secret),
             ] {
                 let value = format!("Bearer {key}");
                 let headers = [("content-type", "application/json"), ("authorization", &*value)];
                 let path = format!("{}?run={secret}", path.replace("{run}", "r"));
-                server.send("POST", &path, &headers, body.to_string().as_bytes());
+                // Where no body is read, the connection may end before all of it is sent.
+                let _ = server.try_send("POST", &path, &headers, body.to_string().as_bytes());
                 let broken = format!("{{\"{secret}\": {body}");
-                server.send("POST", &path, &headers, broken.as_bytes());
+                let _ = server.try_send("POST", &path, &headers, broken.as_bytes());
             }
         }
     }

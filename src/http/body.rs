@@ -12,9 +12,13 @@ use serde_path_to_error::{Path, Segment};
 
 use super::AppState;
 use super::error::ApiError;
+use crate::config::Limits;
 
 /// A body is read up to this many times the limit before the connection is given up.
 const DISCARD_FACTOR: usize = 4;
+
+/// Bytes of an unwanted body that may be in memory at once.
+const DISCARDED: usize = 256 << 10;
 
 /// Characters that are kept of either end of a long message about a field.
 const KEPT: usize = 200;
@@ -60,6 +64,13 @@ pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
     })
 }
 
+/// Reads a body that nobody wants: a client that is still sending would not see its answer.
+pub(super) async fn discard(body: Body, limits: &Limits) {
+    let time = Duration::from_millis(limits.body_timeout_ms);
+    // Whatever becomes of it, the answer is the same.
+    let _ = tokio::time::timeout(time, read(body, DISCARDED)).await;
+}
+
 /// Reads a body of at most `limit` bytes. A longer one is read on for a while and thrown away: a
 /// client that is still sending would not see an answer.
 async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
@@ -94,9 +105,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
         )
     };
     // A derived `Deserialize` would take a list of the fields' values as well.
-    if bytes.trim_ascii_start().first() == Some(&b'[')
-        && serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
-    {
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_json(&error))?;
         return Err(ApiError::invalid("", "invalid type: sequence, expected a JSON object"));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);

@@ -28,6 +28,13 @@ QUESTION = "How do I keep basil fresh?"
 ANSWERS = ["Put the stems in a glass of water.", "I cannot say.", "Why?"]
 
 
+def readme(trainer):
+    """What the README tells the users of that trainer to set, from its port on: `8080/path`."""
+    rows = [line.split("|") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    (setting,) = [row[2] for row in rows if row[1].strip() == trainer]
+    return setting.split(":8080")[1].split("`")[0].split('"')[0]
+
+
 class Server:
     """The server's program on a free port."""
 
@@ -114,7 +121,8 @@ def openrlhf_0_11():
     for model in (Demo, Gated):
         server, texts, expected = setting(model)
         with server:
-            for url in (f"{server.url}/get_reward", [f"{server.url}/get_reward"] * 2):
+            url = server.url + readme("OpenRLHF 0.11")
+            for url in (url, [url] * 2):
                 executor = agent.SingleTurnAgentExecutor(url)
                 for text, reward in zip(texts, expected):
                     fetch = executor._fetch_rewards_via_http([text], [QUESTION], ["label"])
@@ -141,7 +149,7 @@ def openrlhf_0_8():
     for model in (Demo, Gated):
         server, texts, expected = setting(model)
         with server:
-            url = f"{server.url}/get_reward"
+            url = server.url + readme("OpenRLHF 0.8")
             ask = lambda texts: module.request_api_wrapper(  # noqa: E731
                 url, {"query": texts, "prompts": [QUESTION] * len(texts), "labels": [None] * len(texts)}
             )
@@ -183,7 +191,7 @@ def verl_engines():
         with server:
             for engine in ("vllm", "sglang"):
                 worker = object.__new__(module.RewardLoopWorker)
-                worker.reward_router_address = server.address
+                worker.reward_router_address = server.address + readme("verl, its own reward worker")
                 worker.input_tokenizer = namespace(
                     decode=lambda ids: "".join(map(chr, ids)), eos_token=model.eos
                 )
@@ -197,6 +205,17 @@ def verl_engines():
                     equal([result["reward_score"]], [reward])
 
 
+def slime():
+    """What slime's `remote_rm` posts and reads. Its package is not in the index: this is not its code."""
+    server, _, expected = setting(Demo)
+    with server:
+        for answer, reward in zip(ANSWERS, expected):
+            for prompt in (conversation(answer)[:1], f"<|user|>\n{QUESTION}<|end|>\n<|assistant|>\n"):
+                response = answer if isinstance(prompt, list) else answer + "<|end|>"
+                body = {"prompt": prompt, "response": response, "label": None}
+                equal([server.post(readme("slime, miles"), body)], [reward])
+
+
 def llama_factory():
     """`get_rewards_from_server`."""
     stubs = ["torch", "transformers", "llamafactory.extras"]
@@ -206,7 +225,7 @@ def llama_factory():
     for model in (Demo, Gated):
         server, texts, expected = setting(model)
         with server:
-            rewards = module.get_rewards_from_server(f"{server.url}/v1/score/evaluation", texts)
+            rewards = module.get_rewards_from_server(server.url + readme("LLaMA-Factory (PPO)"), texts)
             equal(rewards, expected)
 
 
@@ -216,7 +235,7 @@ def hugging_face():
 
     server, texts, expected = setting(Demo)
     with server:
-        client = InferenceClient(server.url)
+        client = InferenceClient(server.url + readme("Hugging Face Hub"))
         for text, reward in zip(texts, expected):
             (label,) = client.text_classification(text)
             equal([label.score], [reward])
@@ -234,7 +253,7 @@ def openai_client():
 
     server, texts, expected = setting(Demo)
     with server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+        client = openai.OpenAI(base_url=server.url + readme("OpenAI client"), api_key="none")
         for extra in ({}, {"encoding_format": "float"}):
             answer = client.embeddings.create(model="demo", input=texts, **extra)
             equal([item.embedding[0] for item in answer.data], expected)
@@ -278,7 +297,7 @@ def trl_example():
     module = example("trl_reward")
     server, _, expected = setting(Demo)
     with server:
-        reward = module.InformReward(server.url, run="grpo")
+        reward = module.InformReward(server.url + readme("TRL (GRPO, RLOO)"), run="grpo")
         columns = {"completion_ids": [[1]] * 3, "trainer_state": types.SimpleNamespace(global_step=3)}
         equal(reward(prompts=[QUESTION] * 3, completions=ANSWERS, **columns), expected)
         prompts = [[{"role": "user", "content": QUESTION}]] * 3
@@ -350,7 +369,7 @@ def verl_example():
 
 
 CHECKS = [
-    openrlhf_0_11, openrlhf_0_8, verl_engines, llama_factory, hugging_face, openai_client, trl_example,
+    openrlhf_0_11, openrlhf_0_8, verl_engines, slime, llama_factory, hugging_face, openai_client, trl_example,
     verl_example,
 ]  # fmt: skip
 
