@@ -150,8 +150,7 @@ pub fn run(config: ServerConfig) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = TcpListener::bind(address)
-            .await
+        let listener = connections::listen(address.into())
             .with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
         tracing::info!("listening on http://{}", listener.local_addr()?);
         serve(state, listener, async move {

@@ -1,7 +1,8 @@
 //! Accepts connections: so many at a time, none of which may hold one up with a slow head.
 
 use std::future::Future;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,33 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 
 use crate::config::Limits;
 
 /// Pause after an accept that failed for want of files or memory.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that may wait to be accepted, as far as the system allows (`net.core.somaxconn`). Where
+/// they are more, a client waits a second and tries again: of 10,000 that connect at once, dozens did so
+/// with the usual 128.
+const BACKLOG: u32 = 8192;
+
+/// Binds an address.
+///
+/// # Errors
+/// Where the address is in use or not this machine's.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A server that is started again takes its address back at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves every connection until `shutdown` resolves; then accepts no more, and waits until each one
 /// has its answer.
