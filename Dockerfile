@@ -1,4 +1,6 @@
 # syntax=docker/dockerfile:1
+# Not built yet: there was no Docker engine where it was written. CUDA waits for the feature `cuda`.
+#
 # The reward server. CPU:   docker build -t inform-server .
 #                    CUDA:  docker build -t inform-server:cuda --build-arg CUDA=12.6.3 .
 #   docker run -p 8080:8080 -v /path/to/checkpoint:/model:ro -e INFORM_MODEL=/model inform-server
@@ -14,6 +16,7 @@ FROM nvidia/cuda:${CUDA:-12.6.3}-devel-ubuntu24.04 AS build-base-cuda
 FROM debian:bookworm-slim AS run-base-
 FROM nvidia/cuda:${CUDA:-12.6.3}-base-ubuntu24.04 AS run-base-cuda
 
+# hadolint ignore=DL3006
 FROM build-base-${CUDA:+cuda} AS build
 ARG CUDA
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -29,6 +32,7 @@ COPY . .
 RUN cargo build --release --locked --bin inform-server ${CUDA:+--features cuda} \
     && strip target/release/inform-server
 
+# hadolint ignore=DL3006
 FROM run-base-${CUDA:+cuda} AS run
 RUN useradd --system --uid 10001 --no-create-home inform
 COPY --from=build /src/target/release/inform-server /usr/local/bin/inform-server
