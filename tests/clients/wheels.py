@@ -14,14 +14,14 @@ def unpack(requirement: str, folder: Path) -> Path:
     """Downloads a wheel and unpacks it. Answers the folder that holds its packages."""
     place = folder / requirement.replace("==", "-")
     if not place.exists():
-        downloads = place.with_suffix(".download")
+        downloads = folder / f"{place.name}.download"
         # The wheels hold Python alone, whatever their names say: any interpreter may read them.
         platform = ["--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=cp311"]
         platform += ["--abi=none", "--platform=manylinux1_x86_64", "--platform=any"]
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *platform]
         subprocess.run([*command, "-d", downloads, requirement], check=True)
         (wheel,) = downloads.glob("*.whl")
-        partial = place.with_suffix(".partial")
+        partial = folder / f"{place.name}.partial"
         zipfile.ZipFile(wheel).extractall(partial)
         partial.rename(place)
     purelib = list(place.glob("*.data/purelib"))
