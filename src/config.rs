@@ -34,6 +34,8 @@ pub struct ServerConfig {
     pub shutdown_grace_ms: u64,
     /// What a request may ask.
     pub limits: Limits,
+    /// Who may ask.
+    pub auth: AuthConfig,
     /// Batching.
     pub engine: EngineConfig,
     /// Detection of over-optimisation.
@@ -53,6 +55,7 @@ impl Default for ServerConfig {
             threads: 0,
             shutdown_grace_ms: 60_000,
             limits: Limits::default(),
+            auth: AuthConfig::default(),
             engine: EngineConfig::default(),
             monitor: MonitorConfig::default(),
             log: LogConfig::default(),
@@ -70,8 +73,16 @@ pub enum DeviceChoice {
     Cpu,
 }
 
+/// Who may ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuthConfig {
+    /// File of keys; empty for none: then everybody may ask.
+    pub keys_file: PathBuf,
+}
+
 /// What a request may ask.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Inputs of a request.
@@ -84,6 +95,13 @@ pub struct Limits {
     pub default_deadline_ms: u64,
     /// Longest deadline that a request may name, in milliseconds.
     pub max_deadline_ms: u64,
+    /// Connections at a time; further ones wait to be accepted.
+    pub max_connections: usize,
+    /// Time for a request's head to arrive, and for which a kept connection may be idle, in
+    /// milliseconds.
+    pub header_timeout_ms: u64,
+    /// Time for a request's body to arrive, in milliseconds.
+    pub body_timeout_ms: u64,
 }
 
 impl Default for Limits {
@@ -94,6 +112,9 @@ impl Default for Limits {
             max_samples: 1024,
             default_deadline_ms: 30_000,
             max_deadline_ms: 600_000,
+            max_connections: 16_384,
+            header_timeout_ms: 60_000,
+            body_timeout_ms: 60_000,
         }
     }
 }
@@ -129,6 +150,9 @@ impl ServerConfig {
         for (key, value) in [
             ("limits.max_inputs", self.limits.max_inputs),
             ("limits.max_body_bytes", self.limits.max_body_bytes),
+            ("limits.max_connections", self.limits.max_connections),
+            ("limits.header_timeout_ms", self.limits.header_timeout_ms as usize),
+            ("limits.body_timeout_ms", self.limits.body_timeout_ms as usize),
             ("engine.token_budget", self.engine.token_budget),
             ("engine.queue_tokens", self.engine.queue_tokens),
         ] {

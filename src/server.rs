@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::checkpoint::Checkpoint;
 use crate::config::ServerConfig;
 use crate::engine::Engine;
-use crate::http::{AppState, router};
+use crate::http::{AppState, Keys, connections, router};
 use crate::metrics::Metrics;
 use crate::model::RewardModel;
 use crate::monitor::Monitor;
@@ -24,6 +24,7 @@ use crate::ops::cpu::CpuOps;
 /// A checkpoint that cannot be served, settings out of range, or a machine without threads left.
 pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let started = Instant::now();
+    let keys = keys(&config)?;
     let checkpoint = Checkpoint::open(&config.model)?;
     let ops = CpuOps::new(config.threads, config.dtype).context("dtype or threads")?;
     let device = format!(
@@ -69,14 +70,34 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         latent_dim,
         baseline_samples,
         device,
+        keys: Arc::new(keys),
         config: Arc::new(config),
     })
+}
+
+/// The keys, where there is a file of them.
+fn keys(config: &ServerConfig) -> anyhow::Result<Keys> {
+    let file = &config.auth.keys_file;
+    if file.as_os_str().is_empty() { Ok(Keys::default()) } else { Keys::read(file) }
+}
+
+/// Checks settings beyond their types and ranges, as far as that goes without loading a model: the
+/// log's filter, the keys, and that the checkpoint opens.
+///
+/// # Errors
+/// The first setting that could not be used, with its key.
+pub fn check(config: &ServerConfig) -> anyhow::Result<()> {
+    crate::telemetry::filter(&config.log)?;
+    keys(config)?;
+    Checkpoint::open(&config.model).context("model")?;
+    println!("{} would be served on {}:{}", config.model.display(), config.host, config.port);
+    Ok(())
 }
 
 /// Serves until `shutdown` resolves, finishes what was accepted, and stops engine and monitor.
 ///
 /// # Errors
-/// Where the listener fails.
+/// Where engine and monitor cannot be waited for.
 pub async fn serve(
     state: AppState,
     listener: TcpListener,
@@ -85,12 +106,14 @@ pub async fn serve(
     let grace = Duration::from_millis(state.config.shutdown_grace_ms);
     let (begin, begun) = tokio::sync::oneshot::channel();
     let draining = state.draining.clone();
-    let server = axum::serve(listener, router(state.clone())).with_graceful_shutdown(async move {
+    let shutdown = async move {
         shutdown.await;
         draining.store(true, Ordering::Relaxed);
         tracing::info!("shutting down: finishing what was accepted");
         let _ = begin.send(());
-    });
+    };
+    let server =
+        connections::serve(listener, router(state.clone()), &state.config.limits, shutdown);
     let give_up = async {
         match begun.await {
             Ok(()) => tokio::time::sleep(grace).await,
@@ -98,7 +121,7 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        result = async { server.await } => result?,
+        () = server => {},
         () = give_up => {
             tracing::warn!("connections were still open after the grace period");
             state.engine.abandon();
@@ -120,14 +143,14 @@ pub async fn serve(
 /// # Errors
 /// As [`build`] and [`serve`], or where the address cannot be bound.
 pub fn run(config: ServerConfig) -> anyhow::Result<()> {
-    crate::telemetry::start(&config.log)?;
+    let _telemetry = crate::telemetry::start(&config.log)?;
     let address = (config.host, config.port);
+    raise_open_files();
     let state = build(config)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = TcpListener::bind(address)
-            .await
+        let listener = connections::listen(address.into())
             .with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
         tracing::info!("listening on http://{}", listener.local_addr()?);
         serve(state, listener, async move {
@@ -138,4 +161,14 @@ pub fn run(config: ServerConfig) -> anyhow::Result<()> {
         })
         .await
     })
+}
+
+/// Every connection is an open file, and the usual soft limit is 1,024.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }

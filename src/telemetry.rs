@@ -3,7 +3,9 @@
 use std::io::IsTerminal;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 /// Settings of the logs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,11 +15,14 @@ pub struct LogConfig {
     pub filter: String,
     /// Text for people or JSON for machines.
     pub format: LogFormat,
+    /// Where trace spans go by OTLP over HTTP, as `http://host:4318/v1/traces`; empty for nowhere. Needs
+    /// the feature `otlp`.
+    pub otlp_endpoint: String,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), format: LogFormat::Text }
+        Self { filter: "info".to_owned(), format: LogFormat::Text, otlp_endpoint: String::new() }
     }
 }
 
@@ -31,20 +36,84 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to standard error.
+/// The filter of the logs.
 ///
 /// # Errors
-/// Where the filter does not parse, or logging was started before.
-pub fn start(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.filter)
-        .map_err(|error| anyhow::anyhow!("log.filter: {error}"))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// Where it does not parse.
+pub fn filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(&config.filter).map_err(|error| anyhow::anyhow!("log.filter: {error}"))
+}
+
+/// Keeps what exports trace spans; dropped, it sends those that wait.
+#[derive(Debug)]
+#[must_use]
+pub struct Telemetry {
+    #[cfg(feature = "otlp")]
+    provider: Option<opentelemetry_sdk::trace::SdkTracerProvider>,
+}
+
+/// Starts logging to standard error and, where the build has the feature `otlp` and an endpoint is
+/// named, exporting trace spans to it.
+///
+/// # Errors
+/// Where the filter does not parse, the exporter cannot be made, or logging was started before.
+pub fn start(config: &LogConfig) -> anyhow::Result<Telemetry> {
+    let logs = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => logs.try_init(),
-        LogFormat::Json => logs.json().try_init(),
+    let logs = match config.format {
+        LogFormat::Text => logs.boxed(),
+        LogFormat::Json => logs.json().boxed(),
+    };
+    let (spans, telemetry) = export(config)?;
+    tracing_subscriber::registry()
+        .with(spans)
+        .with(logs)
+        .with(filter(config)?)
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("logging could not start: {error}"))?;
+    Ok(telemetry)
+}
+
+type Spans = Option<Box<dyn Layer<Registry> + Send + Sync>>;
+
+#[cfg(not(feature = "otlp"))]
+fn export(config: &LogConfig) -> anyhow::Result<(Spans, Telemetry)> {
+    anyhow::ensure!(
+        config.otlp_endpoint.is_empty(),
+        "log.otlp_endpoint: this build has no OTLP export; build it with `--features otlp`"
+    );
+    Ok((None, Telemetry {}))
+}
+
+#[cfg(feature = "otlp")]
+fn export(config: &LogConfig) -> anyhow::Result<(Spans, Telemetry)> {
+    use anyhow::Context;
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+    use opentelemetry_sdk::Resource;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
+    if config.otlp_endpoint.is_empty() {
+        return Ok((None, Telemetry { provider: None }));
     }
-    .map_err(|error| anyhow::anyhow!("logging could not start: {error}"))
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_endpoint(&config.otlp_endpoint)
+        .build()
+        .context("log.otlp_endpoint")?;
+    let resource = Resource::builder().with_service_name(env!("CARGO_PKG_NAME")).build();
+    let provider =
+        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+    let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME")));
+    Ok((Some(spans.boxed()), Telemetry { provider: Some(provider) }))
+}
+
+#[cfg(feature = "otlp")]
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.provider.take().map(|provider| provider.shutdown()) {
+            eprintln!("trace spans that waited were not exported: {error}");
+        }
+    }
 }

@@ -83,6 +83,9 @@ fn cases() -> Vec<Case> {
             "/inputs",
         ),
         invalid("an input that is a string", item(r#""good""#), "/inputs/1"),
+        invalid("an input that is a list of values", item(r#"["a", "b"]"#), "/inputs/1"),
+        invalid("a body that is a list of values", r#"[[{"text": "good"}], "run"]"#, ""),
+        invalid("a step beyond what JSON keeps", with(json!({"step": 1_u64 << 53})), "/step"),
         invalid("two forms", item(r#"{"text": "a", "input_ids": [1]}"#), "/inputs/1"),
         invalid("a form and half another", item(r#"{"text": "a", "response": "b"}"#), "/inputs/1"),
         invalid("the user speaks last", item(&messages("user")), "/inputs/1/messages/1"),
@@ -227,7 +230,7 @@ fn only_json_is_read() {
 fn unknown_routes_methods_and_names_are_answered_as_errors() {
     let server = Server::start(&[]);
     for (method, path, status, code, pointer) in [
-        ("GET", "/", 404, "not_found", None),
+        ("GET", "/", 405, "method_not_allowed", None),
         ("GET", "/rewards", 404, "not_found", None),
         ("POST", "/reward/", 404, "not_found", None),
         ("GET", "/reward", 405, "method_not_allowed", None),

@@ -482,3 +482,77 @@ fn a_log_holds_no_text_of_a_request() {
     let (_, log) = server.wait();
     assert!(!log.contains(secret), "{log}");
 }
+
+/// Exit code, standard output and standard error of a command that ends by itself.
+fn output(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let mut command = program();
+    command.args(arguments).envs(environment.iter().copied());
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_configuration_can_be_checked_without_serving() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |text: &str| {
+        let path = scratch.path().join("server.toml");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (code, out, errors) = output(&["check-config", "configs/server.toml"], &[]);
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(out.contains("configs/demo"), "{out}");
+    for (text, code, part) in [
+        ("prot = 1\n", 2, "prot"),
+        ("[limits]\nmax_inputs = 0\n", 2, "limits.max_inputs"),
+        ("[log]\nfilter = \"inform=loud\"\n", 1, "log.filter"),
+        ("[auth]\nkeys_file = \"no/such/file\"\n", 1, "auth.keys_file"),
+        ("model = \"no/such/folder\"\n", 1, "no/such/folder"),
+    ] {
+        let (found, _, errors) = output(&["check-config", &file(text)], &[]);
+        assert_eq!(found, Some(code), "{text}: {errors}");
+        assert!(errors.contains(part), "{errors}");
+    }
+    let environment = [("INFORM_LIMITS__MAX_INPUTS", "many")];
+    let (code, _, errors) = output(&["check-config", "configs/server.toml"], &environment);
+    assert_eq!(code, Some(2), "{errors}");
+    assert_eq!(output(&["check-config"], &[]).0, Some(2));
+    assert_eq!(output(&["check-config", "no/such/file.toml"], &[]).0, Some(2));
+}
+
+#[test]
+fn health_asks_the_server_of_the_same_settings() {
+    let server = Server::start(&[]);
+    let port = server.address().rsplit_once(':').unwrap().1.to_owned();
+    for (arguments, environment) in [
+        (vec!["--port", &*port, "health"], vec![]),
+        (vec!["--port", &*port, "--host", "0.0.0.0", "health"], vec![]),
+        (vec!["health"], vec![("INFORM_PORT", &*port)]),
+    ] {
+        let (code, _, errors) = output(&arguments, &environment);
+        assert_eq!(code, Some(0), "{arguments:?}: {errors}");
+    }
+    drop(server);
+    let (code, _, errors) = output(&["--port", &port, "health"], &[]);
+    assert_eq!(code, Some(1));
+    assert!(errors.contains(&port), "{errors}");
+}
+
+#[test]
+fn shells_get_completions() {
+    for (shell, part) in [("bash", "check-config"), ("zsh", "--model"), ("fish", "completions")] {
+        let (code, out, _) = output(&["completions", shell], &[]);
+        assert_eq!(code, Some(0));
+        assert!(out.contains(part) && out.contains("inform-server"), "{shell}");
+    }
+    assert_eq!(output(&["completions", "abacus"], &[]).0, Some(2));
+}
+
+/// An endpoint that nothing is sent to must not be accepted in silence.
+#[cfg(not(feature = "otlp"))]
+#[test]
+fn a_build_without_otlp_says_so() {
+    let setting = "log.otlp_endpoint=http://127.0.0.1:4318/v1/traces";
+    assert_fails(&["--set", setting], &[], 1, &["log.otlp_endpoint", "--features otlp"]);
+}

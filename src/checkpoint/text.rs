@@ -21,7 +21,7 @@ pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, expecting = "expected a {role, content} message")]
 pub struct Message {
     /// `system`, `user` or `assistant`.
@@ -42,8 +42,10 @@ impl Message {
 pub enum Input {
     /// A conversation whose last message is the assistant's.
     Messages(Vec<Message>),
-    /// Text to which a chat template was already applied.
+    /// Text to which a chat template was already applied; BOS is added where it is missing.
     Text(String),
+    /// The same, with every special token in it but EOS: no BOS is added.
+    ExactText(String),
     /// Token ids.
     Tokens(Vec<u32>),
 }
@@ -240,6 +242,7 @@ impl TextEncoder {
                 }
                 ids
             }
+            Input::ExactText(text) => self.tokenise(text)?,
             Input::Tokens(ids) => ids.clone(),
         };
         if ids.is_empty() {

@@ -1,17 +1,24 @@
 //! JSON bodies, read with errors that name the field.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use http_body_util::BodyExt;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
 use super::AppState;
 use super::error::ApiError;
+use crate::config::Limits;
 
 /// A body is read up to this many times the limit before the connection is given up.
 const DISCARD_FACTOR: usize = 4;
+
+/// Bytes of an unwanted body that may be in memory at once.
+const DISCARDED: usize = 256 << 10;
 
 /// Characters that are kept of either end of a long message about a field.
 const KEPT: usize = 200;
@@ -37,9 +44,31 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
                 "send the body as `Content-Type: application/json`",
             ));
         }
-        let limit = state.config.limits.max_body_bytes;
-        parse(&read(request.into_body(), limit).await?)
+        let limits = &state.config.limits;
+        // Time for the whole body: one that trickles must not hold a connection for ever.
+        let time = Duration::from_millis(limits.body_timeout_ms);
+        let body = tokio::time::timeout(time, read(request.into_body(), limits.max_body_bytes))
+            .await
+            .map_err(|_| {
+                let message = format!("the body did not arrive within {} ms", time.as_millis());
+                ApiError::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message)
+            })?;
+        parse(&body?)
     }
+}
+
+/// A JSON value as a `T`; for routes that first look what they were sent.
+pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        ApiError::invalid(pointer(error.path()), shortened(&error.inner().to_string()))
+    })
+}
+
+/// Reads a body that nobody wants: a client that is still sending would not see its answer.
+pub(super) async fn discard(body: Body, limits: &Limits) {
+    let time = Duration::from_millis(limits.body_timeout_ms);
+    // Whatever becomes of it, the answer is the same.
+    let _ = tokio::time::timeout(time, read(body, DISCARDED)).await;
 }
 
 /// Reads a body of at most `limit` bytes. A longer one is read on for a while and thrown away: a
@@ -75,6 +104,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
             format!("the body is not valid JSON: {error}"),
         )
     };
+    // A derived `Deserialize` would take a list of the fields' values as well.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_json(&error))?;
+        return Err(ApiError::invalid("", "invalid type: sequence, expected a JSON object"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         if error.inner().is_data() {

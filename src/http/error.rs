@@ -3,12 +3,24 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::engine::EngineError;
 use crate::monitor::MonitorError;
 
-/// An error answer: `{"error": {"code", "message", "request_id", "pointer"?}}`.
+/// How a client expects an error to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ErrorShape {
+    /// `{"error": {"code", "message", "request_id", "pointer"?}}`
+    Native,
+    /// OpenAI's and vLLM's: the same with `type` and `param`.
+    OpenAi,
+    /// Text Embeddings Inference's: `{"error": message, "error_type"}`.
+    Tei,
+}
+
+/// A request that is refused as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -16,11 +28,128 @@ pub(super) struct ApiError {
     message: String,
     /// JSON pointer (RFC 6901) of the field at fault.
     pointer: Option<String>,
+    /// Seconds after which it is worth trying again.
+    retry_after: Option<u64>,
+    shape: ErrorShape,
+}
+
+/// The body of an error answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorAnswer {
+    error: ErrorBody,
+}
+
+/// What was wrong.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorBody {
+    code: &'static str,
+    message: String,
+    /// The request's id, by which the logs know it.
+    request_id: String,
+    /// JSON pointer of the field at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pointer: Option<String>,
+    /// Only on OpenAI's and vLLM's routes.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    kind: Option<&'static str>,
+    /// Only on OpenAI's and vLLM's routes: the field at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    param: Option<String>,
+}
+
+/// An error answer of Text Embeddings Inference's routes.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TeiError {
+    /// The message.
+    error: String,
+    error_type: &'static str,
+    code: &'static str,
+    request_id: String,
+}
+
+/// An error of a route that two protocols share, as the request's protocol writes it.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only described")]
+pub(super) enum AnyError {
+    OpenAi(ErrorAnswer),
+    Tei(TeiError),
+}
+
+/// What scoring routes may answer besides 200, with their bodies.
+macro_rules! scoring_errors {
+    ($(#[$document:meta])* $name:ident, $body:ident) => {
+        $(#[$document])*
+        #[derive(IntoResponses)]
+        #[allow(dead_code, reason = "only described")]
+        pub(super) enum $name {
+            /// `invalid_json`, or `invalid_request` with the pointer of the field at fault
+            #[response(status = 400)]
+            Invalid($body),
+            /// `unauthorized`: keys are set, and the request has none of them
+            #[response(status = 401)]
+            Unauthorized(ErrorAnswer),
+            /// `deadline_exceeded` (native routes), or `read_timeout`: the body did not arrive in time
+            #[response(status = 408)]
+            TooLate($body),
+            /// `body_too_large`, `too_many_inputs`
+            #[response(status = 413)]
+            TooLarge($body),
+            /// `unsupported_media_type`
+            #[response(status = 415)]
+            MediaType($body),
+            /// `unprocessable`: no input of the request can be scored
+            #[response(status = 422)]
+            Unprocessable($body),
+            /// `rate_limited`: the key's own quota (native routes)
+            #[response(status = 429, headers(("Retry-After" = u64, description = "Seconds")))]
+            RateLimited($body),
+            /// `queue_full`, `draining`; on foreign routes `deadline_exceeded` and `rate_limited` too
+            #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds")))]
+            Unavailable($body),
+        }
+    };
+}
+
+scoring_errors!(
+    /// In the native shape.
+    ScoringErrors,
+    ErrorAnswer
+);
+scoring_errors!(
+    /// In the shape of Text Embeddings Inference.
+    TeiErrors,
+    TeiError
+);
+scoring_errors!(
+    /// In the shape of the request's protocol.
+    AnyErrors,
+    AnyError
+);
+
+/// What a route may answer where keys are set.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only described")]
+pub(super) enum KeyError {
+    /// `unauthorized`: keys are set, and the request has none of them
+    #[response(status = 401)]
+    Unauthorized(ErrorAnswer),
 }
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), pointer: None }
+        let overloaded = status == StatusCode::SERVICE_UNAVAILABLE;
+        Self {
+            status,
+            code,
+            message: message.into(),
+            pointer: None,
+            retry_after: overloaded.then_some(1),
+            shape: ErrorShape::Native,
+        }
     }
 
     /// 400: the field at `pointer` is not as the API says.
@@ -31,9 +160,35 @@ impl ApiError {
         }
     }
 
+    /// 429: the caller has used up its own quota.
+    pub(super) fn rate_limited(message: impl Into<String>, retry_after: u64) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
+        }
+    }
+
+    /// 422: no input of the request can be scored.
+    pub(super) fn unprocessable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", message)
+    }
+
     /// 500: what should not happen.
     pub(super) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    }
+
+    /// As clients of a foreign protocol take it: some of them give up training at any 4xx, so what
+    /// would be different a moment later becomes 503.
+    pub(super) fn foreign(mut self, shape: ErrorShape) -> Self {
+        if matches!(self.code, "deadline_exceeded" | "rate_limited") {
+            self.status = StatusCode::SERVICE_UNAVAILABLE;
+            self.retry_after.get_or_insert(1);
+        }
+        if self.shape == ErrorShape::Native {
+            self.shape = shape;
+        }
+        self
     }
 }
 
@@ -69,14 +224,35 @@ impl ApiError {
 
     /// The answer, with the id by which the request is found in the logs.
     pub(super) fn answer(&self, request_id: &str) -> Response {
-        let mut error =
-            json!({"code": self.code, "message": self.message, "request_id": request_id});
-        if let Some(pointer) = &self.pointer {
-            error["pointer"] = json!(pointer);
+        let (message, request_id) = (self.message.clone(), request_id.to_owned());
+        let mut response = if self.shape == ErrorShape::Tei {
+            let error_type =
+                if self.status.is_client_error() { "Validation" } else { "Overloaded" };
+            let body = TeiError { error: message, error_type, code: self.code, request_id };
+            (self.status, Json(body)).into_response()
+        } else {
+            let open_ai = self.shape == ErrorShape::OpenAi;
+            let kind = if self.status.is_client_error() {
+                "invalid_request_error"
+            } else {
+                "service_unavailable_error"
+            };
+            let error = ErrorBody {
+                code: self.code,
+                message,
+                request_id,
+                pointer: self.pointer.clone(),
+                kind: open_ai.then_some(kind),
+                param: if open_ai { self.pointer.clone() } else { None },
+            };
+            (self.status, Json(ErrorAnswer { error })).into_response()
+        };
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        let mut response = (self.status, Json(json!({ "error": error }))).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -4,9 +4,15 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use serde::Deserialize;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{
+    AdditionalProperties, AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, Type,
+};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::AppState;
 use super::error::ApiError;
+use super::{object, whole};
 use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
 
 /// One input of a request; exactly one of the forms.
@@ -15,17 +21,58 @@ use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
 pub(super) struct InputItem {
     prompt: Option<Prompt>,
     response: Option<String>,
+    #[serde(deserialize_with = "object::list_option")]
     messages: Option<Vec<Message>>,
     text: Option<String>,
+    #[serde(deserialize_with = "whole::ids_option")]
     input_ids: Option<Vec<u32>>,
 }
 
 /// A prompt: the user's text, or the conversation up to the answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or a list of {role, content} messages")]
 enum Prompt {
     Text(String),
+    #[serde(deserialize_with = "object::list")]
     Messages(Vec<Message>),
+}
+
+/// One of the forms; the fields of the others are left out or null.
+impl PartialSchema for InputItem {
+    fn schema() -> RefOr<Schema> {
+        let null = || ObjectBuilder::new().schema_type(Type::Null);
+        let or_null = |schema: RefOr<Schema>| AnyOfBuilder::new().item(schema).item(null());
+        let forms: [&[(&str, RefOr<Schema>)]; 4] = [
+            &[("prompt", Prompt::schema()), ("response", String::schema())],
+            &[("messages", Vec::<Message>::schema())],
+            &[("text", String::schema())],
+            &[("input_ids", token_ids().into())],
+        ];
+        let fields = ["prompt", "response", "messages", "text", "input_ids"];
+        let form = |form: &[(&str, RefOr<Schema>)]| {
+            fields.iter().fold(ObjectBuilder::new(), |object, field| {
+                match form.iter().find(|(name, _)| name == field) {
+                    Some((_, schema)) => object.property(*field, or_null(schema.clone())),
+                    None => object.property(*field, null()),
+                }
+            })
+        };
+        let any = forms.into_iter().fold(AnyOfBuilder::new(), |any, fields| {
+            any.item(
+                form(fields).additional_properties(Some(AdditionalProperties::FreeForm(false))),
+            )
+        });
+        any.description(Some(FORMS)).into()
+    }
+}
+
+impl ToSchema for InputItem {}
+
+/// A list of token ids: whole numbers of 32 bits.
+pub(super) fn token_ids() -> ArrayBuilder {
+    let id =
+        ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u32::MAX));
+    ArrayBuilder::new().items(id)
 }
 
 const FORMS: &str = "give one of: `prompt` with `response`, `messages`, `text`, `input_ids`";
@@ -77,7 +124,7 @@ impl InputItem {
 }
 
 /// Why one input was not scored.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, ToSchema)]
 pub(super) struct ItemError {
     pub(super) code: &'static str,
     pub(super) message: String,
@@ -96,41 +143,76 @@ impl From<EncodeError> for ItemError {
 }
 
 /// Checks that a request has inputs, and not too many.
-pub(super) fn check_count(items: &[InputItem], state: &AppState) -> Result<(), ApiError> {
-    if items.is_empty() {
+pub(super) fn check_count(count: usize, state: &AppState) -> Result<(), ApiError> {
+    if count == 0 {
         return Err(ApiError::invalid("/inputs", "at least one input is needed"));
     }
+    check_not_too_many(count, state)
+}
+
+/// Checks that a request has not too many inputs.
+pub(super) fn check_not_too_many(count: usize, state: &AppState) -> Result<(), ApiError> {
     let limit = state.config.limits.max_inputs;
-    if items.len() > limit {
+    if count > limit {
         let message =
-            format!("{} inputs, the limit is {limit}; send them in several requests", items.len());
+            format!("{count} inputs, the limit is {limit}; send them in several requests");
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_inputs", message));
     }
     Ok(())
 }
 
+/// Something to score, or why there is nothing.
+pub(super) type MaybeInput = Result<Input, ItemError>;
+
+/// The inputs of the native API.
+///
+/// # Errors
+/// An input that is written in several forms, or whose last message is not the assistant's.
+pub(super) fn inputs(items: Vec<InputItem>) -> Result<Vec<MaybeInput>, ApiError> {
+    items.into_iter().enumerate().map(|(index, item)| item.into_input(index)).collect()
+}
+
+/// What happens to an input that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Truncation {
+    /// It is an item error.
+    Refuse,
+    /// Its last tokens are kept: at most so many, and at most the context.
+    KeepEnd(usize),
+}
+
+impl Truncation {
+    /// Keeps what the context holds, or refuses.
+    pub(super) fn to_context(wanted: bool) -> Self {
+        if wanted { Self::KeepEnd(usize::MAX) } else { Self::Refuse }
+    }
+}
+
 /// Token ids of each input, or why it has none.
 pub(super) type Encodings = Vec<Result<Encoding, ItemError>>;
 
-/// Encodes a request's inputs off the event loop.
+/// Encodes a request's inputs off the event loop. An input that cannot be encoded fails alone.
 ///
 /// # Errors
-/// Where the request as a whole is wrong; an input that cannot be encoded fails alone.
+/// Where the work itself fails.
 pub(super) async fn encode(
     encoder: &Arc<TextEncoder>,
-    items: Vec<InputItem>,
-    truncate: bool,
+    inputs: Vec<MaybeInput>,
+    truncation: Truncation,
 ) -> Result<Encodings, ApiError> {
-    let inputs = items
-        .into_iter()
-        .enumerate()
-        .map(|(index, item)| item.into_input(index))
-        .collect::<Result<Vec<_>, ApiError>>()?;
     let encoder = encoder.clone();
-    let work = move || -> Encodings {
-        inputs.into_iter().map(|input| Ok(encoder.encode(&input?, truncate)?)).collect()
+    let encode = move |input: MaybeInput| -> Result<Encoding, ItemError> {
+        let Truncation::KeepEnd(kept) = truncation else {
+            return Ok(encoder.encode(&input?, false)?);
+        };
+        let mut encoding = encoder.encode(&input?, true)?;
+        if encoding.ids.len() > kept {
+            encoding.ids.drain(..encoding.ids.len() - kept);
+            encoding.truncated = true;
+        }
+        Ok(encoding)
     };
-    tokio::task::spawn_blocking(work)
+    tokio::task::spawn_blocking(move || inputs.into_iter().map(encode).collect())
         .await
         .map_err(|error| ApiError::internal(format!("tokenising failed: {error}")))
 }

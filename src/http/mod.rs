@@ -1,11 +1,18 @@
 //! The HTTP API: routes, limits, and what every request passes through.
 
+mod auth;
 mod body;
+mod caller;
+pub mod connections;
 mod error;
 mod inputs;
+mod object;
 mod operations;
+mod protocols;
 mod reward;
 mod runs;
+mod scoring;
+mod whole;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,17 +23,24 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use tracing::Instrument;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::checkpoint::{HeadConfig, TextEncoder};
+use crate::checkpoint::{HeadConfig, Message, TextEncoder};
 use crate::config::ServerConfig;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
-use error::ApiError;
+pub use auth::Keys;
+use error::{AnyError, ApiError, ErrorAnswer};
 
 /// What every handler sees.
 #[derive(Debug, Clone)]
@@ -48,32 +62,75 @@ pub struct AppState {
     pub baseline_samples: usize,
     /// The device, in words.
     pub device: String,
+    pub keys: Arc<Keys>,
 }
+
+/// Answers of fewer bytes are sent as they are: packing them costs more than it saves.
+const COMPRESSED_FROM: u16 = 8192;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// All routes.
+/// All routes, with their documentation.
+fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(ApiDocument::openapi())
+        .routes(routes!(reward::reward))
+        .routes(routes!(operations::tokenize))
+        .routes(routes!(runs::list))
+        .routes(routes!(runs::show, runs::remove))
+        .routes(routes!(runs::evaluations))
+        .routes(routes!(runs::evaluate))
+        .routes(routes!(operations::health))
+        .routes(routes!(operations::ready))
+        .routes(routes!(operations::metrics))
+        .routes(routes!(operations::info))
+        .routes(routes!(operations::openapi))
+        .merge(protocols::routes())
+}
+
+/// What is said of the API as a whole.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "inform-server", description = "Reward-model server for RLHF"),
+    security(("key" = [])),
+    components(schemas(Message, ErrorAnswer, AnyError)),
+    modifiers(&KeyScheme)
+)]
+struct ApiDocument;
+
+struct KeyScheme;
+
+impl Modify for KeyScheme {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("Asked for where the server has a keys file"));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("key", SecurityScheme::Http(scheme.build()));
+    }
+}
+
+/// The API in the OpenAPI format, as JSON.
+pub fn openapi_json() -> String {
+    // Serialising what was just built cannot fail.
+    let mut json = routes().to_openapi().to_pretty_json().unwrap_or_default();
+    json.push('\n');
+    json
+}
+
+/// The service behind every connection.
 pub fn router(state: AppState) -> Router {
     let stack = ServiceBuilder::new()
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_FROM)))
         .layer(from_fn_with_state(state.clone(), observe))
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::internal("the server failed on this request; its log says why")
                 .into_response()
         }))
+        .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(DefaultBodyLimit::disable());
-    Router::new()
-        .route("/reward", post(reward::reward))
-        .route("/tokenize", post(operations::tokenize))
-        .route("/runs", get(runs::list))
-        .route("/runs/{run}", get(runs::show).delete(runs::remove))
-        .route("/runs/{run}/evaluations", get(runs::evaluations))
-        .route("/runs/{run}/evaluate", post(runs::evaluate))
-        .route("/health", get(operations::health))
-        .route("/ready", get(operations::ready))
-        .route("/metrics", get(operations::metrics))
-        .route("/info", get(operations::info))
+    Router::from(routes())
         .fallback(async || {
             ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route")
         })
@@ -96,7 +153,9 @@ async fn observe(State(state): State<AppState>, request: Request, next: Next) ->
         .get::<MatchedPath>()
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let request_id = request_id(request.headers());
-    let response = next.run(request).await;
+    let span = tracing::info_span!("request", method = %request.method(), route, request_id);
+    let response = next.run(request).instrument(span.clone()).await;
+    let _entered = span.enter();
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status();
     let error = response.extensions().get::<ApiError>().cloned();
@@ -107,9 +166,9 @@ async fn observe(State(state): State<AppState>, request: Request, next: Next) ->
     state.metrics.requests.with_label_values(&[&route, &code]).inc();
     state.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);
     if status.is_server_error() {
-        tracing::warn!(route, code, request_id, seconds, "request failed");
+        tracing::warn!(code, seconds, "request failed");
     } else {
-        tracing::debug!(route, code, request_id, seconds, "request");
+        tracing::debug!(code, seconds, "request");
     }
     error.map_or(response, |error| error.answer(&request_id))
 }

@@ -1,5 +1,6 @@
 //! Health, readiness, metrics, what is served, and tokenising.
 
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
@@ -7,19 +8,31 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::AppState;
 use super::body::JsonBody;
-use super::error::ApiError;
-use super::inputs::{InputItem, ItemError, check_count, encode};
+use super::error::{ApiError, ErrorAnswer, ScoringErrors};
+use super::inputs::{InputItem, ItemError, Truncation, check_count, encode, inputs};
 use crate::checkpoint::HeadConfig;
 
-/// `GET /health`: the process answers.
+/// The process answers
+#[utoipa::path(
+    get, path = "/health", tag = "operations", security(()),
+    responses((status = 200, body = String, content_type = "text/plain", description = "`ok`"))
+)]
 pub(super) async fn health() -> &'static str {
     "ok\n"
 }
 
-/// `GET /ready`: new requests are accepted.
+/// New requests are accepted
+#[utoipa::path(
+    get, path = "/ready", tag = "operations", security(()),
+    responses(
+        (status = 200, body = String, content_type = "text/plain", description = "`ready`"),
+        (status = 503, body = ErrorAnswer, description = "`draining`: the server is shutting down")
+    )
+)]
 pub(super) async fn ready(State(state): State<AppState>) -> Result<&'static str, ApiError> {
     if state.draining.load(Ordering::Relaxed) || !state.engine.is_accepting() {
         return Err(crate::engine::EngineError::Draining.into());
@@ -27,19 +40,24 @@ pub(super) async fn ready(State(state): State<AppState>) -> Result<&'static str,
     Ok("ready\n")
 }
 
-/// `GET /metrics`: Prometheus text format.
+/// Prometheus text format
+#[utoipa::path(
+    get, path = "/metrics", tag = "operations", security(()),
+    responses((status = 200, body = String, content_type = "text/plain; version=0.0.4"))
+)]
 pub(super) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, ApiError> {
     let text = state.metrics.render().map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text))
 }
 
 /// What is served.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Info {
     name: &'static str,
     version: &'static str,
     model: String,
     weights: String,
+    #[schema(value_type = Object)]
     head: HeadConfig,
     latent_dim: Option<usize>,
     max_tokens: usize,
@@ -47,10 +65,15 @@ pub(super) struct Info {
     device: String,
     dtype: &'static str,
     limits: crate::config::Limits,
+    #[schema(value_type = Object)]
     engine: crate::engine::EngineConfig,
 }
 
-/// `GET /info`.
+/// What is served
+#[utoipa::path(
+    get, path = "/info", tag = "operations", security(()),
+    responses((status = 200, body = Info))
+)]
 pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
     Json(Info {
         name: env!("CARGO_PKG_NAME"),
@@ -69,28 +92,50 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
 }
 
 /// The body of a request to tokenise.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenizeRequest {
+    #[serde(deserialize_with = "super::object::list")]
+    #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
+    /// Keep the end of an over-long input instead of an error; default false
     truncate: Option<bool>,
 }
 
 /// Token ids of each input, or why it has none.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TokenizeResponse {
     input_ids: Vec<Option<Vec<u32>>>,
     errors: Vec<Option<ItemError>>,
 }
 
-/// `POST /tokenize`: the ids as scoring would see them.
+/// The API in the OpenAPI format
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "operations", security(()),
+    responses((status = 200, body = Object))
+)]
+pub(super) async fn openapi() -> impl IntoResponse {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(super::openapi_json);
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
+}
+
+/// Token ids as scoring would see them
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    tag = "native",
+    request_body(content = TokenizeRequest, example = json!({
+        "inputs": [{"prompt": "Is it late?", "response": "Yes."}]
+    })),
+    responses((status = 200, body = TokenizeResponse), ScoringErrors)
+)]
 pub(super) async fn tokenize(
     State(state): State<AppState>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    check_count(&request.inputs, &state)?;
-    let encodings =
-        encode(&state.encoder, request.inputs, request.truncate.unwrap_or_default()).await?;
+    check_count(request.inputs.len(), &state)?;
+    let truncation = Truncation::to_context(request.truncate.unwrap_or_default());
+    let encodings = encode(&state.encoder, inputs(request.inputs)?, truncation).await?;
     let (input_ids, errors) = encodings
         .into_iter()
         .map(|encoding| match encoding {

@@ -5,40 +5,53 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use half::f16;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::AppState;
 use super::body::JsonBody;
-use super::error::ApiError;
-use super::inputs::{InputItem, ItemError, check_count, encode};
-use crate::engine::{Job, JobError, Scored};
-use crate::metrics::Metrics;
+use super::caller::{Caller, RunHeaders, RunQuery};
+use super::error::{ApiError, ScoringErrors};
+use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
+use super::scoring::{Outcome, Work, score};
+use super::{object, whole};
 use crate::monitor::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
 
-/// Name of the run that unnamed traffic belongs to.
-const DEFAULT_RUN: &str = "default";
-/// Longest name of a run, in bytes: it becomes a metric's label.
-const MAX_RUN_NAME: usize = 128;
-
 /// The body of a request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "expected a JSON object with `inputs`")]
 pub(super) struct RewardRequest {
+    /// At most `limits.max_inputs`
+    #[serde(deserialize_with = "object::list")]
+    #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
+    /// Training run; else the header X-Run-Id, else `default`
+    #[schema(min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     run: Option<String>,
+    /// Training step; else the header X-Step
+    #[schema(minimum = 0, maximum = 9007199254740991_u64)]
+    #[serde(default, deserialize_with = "whole::option")]
     step: Option<u64>,
     // Many clients send null for what they do not set.
     role: Option<Role>,
+    /// Default true
     return_latents: Option<bool>,
     latents_format: Option<LatentsFormat>,
+    /// Default false
     return_sigma: Option<bool>,
+    /// Draws of the latent for `reward_std`; at most `limits.max_samples`
+    #[schema(minimum = 0, maximum = 1024)]
+    #[serde(default, deserialize_with = "whole::option")]
     samples: Option<usize>,
+    /// Keep the end of an over-long input instead of an item error; default false
     truncate: Option<bool>,
+    /// At most `limits.max_deadline_ms`; default `limits.default_deadline_ms`
+    #[schema(minimum = 1, maximum = 600000)]
+    #[serde(default, deserialize_with = "whole::option")]
     deadline_ms: Option<u64>,
     /// There is no score cache yet: whether one may be used is accepted and changes nothing.
     #[serde(rename = "cache")]
@@ -46,7 +59,7 @@ pub(super) struct RewardRequest {
 }
 
 /// How latents are written.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 enum LatentsFormat {
     /// Lists of numbers.
     #[default]
@@ -61,7 +74,7 @@ enum LatentsFormat {
 }
 
 /// The body of an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct RewardResponse {
     rewards: Vec<Option<f32>>,
     latents: Option<Vec<Option<Floats>>>,
@@ -74,7 +87,7 @@ pub(super) struct RewardResponse {
 }
 
 /// A vector in the format that was asked for.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 enum Floats {
     Numbers(Vec<f32>),
@@ -82,7 +95,7 @@ enum Floats {
 }
 
 /// What is known of one input besides its reward.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Item {
     tokens: Option<usize>,
     truncated: bool,
@@ -93,7 +106,7 @@ struct Item {
 }
 
 /// The last finished evaluation of the request's run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct RunStatus {
     id: String,
     step: Option<u64>,
@@ -103,37 +116,45 @@ struct RunStatus {
     reason: Option<String>,
 }
 
-/// Scores the inputs of a request.
+/// Score prompts with responses
+#[utoipa::path(
+    post,
+    path = "/reward",
+    tag = "native",
+    params(RunHeaders, RunQuery),
+    request_body(content = RewardRequest, example = json!({
+        "inputs": [{"prompt": "How do I boil an egg?", "response": "Eight minutes in boiling water."}],
+        "run": "ppo-7", "step": 120, "return_latents": false
+    })),
+    responses(
+        (status = 200, body = RewardResponse, description = "A reward, or an error, for each input"),
+        ScoringErrors
+    )
+)]
 pub(super) async fn reward(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    caller: Caller,
     JsonBody(request): JsonBody<RewardRequest>,
 ) -> Result<Json<RewardResponse>, ApiError> {
     let received = Instant::now();
-    let origin = request.origin(&headers)?;
+    let role = request.role.unwrap_or_default();
+    let origin = caller.origin(request.run.as_deref(), request.step, role)?;
     let deadline = received + request.check(&state)?;
-    let encodings =
-        encode(&state.encoder, request.inputs, request.truncate.unwrap_or_default()).await?;
-    if encodings.iter().all(Result::is_err) {
-        for error in encodings.iter().filter_map(|encoding| encoding.as_ref().err()) {
-            state.metrics.item_errors.with_label_values(&[error.code]).inc();
-        }
-        return Err(nothing_to_score(&encodings));
-    }
-    let draws = request.samples.unwrap_or_default();
-    let jobs = encodings
-        .iter()
-        .flatten()
-        .map(|encoding| Job { ids: encoding.ids.clone(), draws })
-        .collect();
-    let mut answers = state.engine.score(jobs, deadline, &origin).await?.into_iter();
+    let work = Work {
+        inputs: inputs(request.inputs)?,
+        truncation: Truncation::to_context(request.truncate.unwrap_or_default()),
+        draws: request.samples.unwrap_or_default(),
+        origin: origin.clone(),
+        deadline,
+    };
+    let outcomes = score(&state, &caller, work).await?;
 
     let latents = state.latent_dim.is_some();
     let mut response = RewardResponse {
-        rewards: Vec::with_capacity(encodings.len()),
+        rewards: Vec::with_capacity(outcomes.len()),
         latents: (latents && request.return_latents.unwrap_or(true)).then(Vec::new),
         sigma: (latents && request.return_sigma.unwrap_or_default()).then(Vec::new),
-        items: Vec::with_capacity(encodings.len()),
+        items: Vec::with_capacity(outcomes.len()),
         model: state.model.clone(),
         weights: state.weights.clone(),
         run: run_status(&state, &origin),
@@ -141,62 +162,18 @@ pub(super) async fn reward(
     let context = AnswerContext {
         format: request.latents_format.unwrap_or_default(),
         mahalanobis: state.monitor.as_ref().and_then(|monitor| monitor.mahalanobis(&origin.run)),
-        metrics: &state.metrics,
     };
-    for encoding in encodings {
-        let (tokens, truncated, scored) = match encoding {
-            Err(error) => (None, false, Err(error)),
-            Ok(encoding) => {
-                let answer = answers.next().ok_or_else(|| {
-                    ApiError::internal("the engine answered fewer inputs than it was given")
-                })?;
-                (Some(encoding.ids.len()), encoding.truncated, answer.map_err(item_error))
-            }
-        };
-        response.push(tokens, truncated, scored, &context);
+    for outcome in outcomes {
+        response.push(outcome, &context);
     }
     Ok(Json(response))
 }
 
 impl RewardRequest {
-    /// The run and step, from the body or else from the headers.
-    fn origin(&self, headers: &HeaderMap) -> Result<Origin, ApiError> {
-        // What cannot be read must not be ignored: the answers would be another run's.
-        let header = |name: &str, field: &str| {
-            headers.get(name).map(|value| value.to_str()).transpose().map_err(|_| {
-                let message = format!("the header {name} is not ASCII; use the body's field");
-                ApiError::invalid(field, message)
-            })
-        };
-        let run = match &self.run {
-            Some(run) => run,
-            None => header("X-Run-Id", "/run")?.unwrap_or(DEFAULT_RUN),
-        };
-        if run.is_empty() || run.len() > MAX_RUN_NAME || run.chars().any(char::is_control) {
-            let message = format!("1 to {MAX_RUN_NAME} bytes without control characters");
-            return Err(ApiError::invalid("/run", message));
-        }
-        let step = match self.step {
-            Some(step) => Some(step),
-            None => {
-                let number = |text: &str| text.parse().ok();
-                let text = header("X-Step", "/step")?;
-                text.map(|text| {
-                    number(text).ok_or_else(|| {
-                        let message = "the header X-Step must be a whole number from 0";
-                        ApiError::invalid("/step", message)
-                    })
-                })
-                .transpose()?
-            }
-        };
-        Ok(Origin { run: run.to_owned(), step, role: self.role.unwrap_or_default() })
-    }
-
     /// Checks the numbers of the request; answers the time it has.
     fn check(&self, state: &AppState) -> Result<Duration, ApiError> {
         let limits = &state.config.limits;
-        check_count(&self.inputs, state)?;
+        check_count(self.inputs.len(), state)?;
         let samples = self.samples.unwrap_or_default();
         if samples > limits.max_samples {
             let message = format!("{samples}, the limit is {}", limits.max_samples);
@@ -212,13 +189,12 @@ impl RewardRequest {
 }
 
 /// What all inputs of a request are answered with.
-struct AnswerContext<'a> {
+struct AnswerContext {
     format: LatentsFormat,
     mahalanobis: Option<Arc<Mahalanobis>>,
-    metrics: &'a Metrics,
 }
 
-impl AnswerContext<'_> {
+impl AnswerContext {
     fn distance(&self, latent: &[f32]) -> Option<f64> {
         let distance = self.mahalanobis.as_ref()?.distance(latent);
         distance.is_finite().then_some(distance)
@@ -226,19 +202,11 @@ impl AnswerContext<'_> {
 }
 
 impl RewardResponse {
-    fn push(
-        &mut self,
-        tokens: Option<usize>,
-        truncated: bool,
-        scored: Result<Scored, ItemError>,
-        context: &AnswerContext<'_>,
-    ) {
+    fn push(&mut self, outcome: Outcome, context: &AnswerContext) {
+        let Outcome { tokens, truncated, scored } = outcome;
         let (scored, error) = match scored {
             Ok(scored) => (Some(scored), None),
-            Err(error) => {
-                context.metrics.item_errors.with_label_values(&[error.code]).inc();
-                (None, Some(error))
-            }
+            Err(error) => (None, Some(error)),
         };
         self.rewards.push(scored.as_ref().map(|scored| scored.score.reward));
         let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
@@ -275,25 +243,6 @@ impl LatentsFormat {
 /// The nearest finite 16-bit float.
 fn saturated(value: f32) -> f16 {
     f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
-}
-
-fn item_error(error: JobError) -> ItemError {
-    let code = match error {
-        JobError::NonFinite => "non_finite_reward",
-        JobError::Device(_) => "internal",
-    };
-    ItemError::new(code, error.to_string())
-}
-
-fn nothing_to_score(encodings: &[Result<crate::checkpoint::Encoding, ItemError>]) -> ApiError {
-    let first = encodings.iter().find_map(|encoding| encoding.as_ref().err());
-    let reason = first.map(|error| format!(": {}: {}", error.code, error.message));
-    let message = format!(
-        "none of the {} inputs can be scored; the first{}",
-        encodings.len(),
-        reason.unwrap_or_default()
-    );
-    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", message)
 }
 
 fn run_status(state: &AppState, origin: &Origin) -> Option<RunStatus> {

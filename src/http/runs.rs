@@ -5,27 +5,32 @@ use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::AppState;
-use super::error::ApiError;
+use super::caller::MAX_STEP;
+use super::error::{ApiError, ErrorAnswer, KeyError};
 use crate::monitor::{Evaluation, Monitor, RunView};
 
 /// Every run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct RunList {
     runs: Vec<RunView>,
 }
 
 /// The evaluations of a run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct EvaluationList {
     evaluations: Vec<Evaluation>,
 }
 
 /// The part of the evaluations that is wanted.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct EvaluationQuery {
+    /// Only windows that end at this step or later
+    #[param(nullable = false, minimum = 0, maximum = 9007199254740991_u64)]
     from_step: Option<u64>,
 }
 
@@ -55,12 +60,25 @@ fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     })
 }
 
-/// `GET /runs`.
+/// Every run
+#[utoipa::path(
+    get,
+    path = "/runs",
+    tag = "monitor",
+    responses((status = 200, body = RunList), (status = 404, body = ErrorAnswer, description = "`no_latents`"), KeyError)
+)]
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>, ApiError> {
     Ok(Json(RunList { runs: monitor(&state)?.runs() }))
 }
 
-/// `GET /runs/{run}`.
+/// One run
+#[utoipa::path(
+    get,
+    path = "/runs/{run}",
+    tag = "monitor",
+    params(("run" = String, Path, description = "Name of the run", min_length = 1)),
+    responses((status = 200, body = RunView), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+)]
 pub(super) async fn show(
     State(state): State<AppState>,
     RunName(run): RunName,
@@ -68,18 +86,35 @@ pub(super) async fn show(
     Ok(Json(monitor(&state)?.run(&run)?))
 }
 
-/// `GET /runs/{run}/evaluations`.
+/// The evaluations of a run
+#[utoipa::path(
+    get,
+    path = "/runs/{run}/evaluations",
+    tag = "monitor",
+    params(("run" = String, Path, description = "Name of the run", min_length = 1), EvaluationQuery),
+    responses((status = 200, body = EvaluationList), (status = 400, body = ErrorAnswer, description = "`invalid_request`"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+)]
 pub(super) async fn evaluations(
     State(state): State<AppState>,
     RunName(run): RunName,
     query: Result<Query<EvaluationQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<EvaluationList>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid("/from_step", error.body_text()))?;
+    if query.from_step.is_some_and(|step| step > MAX_STEP) {
+        return Err(ApiError::invalid("/from_step", format!("must be from 0 to {MAX_STEP}")));
+    }
     let evaluations = monitor(&state)?.evaluations(&run, query.from_step)?;
     Ok(Json(EvaluationList { evaluations }))
 }
 
-/// `POST /runs/{run}/evaluate`.
+/// Evaluate the open window now
+#[utoipa::path(
+    post,
+    path = "/runs/{run}/evaluate",
+    tag = "monitor",
+    params(("run" = String, Path, description = "Name of the run", min_length = 1)),
+    responses((status = 200, body = Evaluation), (status = 409, body = ErrorAnswer, description = "`empty_window`"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+)]
 pub(super) async fn evaluate(
     State(state): State<AppState>,
     RunName(run): RunName,
@@ -88,7 +123,14 @@ pub(super) async fn evaluate(
     Ok(Json(off_the_event_loop(move || monitor.evaluate(&run)).await??))
 }
 
-/// `DELETE /runs/{run}`.
+/// Forget a run
+#[utoipa::path(
+    delete,
+    path = "/runs/{run}",
+    tag = "monitor",
+    params(("run" = String, Path, description = "Name of the run", min_length = 1)),
+    responses((status = 204, description = "The run is forgotten"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+)]
 pub(super) async fn remove(
     State(state): State<AppState>,
     RunName(run): RunName,

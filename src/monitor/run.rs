@@ -14,7 +14,7 @@ use super::window::{Window, Windows};
 use super::{MonitorConfig, Sample, unix_seconds};
 
 /// Where a baseline comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BaselineOrigin {
     /// The checkpoint's `baseline.safetensors`.
@@ -44,7 +44,7 @@ impl BaselineSet {
 }
 
 /// The evaluation of one window.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Evaluation {
     /// Number of the evaluation in its run, from 0.
     pub number: u64,
@@ -87,7 +87,7 @@ pub struct Evaluation {
 }
 
 /// A run as the API shows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct RunView {
     /// The run's name.
     pub id: String,
@@ -108,6 +108,7 @@ pub struct RunView {
     /// The last evaluation.
     pub last_evaluation: Option<Evaluation>,
     /// The settings that the run is monitored with.
+    #[schema(value_type = Object)]
     pub config: MonitorConfig,
 }
 

@@ -1,0 +1,65 @@
+//! Hugging Face's `InferenceClient(base_url).text_classification(text)`, which posts to `/`.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::super::body::JsonBody;
+use super::super::caller::{Caller, RunHeaders, RunQuery};
+use super::super::error::{ApiError, TeiErrors};
+use super::super::inputs::Truncation;
+use super::super::{AppState, object};
+use super::tei::Prediction;
+use super::{OneOrMany, score_all};
+use crate::checkpoint::Input;
+
+/// The body of a request.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(expecting = "expected a JSON object with `inputs`")]
+pub(in crate::http) struct TextClassificationRequest {
+    /// Texts, chat template applied; BOS is added where it is missing, never twice
+    inputs: OneOrMany,
+    #[serde(default, deserialize_with = "object::option")]
+    parameters: Option<TextClassificationParameters>,
+}
+
+/// How scores are written.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+struct TextClassificationParameters {
+    /// Default `none`. There is no `softmax`: over one label it is always 1
+    function_to_apply: Option<OutputTransform>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum OutputTransform {
+    None,
+    Sigmoid,
+}
+
+/// Hugging Face: classify texts
+#[utoipa::path(
+    post,
+    path = "/",
+    tag = "Hugging Face",
+    params(RunHeaders, RunQuery),
+    request_body(content = TextClassificationRequest, example = json!({
+        "inputs": "<|user|>\nIs it late?<|end|>\n<|assistant|>\nYes.<|end|>", "parameters": {}
+    })),
+    responses(
+        (status = 200, body = Vec<Vec<Prediction>>, description = "A list of one label for each text"),
+        TeiErrors
+    )
+)]
+pub(in crate::http) async fn text_classification(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(request): JsonBody<TextClassificationRequest>,
+) -> Result<Json<Vec<Vec<Prediction>>>, ApiError> {
+    let parameters = request.parameters.unwrap_or_default();
+    let sigmoid = parameters.function_to_apply == Some(OutputTransform::Sigmoid);
+    let inputs = request.inputs.into_vec().into_iter().map(|text| Ok(Input::Text(text))).collect();
+    let outcomes = score_all(&state, &caller, inputs, Truncation::Refuse).await?;
+    Ok(Json(outcomes.iter().map(|outcome| vec![Prediction::of(outcome, sigmoid)]).collect()))
+}

@@ -1,0 +1,111 @@
+//! `openapi/openapi.json`: it is the code's, and what it shows works.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod server_process;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+use server_process::{Server, program};
+
+fn committed() -> Value {
+    serde_json::from_str(&std::fs::read_to_string("openapi/openapi.json").unwrap()).unwrap()
+}
+
+#[test]
+fn the_committed_file_is_the_codes() {
+    let text = std::fs::read_to_string("openapi/openapi.json").unwrap();
+    assert!(
+        text == inform::http::openapi_json(),
+        "make it again: cargo run --release -- openapi > openapi/openapi.json"
+    );
+    let mut command = program();
+    let output = command.arg("openapi").stdout(std::process::Stdio::piped()).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
+    assert_eq!(Server::start(&[]).get("/openapi.json").text, text);
+}
+
+/// The request examples of an operation.
+fn examples(operation: &Value) -> Vec<Value> {
+    let media = &operation["requestBody"]["content"]["application/json"];
+    let several = media["examples"].as_object().cloned().unwrap_or_default();
+    let several = several.into_iter().map(|(_, example)| example["value"].clone());
+    several.chain(media.get("example").cloned()).collect()
+}
+
+#[test]
+fn every_example_is_answered_as_described() {
+    let server = Server::start(&[]);
+    let document = committed();
+    let mut posted = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let Some(operation) =
+            operations.get("post").filter(|post| post.get("requestBody").is_some())
+        else {
+            continue;
+        };
+        let examples = examples(operation);
+        assert!(!examples.is_empty(), "{path} has no example");
+        for example in examples {
+            let answer = server.post(path, &example);
+            assert_eq!(answer.status, 200, "{path} {example}: {}", answer.text);
+            posted += 1;
+        }
+    }
+    assert!(posted >= 18, "{posted}");
+}
+
+/// Every reference in the document.
+fn references(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match value {
+                    Value::String(text) if key == "$ref" => {
+                        found.insert(text.clone());
+                    }
+                    value => references(value, found),
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn nothing_that_is_referred_to_is_missing() {
+    let document = committed();
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
+/// The documentation names every field that `/reward` takes and gives.
+#[test]
+fn the_documentation_names_every_native_field() {
+    let document = committed();
+    let text = std::fs::read_to_string("docs/api.md").unwrap();
+    let empty = Map::new();
+    for schema in
+        ["RewardRequest", "RewardResponse", "Item", "RunStatus", "Evaluation", "RunView", "Info"]
+    {
+        let schema = &document["components"]["schemas"][schema];
+        for field in schema["properties"].as_object().unwrap_or(&empty).keys() {
+            let named =
+                text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == field);
+            assert!(named, "docs/api.md does not name `{field}`");
+        }
+    }
+    for path in document["paths"].as_object().unwrap().keys() {
+        assert!(
+            ["`", "?", "\n"].iter().any(|end| text.contains(&format!(" {path}{end}")))
+                || path == "/",
+            "docs/api.md does not name {path}"
+        );
+    }
+}
