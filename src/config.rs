@@ -9,7 +9,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::EngineConfig;
+use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
 use crate::ops::cpu::Precision;
 use crate::telemetry::LogConfig;
@@ -36,6 +36,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Batching.
     pub engine: EngineConfig,
+    /// Scores that were computed before.
+    pub cache: CacheConfig,
     /// Detection of over-optimisation.
     pub monitor: MonitorConfig,
     /// Logs.
@@ -54,6 +56,7 @@ impl Default for ServerConfig {
             shutdown_grace_ms: 60_000,
             limits: Limits::default(),
             engine: EngineConfig::default(),
+            cache: CacheConfig::default(),
             monitor: MonitorConfig::default(),
             log: LogConfig::default(),
         }
@@ -130,6 +133,7 @@ impl ServerConfig {
             ("limits.max_inputs", self.limits.max_inputs),
             ("limits.max_body_bytes", self.limits.max_body_bytes),
             ("engine.token_budget", self.engine.token_budget),
+            ("engine.turn_tokens", self.engine.turn_tokens),
             ("engine.queue_tokens", self.engine.queue_tokens),
         ] {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");

@@ -1,13 +1,12 @@
 //! The forms in which an input may be written, and their way to token ids.
 
-use std::sync::Arc;
-
 use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::AppState;
 use super::error::ApiError;
-use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
+use crate::checkpoint::{EncodeError, Encoding, Input, Message};
+use crate::engine::Tokeniser;
 
 /// One input of a request; exactly one of the forms.
 #[derive(Debug, Default, Deserialize)]
@@ -117,7 +116,7 @@ pub(super) type Encodings = Vec<Result<Encoding, ItemError>>;
 /// # Errors
 /// Where the request as a whole is wrong; an input that cannot be encoded fails alone.
 pub(super) async fn encode(
-    encoder: &Arc<TextEncoder>,
+    tokeniser: &Tokeniser,
     items: Vec<InputItem>,
     truncate: bool,
 ) -> Result<Encodings, ApiError> {
@@ -126,11 +125,6 @@ pub(super) async fn encode(
         .enumerate()
         .map(|(index, item)| item.into_input(index))
         .collect::<Result<Vec<_>, ApiError>>()?;
-    let encoder = encoder.clone();
-    let work = move || -> Encodings {
-        inputs.into_iter().map(|input| Ok(encoder.encode(&input?, truncate)?)).collect()
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::internal(format!("tokenising failed: {error}")))
+    let encodings = tokeniser.encode_all(inputs, truncate).await;
+    encodings.map_err(|error| ApiError::internal(error.to_string()))
 }

@@ -21,9 +21,9 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
-use crate::checkpoint::{HeadConfig, TextEncoder};
+use crate::checkpoint::HeadConfig;
 use crate::config::ServerConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, Tokeniser};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use error::ApiError;
@@ -37,7 +37,7 @@ pub struct AppState {
     pub monitor: Option<Monitor>,
     /// Set when the server begins to shut down.
     pub draining: Arc<AtomicBool>,
-    pub encoder: Arc<TextEncoder>,
+    pub encoder: Arc<Tokeniser>,
     pub metrics: Metrics,
     pub config: Arc<ServerConfig>,
     /// Name of the checkpoint's folder.

@@ -40,9 +40,8 @@ pub(super) struct RewardRequest {
     samples: Option<usize>,
     truncate: Option<bool>,
     deadline_ms: Option<u64>,
-    /// There is no score cache yet: whether one may be used is accepted and changes nothing.
-    #[serde(rename = "cache")]
-    _cache: Option<bool>,
+    cache: Option<bool>,
+    timing: Option<bool>,
 }
 
 /// How latents are written.
@@ -87,9 +86,25 @@ struct Item {
     tokens: Option<usize>,
     truncated: bool,
     cached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timing: Option<Timing>,
     reward_std: Option<f32>,
     mahalanobis: Option<f64>,
     error: Option<ItemError>,
+}
+
+/// Where an input's time went, in milliseconds.
+#[derive(Debug, Serialize)]
+struct Timing {
+    queue_ms: f64,
+    device_ms: f64,
+}
+
+impl Timing {
+    fn of(scored: &Scored) -> Self {
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        Self { queue_ms: milliseconds(scored.queue), device_ms: milliseconds(scored.device) }
+    }
 }
 
 /// The last finished evaluation of the request's run.
@@ -112,6 +127,7 @@ pub(super) async fn reward(
     let received = Instant::now();
     let origin = request.origin(&headers)?;
     let deadline = received + request.check(&state)?;
+    state.engine.check_room(request.inputs.len(), deadline, &origin)?;
     let encodings =
         encode(&state.encoder, request.inputs, request.truncate.unwrap_or_default()).await?;
     if encodings.iter().all(Result::is_err) {
@@ -121,10 +137,11 @@ pub(super) async fn reward(
         return Err(nothing_to_score(&encodings));
     }
     let draws = request.samples.unwrap_or_default();
+    let cache = request.cache.unwrap_or(true);
     let jobs = encodings
         .iter()
         .flatten()
-        .map(|encoding| Job { ids: encoding.ids.clone(), draws })
+        .map(|encoding| Job { ids: encoding.ids.clone(), draws, cache })
         .collect();
     let mut answers = state.engine.score(jobs, deadline, &origin).await?.into_iter();
 
@@ -141,6 +158,7 @@ pub(super) async fn reward(
     let context = AnswerContext {
         format: request.latents_format.unwrap_or_default(),
         mahalanobis: state.monitor.as_ref().and_then(|monitor| monitor.mahalanobis(&origin.run)),
+        timing: request.timing.unwrap_or_default(),
         metrics: &state.metrics,
     };
     for encoding in encodings {
@@ -215,6 +233,7 @@ impl RewardRequest {
 struct AnswerContext<'a> {
     format: LatentsFormat,
     mahalanobis: Option<Arc<Mahalanobis>>,
+    timing: bool,
     metrics: &'a Metrics,
 }
 
@@ -242,11 +261,14 @@ impl RewardResponse {
         };
         self.rewards.push(scored.as_ref().map(|scored| scored.score.reward));
         let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
+        let cached = scored.as_ref().is_some_and(|scored| scored.cached);
+        let timing = scored.as_ref().filter(|_| context.timing).map(Timing::of);
         let latent = scored.and_then(|scored| scored.score.latent);
         self.items.push(Item {
             tokens,
             truncated,
-            cached: false,
+            cached,
+            timing,
             reward_std,
             mahalanobis: latent.as_ref().and_then(|latent| context.distance(&latent.mean)),
             error,
