@@ -39,7 +39,7 @@ use work::Work;
 pub struct EngineConfig {
     /// Tokens of a batch. A longer single input is a batch of its own.
     pub token_budget: usize,
-    /// Tokens of a batch while several runs are active and one of them has little to do.
+    /// Tokens of a batch while several runs are active and one of them has little waiting.
     pub turn_tokens: usize,
     /// Tokens that may wait. A request that would exceed it is refused, unless nothing waits.
     pub queue_tokens: usize,

@@ -63,16 +63,16 @@ pub(super) struct Selection {
     pub(super) unwanted: Vec<Place>,
 }
 
-/// Tokens of the next batch. Where several runs are active and one of them has little to do, batches are
-/// short: its next request would wait for a whole one.
+/// Tokens of the next batch. Where several runs are active and one of them has less to do than its share
+/// of a batch, batches are short: its next request would wait for a whole one.
 pub(super) fn limit(backlog: &Backlog, bounds: Bounds, now: Instant) -> usize {
-    let mut runs = 0;
-    let mut has_light = false;
+    let (mut runs, mut least) = (0, usize::MAX);
     for (_, lane) in backlog.active_lanes(now) {
         runs += 1;
-        has_light |= lane.tokens <= bounds.turn;
+        least = least.min(lane.tokens);
     }
-    if runs > 1 && has_light { bounds.turn.min(bounds.budget) } else { bounds.budget }
+    let is_light = runs > 1 && least <= bounds.budget / runs;
+    if is_light { bounds.turn.min(bounds.budget) } else { bounds.budget }
 }
 
 /// Chooses the next batch. `running` are the tokens that the device has before it.
