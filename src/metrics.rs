@@ -1,14 +1,29 @@
 //! Prometheus metrics. Every name is described in `docs/metrics.md`.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, Opts, Registry, TextEncoder, exponential_buckets, linear_buckets,
 };
 
-/// All metrics of one server, in a registry of their own.
+/// All metrics of one server, in a registry of their own. Cheap to clone: every request does.
 #[derive(Debug, Clone)]
+pub struct Metrics(Arc<MetricSet>);
+
+impl Deref for Metrics {
+    type Target = MetricSet;
+
+    fn deref(&self) -> &MetricSet {
+        &self.0
+    }
+}
+
+/// The metrics.
+#[derive(Debug)]
 #[allow(missing_docs)]
-pub struct Metrics {
+pub struct MetricSet {
     registry: Registry,
     pub requests: IntCounterVec,
     pub request_seconds: HistogramVec,
@@ -31,7 +46,7 @@ pub struct Metrics {
 }
 
 /// Gauges of the monitored runs, labelled `run`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[allow(missing_docs)]
 pub struct RunMetrics {
     pub csi: GaugeVec,
@@ -104,7 +119,7 @@ impl Metrics {
             &["route"],
         )?;
         registry.register(Box::new(request_seconds.clone()))?;
-        Ok(Self {
+        Ok(Self(Arc::new(MetricSet {
             requests: counters(
                 "inform_requests_total",
                 "Requests by route and answer code",
@@ -184,7 +199,7 @@ impl Metrics {
                 )?,
             },
             registry,
-        })
+        })))
     }
 
     /// Counts tokens of a kind.

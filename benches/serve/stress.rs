@@ -39,7 +39,7 @@ pub(crate) struct OverloadOptions {
     #[arg(long, default_value_t = 64)]
     clients: usize,
     /// Most connections of the overload
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 10_000)]
     connections: usize,
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,

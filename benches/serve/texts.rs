@@ -18,7 +18,7 @@ pub(crate) struct TextOptions {
     /// Preference pairs, JSONL, gzipped or not; random words without it
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
-    /// Texts; those of the data are taken from its start
+    /// Texts, from the start of the data; where it has fewer they come again, numbered
     #[arg(long, default_value_t = 1024)]
     pub(crate) texts: usize,
     /// Tokens of a text of random words, exactly
@@ -43,12 +43,19 @@ pub(crate) struct Prepared {
 impl TextOptions {
     pub(crate) fn all(&self, checkpoint: &Checkpoint) -> anyhow::Result<Vec<Input>> {
         let texts: Vec<Input> = match &self.data {
-            Some(file) => read_pairs(std::slice::from_ref(file))?
-                .into_iter()
-                .flat_map(|pair| [pair.chosen, pair.rejected])
-                .take(self.texts)
-                .map(Input::Messages)
-                .collect(),
+            Some(file) => {
+                let pairs = read_pairs(std::slice::from_ref(file))?.into_iter();
+                let texts: Vec<_> = pairs.flat_map(|pair| [pair.chosen, pair.rejected]).collect();
+                let count = texts.len().max(1);
+                let numbered = |(index, mut text): (usize, Vec<Message>)| {
+                    // Another text from its first token on: nothing is known of it, nothing shared.
+                    if let Some(first) = text.first_mut().filter(|_| index >= count) {
+                        first.content = format!("{} {}", index / count, first.content);
+                    }
+                    Input::Messages(text)
+                };
+                texts.into_iter().cycle().enumerate().map(numbered).take(self.texts).collect()
+            }
             None => {
                 let mut random = ChaCha8Rng::seed_from_u64(0);
                 (0..self.texts)

@@ -87,6 +87,11 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
+    /// The process's number.
+    pub(crate) fn process(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status();
