@@ -488,6 +488,28 @@ fn work_is_refused_that_cannot_be_done_in_time() {
 }
 
 #[test]
+fn one_slow_batch_does_not_make_the_engine_refuse_what_fits_into_the_next() {
+    let bench = Bench::start(&config(), 0);
+    bench.control.state.lock().pace = Duration::from_millis(20);
+    bench.one(job(text(0)));
+    bench.control.state.lock().pace = Duration::ZERO;
+    bench.hold();
+    let blocker = bench.send("run", vec![job(text(0))]);
+    bench.batch();
+    // By that batch's pace these would take more than two seconds.
+    let within = Duration::from_secs(1);
+    for number in 0..10 {
+        bench.engine.check_room(1, Instant::now() + within, &origin("run")).unwrap();
+        bench.send("run", vec![job(text(number + 1))]);
+    }
+    assert_eq!(bench.metrics.queue_tokens.get(), 100);
+    let late = bench.send_within("run", vec![job(text(20))], within);
+    assert!(matches!(bench.answers(late), Err(EngineError::Overloaded { .. })));
+    bench.release();
+    bench.answers(blocker).unwrap();
+}
+
+#[test]
 fn what_is_past_its_deadline_is_not_computed() {
     let bench = Bench::start(&config(), 0);
     bench.hold();

@@ -90,6 +90,35 @@ impl Report {
         self.codes.values().sum()
     }
 
+    /// Counts an answer; tells for how long a refusal asks to wait.
+    fn count(
+        &mut self,
+        answer: anyhow::Result<Answer>,
+        tokens: usize,
+        latency: Duration,
+        late: bool,
+    ) -> Option<Duration> {
+        self.late += u64::from(late);
+        let code = match &answer {
+            Ok(answer) => answer.status.to_string(),
+            Err(_) => "connection".to_owned(),
+        };
+        *self.codes.entry(code).or_default() += 1;
+        match answer {
+            Ok(Answer { status: 200, .. }) => {
+                self.tokens += tokens as u64;
+                let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+                self.latencies.saturating_record(micros);
+                None
+            }
+            Ok(Answer { status: 503, retry_after }) => {
+                self.bare_refusals += u64::from(retry_after.is_none());
+                retry_after
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn row(&self, name: &str) -> String {
         let [p50, p90, p99, p999, max] = [0.5, 0.9, 0.99, 0.999, 1.0].map(|q| self.milliseconds(q));
         let codes: Vec<String> =
@@ -183,22 +212,10 @@ async fn connection(
         let request = &requests[number % requests.len()];
         let answer = client.send(request.body.clone()).await;
         let latency = due.elapsed();
-        let mut schedule = schedule.lock();
-        let report = &mut schedule.report;
-        report.late += u64::from(late);
-        let code = match &answer {
-            Ok(answer) => answer.status.to_string(),
-            Err(_) => "connection".to_owned(),
-        };
-        *report.codes.entry(code).or_default() += 1;
-        match answer {
-            Ok(answer) if answer.status == 200 => {
-                report.tokens += request.tokens as u64;
-                let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-                report.latencies.saturating_record(micros);
-            }
-            Ok(answer) if answer.status == 503 && !answer.says_retry => report.bare_refusals += 1,
-            _ => {}
+        let refused = schedule.lock().report.count(answer, request.tokens, latency, late);
+        // A client that waits for its answers also waits when it is told to.
+        if let (Some(pause), Arrivals::Closed { .. }) = (refused, load.arrivals) {
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -212,7 +229,7 @@ struct Client {
 
 struct Answer {
     status: u16,
-    says_retry: bool,
+    retry_after: Option<Duration>,
 }
 
 impl Client {
@@ -235,11 +252,14 @@ impl Client {
             .body(Full::new(body))?;
         let response = connection.send_request(request).await?;
         let status = response.status().as_u16();
-        let says_retry = response.headers().contains_key("retry-after");
+        let retry_after = response
+            .headers()
+            .get("retry-after")
+            .and_then(|value| Some(Duration::from_secs(value.to_str().ok()?.parse().ok()?)));
         let body = response.into_body().collect().await?.to_bytes();
         // An input that failed is not a success.
         let failed = status == 200 && body.starts_with(br#"{"rewards":[null"#);
         self.connection = Some(connection);
-        Ok(Answer { status: if failed { 0 } else { status }, says_retry })
+        Ok(Answer { status: if failed { 0 } else { status }, retry_after })
     }
 }

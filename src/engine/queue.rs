@@ -147,7 +147,9 @@ impl Queue {
             return Err(EngineError::QueueFull { waiting, asked, limit: self.limit });
         }
         let own = state.backlog.tokens_of(run);
-        if own == 0 {
+        // What goes into the next batch is not refused: the pace of small batches, or of a first one that
+        // met cold memory, says little of a full one.
+        if own == 0 || waiting + asked <= self.bounds.budget {
             return Ok(());
         }
         // A fair share of the device is what the run gets at least.
