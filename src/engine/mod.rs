@@ -2,7 +2,7 @@
 //! thread.
 //!
 //! [`Engine::score`] looks into the cache, joins work that is under way, and queues the rest (`queue.rs`,
-//! `backlog.rs`). `plan.rs` chooses batches: by deadline, then fair across runs. A full batch is planned
+//! `backlog.rs`). `plan.rs` chooses batches: fair across runs, by deadline within. A full batch is planned
 //! while the device works on the one before.
 
 mod backlog;

@@ -1,9 +1,9 @@
 //! Which work is the next batch.
 //!
-//! 1. Where the backlog, served by deadline, would miss one, what must be done by then goes first
-//!    (earliest deadline first, Liu and Layland 1973).
-//! 2. Else the run that was served the fewest tokens goes next, its oldest work first (start-time fair
-//!    queueing, Goyal et al. 1996).
+//! 1. The run that was served the fewest tokens goes next (start-time fair queueing, Goyal et al. 1996).
+//! 2. Of a run, where the backlog would miss a deadline even if it were served by deadline, what must be
+//!    done by then goes first (earliest deadline first, Liu and Layland 1973), else the oldest. A run
+//!    cannot buy another's share with its deadlines.
 //! 3. With each piece of work goes what has its beginning in common with it in the same run: the answers
 //!    to one prompt, whether they came in one request or in many.
 
@@ -93,28 +93,16 @@ pub(super) fn select(
         seen: HashSet::new(),
         selection: Selection::default(),
     };
-    if backlog.tokens() > limit {
-        for place in urgent(backlog, bounds, pace, running, now) {
-            picker.take(place);
-            if picker.is_full() {
-                return picker.selection;
-            }
-        }
-    }
-    picker.in_turn();
+    let everything = backlog.tokens() <= limit;
+    let urgent = if everything { Vec::new() } else { urgent(backlog, limit, pace, running, now) };
+    picker.in_turn(&urgent, everything);
     picker.selection
 }
 
 /// What must go first, in order of deadlines, for none to be missed.
-fn urgent(
-    backlog: &Backlog,
-    bounds: Bounds,
-    pace: Pace,
-    running: usize,
-    now: Instant,
-) -> Vec<Place> {
+fn urgent(backlog: &Backlog, limit: usize, pace: Pace, running: usize, now: Instant) -> Vec<Place> {
     // Work that this batch leaves out is done at the end of the next.
-    let mut ahead = running + 2 * bounds.budget;
+    let mut ahead = running + 2 * limit;
     let all = now + pace.time(ahead + backlog.tokens());
     if backlog.by_deadline().next().is_none_or(|(first, _)| all < first) {
         return Vec::new();
@@ -179,29 +167,31 @@ impl Picker<'_> {
         Some(cost)
     }
 
-    fn in_turn(&mut self) {
+    fn in_turn(&mut self, urgent: &[Place], everything: bool) {
         let backlog = self.backlog;
         let mut lanes: Vec<_> = backlog
             .active_lanes(self.now)
             .filter(|(_, lane)| !lane.waiting.is_empty())
-            .map(|(number, lane)| (number, lane, lane.waiting.keys().copied()))
+            .map(|(number, lane)| {
+                let first = urgent.iter().filter(move |place| place.lane == number);
+                let ages = lane.waiting.keys().map(move |&age| Place { lane: number, number: age });
+                (lane, first.copied().chain(ages))
+            })
             .collect();
         let mut order: BinaryHeap<_> = lanes
             .iter()
             .enumerate()
-            .map(|(index, (_, lane, _))| Reverse((lane.served, index)))
+            .map(|(index, (lane, _))| Reverse((lane.served, index)))
             .collect();
-        let everything = self.tokens + backlog.tokens() <= self.limit;
         while let Some(Reverse((served, index))) = order.pop() {
-            let (lane, state, ages) = &mut lanes[index];
-            let Some(number) = ages.next() else { continue };
-            let place = Place { lane: *lane, number };
+            let (lane, places) = &mut lanes[index];
+            let Some(place) = places.next() else { continue };
             if self.seen.contains(&place) {
                 order.push(Reverse((served, index)));
                 continue;
             }
             // A run whose next work does not fit has had its turn.
-            let cost = if everything { self.take(place) } else { self.take_family(place, state) };
+            let cost = if everything { self.take(place) } else { self.take_family(place, lane) };
             if let Some(cost) = cost {
                 order.push(Reverse((served + cost as u64, index)));
             }
@@ -374,6 +364,18 @@ mod tests {
         assert_eq!(&last(&bench.batch(bounds(100), pace))[..2], [7, 8]);
         // Nothing is at risk now: in turn.
         assert_eq!(last(&bench.batch(bounds(100), pace)), [1; 5]);
+    }
+
+    #[test]
+    fn a_run_does_not_buy_the_share_of_another_with_its_deadlines() {
+        let mut pace = Pace::default();
+        pace.record(100, Duration::from_secs(1));
+        let mut bench = Bench::new();
+        for number in 0..50 {
+            bench.push("flood", (number, 1), (1, 19), 5);
+        }
+        bench.push("polite", (99, 1), (8, 39), 100);
+        assert_eq!(last(&bench.batch(bounds(100), pace)), [1, 8, 1, 1]);
     }
 
     #[test]
