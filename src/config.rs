@@ -9,7 +9,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::EngineConfig;
+use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
 use crate::ops::cpu::Precision;
 use crate::telemetry::LogConfig;
@@ -38,6 +38,8 @@ pub struct ServerConfig {
     pub auth: AuthConfig,
     /// Batching.
     pub engine: EngineConfig,
+    /// Scores that were computed before.
+    pub cache: CacheConfig,
     /// Detection of over-optimisation.
     pub monitor: MonitorConfig,
     /// Logs.
@@ -57,6 +59,7 @@ impl Default for ServerConfig {
             limits: Limits::default(),
             auth: AuthConfig::default(),
             engine: EngineConfig::default(),
+            cache: CacheConfig::default(),
             monitor: MonitorConfig::default(),
             log: LogConfig::default(),
         }
@@ -154,6 +157,7 @@ impl ServerConfig {
             ("limits.header_timeout_ms", self.limits.header_timeout_ms as usize),
             ("limits.body_timeout_ms", self.limits.body_timeout_ms as usize),
             ("engine.token_budget", self.engine.token_budget),
+            ("engine.turn_tokens", self.engine.turn_tokens),
             ("engine.queue_tokens", self.engine.queue_tokens),
         ] {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");

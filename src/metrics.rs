@@ -1,14 +1,29 @@
 //! Prometheus metrics. Every name is described in `docs/metrics.md`.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, Opts, Registry, TextEncoder, exponential_buckets, linear_buckets,
 };
 
-/// All metrics of one server, in a registry of their own.
+/// All metrics of one server, in a registry of their own. Cheap to clone: every request does.
 #[derive(Debug, Clone)]
+pub struct Metrics(Arc<MetricSet>);
+
+impl Deref for Metrics {
+    type Target = MetricSet;
+
+    fn deref(&self) -> &MetricSet {
+        &self.0
+    }
+}
+
+/// The metrics.
+#[derive(Debug)]
 #[allow(missing_docs)]
-pub struct Metrics {
+pub struct MetricSet {
     registry: Registry,
     pub requests: IntCounterVec,
     pub request_seconds: HistogramVec,
@@ -19,6 +34,11 @@ pub struct Metrics {
     pub batch_sequences: Histogram,
     pub tokens: IntCounterVec,
     pub forward_seconds: Histogram,
+    pub cache_hits: IntCounter,
+    pub cache_misses: IntCounter,
+    pub cache_merged: IntCounter,
+    pub cache_bytes: IntGauge,
+    pub cache_entries: IntGauge,
     pub reward: Histogram,
     pub monitor_lag_seconds: Gauge,
     pub monitor_dropped: IntCounter,
@@ -26,7 +46,7 @@ pub struct Metrics {
 }
 
 /// Gauges of the monitored runs, labelled `run`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[allow(missing_docs)]
 pub struct RunMetrics {
     pub csi: GaugeVec,
@@ -78,25 +98,28 @@ impl Metrics {
             registry.register(Box::new(gauges.clone()))?;
             Ok::<_, prometheus::Error>(gauges)
         };
-        let queue_tokens = IntGauge::new("inform_queue_tokens", "Tokens waiting for the device")?;
-        registry.register(Box::new(queue_tokens.clone()))?;
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
         let monitor_lag_seconds = Gauge::new(
             "inform_monitor_lag_seconds",
             "Age of the last observation when the monitor took it up",
         )?;
         registry.register(Box::new(monitor_lag_seconds.clone()))?;
-        let monitor_dropped = IntCounter::new(
-            "inform_monitor_dropped_total",
-            "Samples that the monitor did not see because it was too far behind",
-        )?;
-        registry.register(Box::new(monitor_dropped.clone()))?;
         let request_seconds = HistogramVec::new(
             HistogramOpts::new("inform_request_seconds", "Time from request to answer")
                 .buckets(seconds.clone()),
             &["route"],
         )?;
         registry.register(Box::new(request_seconds.clone()))?;
-        Ok(Self {
+        Ok(Self(Arc::new(MetricSet {
             requests: counters(
                 "inform_requests_total",
                 "Requests by route and answer code",
@@ -108,7 +131,7 @@ impl Metrics {
                 "Inputs that were not scored, by item code",
                 &["code"],
             )?,
-            queue_tokens,
+            queue_tokens: gauge("inform_queue_tokens", "Tokens waiting for the device")?,
             queue_seconds: histogram(
                 "inform_queue_seconds",
                 "Time an input waits for the device",
@@ -126,7 +149,7 @@ impl Metrics {
             )?,
             tokens: counters(
                 "inform_tokens_total",
-                "Tokens: logical as received, computed by the device, shared with another input of the batch",
+                "Tokens: logical as received; computed by the device, shared with another input of the batch, of cached scores, merged with the same work under way",
                 &["kind"],
             )?,
             forward_seconds: histogram(
@@ -134,9 +157,23 @@ impl Metrics {
                 "Time of a batch on the device",
                 &seconds,
             )?,
+            cache_hits: counter("inform_cache_hits_total", "Inputs whose score was cached")?,
+            cache_misses: counter(
+                "inform_cache_misses_total",
+                "Inputs that were looked up and not found",
+            )?,
+            cache_merged: counter(
+                "inform_cache_merged_total",
+                "Inputs that shared the computation of the same input, which was under way",
+            )?,
+            cache_bytes: gauge("inform_cache_bytes", "Bytes of the score cache")?,
+            cache_entries: gauge("inform_cache_entries", "Scores in the cache")?,
             reward: histogram("inform_reward", "Rewards given", &linear_buckets(-10.0, 1.0, 21)?)?,
             monitor_lag_seconds,
-            monitor_dropped,
+            monitor_dropped: counter(
+                "inform_monitor_dropped_total",
+                "Samples that the monitor did not see because it was too far behind",
+            )?,
             runs: RunMetrics {
                 csi: run_gauge("inform_csi", "Cluster Separation Index of the last window")?,
                 csi_per_sample: run_gauge(
@@ -162,7 +199,12 @@ impl Metrics {
                 )?,
             },
             registry,
-        })
+        })))
+    }
+
+    /// Counts tokens of a kind.
+    pub fn count_tokens(&self, kind: &str, tokens: usize) {
+        self.tokens.with_label_values(&[kind]).inc_by(tokens as u64);
     }
 
     /// The Prometheus text format, version 0.0.4.

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ServerConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, ScoreCache, Tokeniser};
 use crate::http::{AppState, Keys, connections, router};
 use crate::metrics::Metrics;
 use crate::model::RewardModel;
@@ -43,7 +43,10 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
             Monitor::start(config.monitor.clone(), baseline, metrics.clone())
         })
         .transpose()?;
-    let engine = Engine::start(Box::new(model), &config.engine, monitor.clone(), metrics.clone())?;
+    let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
+    let engine =
+        Engine::start(Box::new(model), &config.engine, cache, monitor.clone(), metrics.clone())?;
+    let encoder = Tokeniser::new(checkpoint.encoder, config.engine.tokeniser_threads)?;
     let baseline_samples = checkpoint.baseline.as_ref().map_or(0, |baseline| baseline.len());
     tracing::info!(
         model = %checkpoint.folder.display(),
@@ -62,7 +65,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         engine: Arc::new(engine),
         monitor,
         draining: Arc::new(AtomicBool::new(false)),
-        encoder: Arc::new(checkpoint.encoder),
+        encoder: Arc::new(encoder),
         metrics,
         model: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         weights: checkpoint.weights,

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::sync::Barrier;
 
 use serde_json::{Value, json};
-use server_process::{Server, bits, pair};
+use server_process::{Server, UNCACHED, bits, pair};
 
 /// A body for `POST /reward`, and its answer: status, code, pointer.
 struct Case {
@@ -166,7 +166,7 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn a_bad_request_is_named_and_the_server_goes_on() {
-    let server = Server::start(&[]);
+    let server = Server::start(UNCACHED);
     let good = [pair("Is it late?", "Yes.")];
     let expected = bits(&server.score(&good), 0);
     for Case { name, body, expected: (status, code, pointer) } in cases() {
@@ -317,7 +317,7 @@ fn a_full_queue_refuses_whole_requests_and_recovers() {
                 scope.spawn(move || {
                     start.wait();
                     let answers = (0..requests).map(|_| {
-                        let inputs = json!({"inputs": vec![item(client); 4]});
+                        let inputs = json!({"inputs": vec![item(client); 4], "cache": false});
                         let answer = server.post("/reward", &inputs);
                         if answer.status == 200 {
                             (0..4).for_each(|i| assert_eq!(bits(&answer.json(), i), alone[client]));

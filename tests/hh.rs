@@ -1,5 +1,5 @@
 //! Real text under real concurrency: the 4,624 answers of HH-RLHF harmless through `/reward`, one text a
-//! request from 64 clients, equal bit for bit those of one offline pass.
+//! request from 64 clients, equal bit for bit those of one offline pass, and are not computed again.
 //!
 //! The data is not part of this repository. The tests look for it in `../shared/data/preferences` or
 //! where `PREFERENCES_FOLDER` says, and are skipped without it.
@@ -18,7 +18,7 @@ use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::{TRAINING_FILE, TrainingRecord, read_pairs};
 use serde_json::{Value, json};
-use server_process::Server;
+use server_process::{Server, bits, float};
 
 const CLIENTS: usize = 64;
 const DEMO: &str = "configs/demo";
@@ -61,12 +61,13 @@ fn offline(texts: &[Vec<Message>]) -> Vec<f32> {
         .collect()
 }
 
-#[test]
-fn sixty_four_clients_get_the_rewards_of_an_offline_pass() {
-    let Some(file) = data() else { return };
-    let texts = texts(file);
-    assert_eq!(texts.len(), 4624);
-    let server = Server::start(&[]);
+fn computed(server: &Server) -> f64 {
+    let counts = server.metric("inform_tokens_total");
+    counts.iter().filter(|(labels, _)| labels.contains("computed")).map(|(_, n)| n).sum()
+}
+
+/// The answers to all texts, one a request from all clients.
+fn pass(server: &Server, texts: &[Vec<Message>]) -> Vec<Value> {
     let next = AtomicUsize::new(0);
     let started = Instant::now();
     let mut answers: Vec<(usize, Value)> = std::thread::scope(|scope| {
@@ -82,15 +83,34 @@ fn sixty_four_clients_get_the_rewards_of_an_offline_pass() {
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     });
-    println!("4,624 requests in {:.1} s", started.elapsed().as_secs_f64());
+    println!("{} requests in {:.1} s", answers.len(), started.elapsed().as_secs_f64());
     answers.sort_by_key(|(index, _)| *index);
     assert_eq!(answers.len(), texts.len());
-    for ((_, answer), reward) in answers.iter().zip(offline(&texts)) {
-        let served = answer["rewards"][0].as_f64().unwrap() as f32;
-        assert_eq!(served.to_bits(), reward.to_bits());
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+#[test]
+fn sixty_four_clients_get_the_rewards_of_an_offline_pass() {
+    let Some(file) = data() else { return };
+    let texts = texts(file);
+    assert_eq!(texts.len(), 4624);
+    let server = Server::start(&[]);
+    let answers = pass(&server, &texts);
+    for (answer, reward) in answers.iter().zip(offline(&texts)) {
+        assert_eq!(float(&answer["rewards"][0]).to_bits(), reward.to_bits());
     }
     let metrics = server.get("/metrics").text;
     assert!(metrics.contains("inform_requests_total{code=\"200\",route=\"/reward\"} 4624"));
+
+    // The second time nothing is computed.
+    let before = computed(&server);
+    assert!(before > 100_000.0);
+    let again = pass(&server, &texts);
+    assert_eq!(computed(&server), before);
+    for (again, first) in again.iter().zip(&answers) {
+        assert_eq!(again["items"][0]["cached"], true);
+        assert_eq!(bits(again, 0), bits(first, 0));
+    }
 }
 
 /// The accuracy that the demo's model card and record state is what its evaluation gives.

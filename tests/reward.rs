@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use half::f16;
 use serde_json::{Value, json};
-use server_process::{Server, bits, float, floats, pair};
+use server_process::{Server, UNCACHED, bits, float, floats, pair};
 
 const QUESTION: &str = "How do I keep basil fresh?";
 const RESPONSE: &str = "Put the stems in a glass of water.";
@@ -159,7 +159,7 @@ fn latents_are_left_out_where_they_are_not_wanted() {
 
 #[test]
 fn the_spread_of_the_reward_does_not_depend_on_time_or_company() {
-    let server = Server::start(&[]);
+    let server = Server::start(UNCACHED);
     let item = pair(QUESTION, RESPONSE);
     let ask = |inputs: &[Value], samples: usize| {
         let answer = server.reward(&json!({"inputs": inputs, "samples": samples}));
@@ -278,7 +278,7 @@ fn a_request_keeps_its_id_or_gets_one() {
 
 #[test]
 fn a_bad_item_fails_alone() {
-    let server = Server::start(&[]);
+    let server = Server::start(UNCACHED);
     let limit = server.read("/info")["max_tokens"].as_u64().unwrap() as usize;
     let good =
         [pair(QUESTION, RESPONSE), pair("Is it late?", "Yes."), json!({"input_ids": [5, 6, 7]})];
@@ -317,7 +317,7 @@ fn a_bad_item_fails_alone() {
 
 #[test]
 fn a_text_scores_the_same_alone_in_a_batch_and_among_clients() {
-    let server = Server::start(&[]);
+    let server = Server::start(UNCACHED);
     let item =
         |i: usize| pair(&format!("Question {i}: {}", "why? ".repeat(i)), &"so. ".repeat(1 + 3 * i));
     let items: Vec<Value> = (0..64).map(item).collect();

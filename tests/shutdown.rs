@@ -52,7 +52,9 @@ fn every_accepted_request_is_answered() {
             let tasks: Vec<_> = (0..CLIENTS)
                 .map(|client| {
                     let server = server.client();
-                    scope.spawn(move || server.post("/reward", &json!({"inputs": inputs(client)})))
+                    scope.spawn(move || {
+                        server.post("/reward", &json!({"inputs": inputs(client), "cache": false}))
+                    })
                 })
                 .collect();
             until("all requests to be admitted", || {
@@ -86,7 +88,7 @@ fn clients_that_go_on_are_never_cut_off_in_an_answer() {
         for client in 0..CLIENTS {
             let (server, scored) = (server.client(), &scored);
             scope.spawn(move || {
-                let body = json!({"inputs": [item(client)]}).to_string();
+                let body = json!({"inputs": [item(client)], "cache": false}).to_string();
                 let headers = [("content-type", "application/json")];
                 for _ in 0..100_000 {
                     match server.try_send("POST", "/reward", &headers, body.as_bytes()) {

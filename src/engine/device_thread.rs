@@ -1,31 +1,27 @@
 //! The thread that owns the model.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{Pending, Queue};
-use super::{JobError, Scored};
+use super::JobError;
+use super::cache::{Known, ScoreCache};
+use super::queue::{Batch, Queue, sequences};
+use super::work::Work;
 use crate::metrics::Metrics;
-use crate::model::{Score, ScoreError, Scorer};
+use crate::model::{ScoreError, Scorer};
 use crate::ops::Packing;
 
-/// Scores batches until the queue is closed and empty.
-pub(super) fn run(scorer: &dyn Scorer, queue: &Queue, budget: usize, metrics: &Metrics) {
-    // However this thread ends, nobody may wait for it.
-    let _closing = CloseOnDrop(queue);
-    while let Some(batch) = queue.next_batch(budget) {
-        let tokens: usize = batch.iter().map(|pending| pending.job.ids.len()).sum();
-        for pending in &batch {
-            metrics.queue_seconds.observe(pending.queued.elapsed().as_secs_f64());
-        }
-        metrics.batch_tokens.observe(tokens as f64);
-        metrics.batch_sequences.observe(batch.len() as f64);
-        let started = Instant::now();
-        score(scorer, batch, metrics);
-        metrics.forward_seconds.observe(started.elapsed().as_secs_f64());
-    }
+/// What the thread works with.
+pub(super) struct Device {
+    pub(super) scorer: Box<dyn Scorer>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) cache: ScoreCache,
+    pub(super) metrics: Metrics,
 }
 
+/// Drops what waits however the thread ends: nobody may wait for it.
 struct CloseOnDrop<'a>(&'a Queue);
 
 impl Drop for CloseOnDrop<'_> {
@@ -34,71 +30,124 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
-/// Scores a batch and answers each job. A batch that fails or panics is halved until the job at
-/// fault is alone.
-fn score(scorer: &dyn Scorer, mut batch: Vec<Pending>, metrics: &Metrics) {
-    let result = catch_unwind(AssertUnwindSafe(|| attempt(scorer, &batch, metrics)));
-    let message = match result {
-        Ok(Ok(scored)) => {
-            for (pending, scored) in batch.into_iter().zip(scored) {
-                let answer = checked(scored);
-                if let Ok(scored) = &answer {
-                    metrics.reward.observe(f64::from(scored.score.reward));
-                }
-                // A client that left in the meantime does not want its answer.
-                let _ = pending.answer.send(answer);
+impl Device {
+    /// Scores batches until the queue is closed and empty.
+    pub(super) fn run(self) {
+        let _closing = CloseOnDrop(&self.queue);
+        while let Some(batch) = self.queue.next_batch() {
+            let tokens = batch.tokens();
+            let works = batch.works.clone();
+            let started = Instant::now();
+            let work = AssertUnwindSafe(|| self.score_batch(batch, started));
+            if let Err(panic) = catch_unwind(work) {
+                // What was answered before is not answered again.
+                tracing::error!(error = said(&*panic), "the engine failed on a batch");
+                self.answer(&works, &Err(JobError::Device(said(&*panic))), started);
             }
-            return;
+            self.queue.finished(tokens, started.elapsed());
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("panic")
-            .to_owned(),
-    };
-    tracing::error!(sequences = batch.len(), error = message, "a batch failed");
-    if batch.len() > 1 {
-        let second = batch.split_off(batch.len() / 2);
-        score(scorer, batch, metrics);
-        score(scorer, second, metrics);
-    } else if let Some(pending) = batch.pop() {
-        let _ = pending.answer.send(Err(JobError::Device(message)));
+    }
+
+    fn score_batch(&self, Batch { works, packing }: Batch, started: Instant) {
+        for wait in works.iter().flat_map(|work| work.waited(started)) {
+            self.metrics.queue_seconds.observe(wait.as_secs_f64());
+        }
+        let tokens: usize = works.iter().map(|work| work.cost()).sum();
+        self.metrics.batch_tokens.observe(tokens as f64);
+        self.metrics.batch_sequences.observe(works.len() as f64);
+        self.score(works, packing, started);
+        self.metrics.forward_seconds.observe(started.elapsed().as_secs_f64());
+        self.cache.tidy();
+    }
+
+    /// Scores works and answers each. A batch that fails or panics is halved until the work at fault is
+    /// alone.
+    fn score(&self, mut works: Vec<Arc<Work>>, packing: Option<Packing>, started: Instant) {
+        let result = catch_unwind(AssertUnwindSafe(|| self.attempt(&works, packing)));
+        let message = match result {
+            Ok(Ok(results)) => return self.deliver(&works, &results, started),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => said(&*panic),
+        };
+        tracing::error!(sequences = works.len(), error = message, "a batch failed");
+        if works.len() > 1 {
+            let second = works.split_off(works.len() / 2);
+            self.score(works, None, started);
+            self.score(second, None, started);
+        } else {
+            self.answer(&works, &Err(JobError::Device(message)), started);
+        }
+    }
+
+    fn attempt(
+        &self,
+        works: &[Arc<Work>],
+        packing: Option<Packing>,
+    ) -> Result<Vec<Result<Known, JobError>>, ScoreError> {
+        let sequences = sequences(works);
+        let scores = if sequences.is_empty() {
+            Vec::new()
+        } else {
+            let packing = match packing {
+                Some(packing) => packing,
+                None => Packing::shared(&sequences).ok_or(ScoreError::Empty)?,
+            };
+            let tokens: usize = sequences.iter().map(|ids| ids.len()).sum();
+            let scores = self.scorer.score_packed(&packing)?;
+            self.metrics.count_tokens("computed", packing.rows());
+            self.metrics.count_tokens("shared", tokens - packing.rows());
+            scores
+        };
+        let mut scores = scores.into_iter();
+        let mut result = |work: &Arc<Work>| {
+            let score = match &work.known {
+                Some(score) => score.clone(),
+                None => Arc::new(scores.next().ok_or(ScoreError::Empty)?),
+            };
+            let reward_std = match &score.latent {
+                Some(latent) if work.draws > 0 => {
+                    Some(self.scorer.reward_spread(latent, work.draws)?)
+                }
+                _ => None,
+            };
+            Ok(checked(Known { score, reward_std }))
+        };
+        works.iter().map(&mut result).collect()
+    }
+
+    fn deliver(&self, works: &[Arc<Work>], results: &[Result<Known, JobError>], started: Instant) {
+        for (work, result) in works.iter().zip(results) {
+            if let (Some(key), Ok(known)) = (work.key, result) {
+                if work.draws > 0 {
+                    let score = Known { reward_std: None, ..known.clone() };
+                    self.cache.insert(key.without_draws(), score);
+                }
+                self.cache.insert(key, known.clone());
+            }
+        }
+        self.queue.settle(works);
+        for (work, result) in works.iter().zip(results) {
+            work.answer(result, started);
+        }
+    }
+
+    /// Gives the same answer to all that have none yet.
+    fn answer(&self, works: &[Arc<Work>], result: &Result<Known, JobError>, started: Instant) {
+        self.queue.settle(works);
+        works.iter().for_each(|work| work.answer(result, started));
     }
 }
 
-fn attempt(
-    scorer: &dyn Scorer,
-    batch: &[Pending],
-    metrics: &Metrics,
-) -> Result<Vec<Scored>, ScoreError> {
-    let sequences: Vec<&[u32]> = batch.iter().map(|pending| pending.job.ids.as_slice()).collect();
-    let packing = Packing::shared(&sequences).ok_or(ScoreError::Empty)?;
-    let scores = scorer.score_packed(&packing)?;
-    let tokens: usize = sequences.iter().map(|ids| ids.len()).sum();
-    let count = |kind, tokens: usize| {
-        metrics.tokens.with_label_values(&[kind]).inc_by(tokens as u64);
-    };
-    count("computed", packing.rows());
-    count("shared", tokens - packing.rows());
-    scores.into_iter().zip(batch).map(|(score, pending)| spread(scorer, score, pending)).collect()
-}
-
-fn spread(scorer: &dyn Scorer, score: Score, pending: &Pending) -> Result<Scored, ScoreError> {
-    let reward_std = match &score.latent {
-        Some(latent) if pending.job.draws > 0 => {
-            Some(scorer.reward_spread(latent, pending.job.draws)?)
-        }
-        _ => None,
-    };
-    Ok(Scored { score, reward_std })
-}
-
 /// Numbers that are not finite never leave.
-fn checked(scored: Scored) -> Result<Scored, JobError> {
-    let latent = scored.score.latent.iter().flat_map(|l| l.mean.iter().chain(&l.sigma));
-    let finite = scored.score.reward.is_finite()
-        && latent.chain(&scored.reward_std).all(|value| value.is_finite());
-    if finite { Ok(scored) } else { Err(JobError::NonFinite) }
+fn checked(known: Known) -> Result<Known, JobError> {
+    let latent = known.score.latent.iter().flat_map(|l| l.mean.iter().chain(&l.sigma));
+    let finite = known.score.reward.is_finite()
+        && latent.chain(&known.reward_std).all(|value| value.is_finite());
+    if finite { Ok(known) } else { Err(JobError::NonFinite) }
+}
+
+/// The message of a panic.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic").to_owned()
 }

@@ -1,23 +1,37 @@
 //! Dynamic batching: requests from any number of connections become full batches on one device
 //! thread.
+//!
+//! [`Engine::score`] looks into the cache, joins work that is under way, and queues the rest (`queue.rs`,
+//! `backlog.rs`). `plan.rs` chooses batches: fair across runs, by deadline within. A full batch is planned
+//! while the device works on the one before.
 
+mod backlog;
+mod cache;
 mod device_thread;
+mod plan;
 mod queue;
+mod tokeniser;
+mod work;
 
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::sync::oneshot;
 
 use crate::metrics::Metrics;
 use crate::model::{Score, Scorer};
 use crate::monitor::{Monitor, Observation, Origin, Sample};
-use queue::{Pending, Queue};
+pub use cache::{CacheConfig, ScoreCache};
+use cache::{Key, Known};
+use device_thread::Device;
+use plan::Bounds;
+use queue::{Admitted, Queue, Request, Ticket};
+pub use tokeniser::Tokeniser;
+use work::Work;
 
 /// Settings of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,13 +39,17 @@ use queue::{Pending, Queue};
 pub struct EngineConfig {
     /// Tokens of a batch. A longer single input is a batch of its own.
     pub token_budget: usize,
+    /// Tokens of a batch while several runs are active and one of them has little waiting.
+    pub turn_tokens: usize,
     /// Tokens that may wait. A request that would exceed it is refused, unless nothing waits.
     pub queue_tokens: usize,
+    /// Threads that tokenise long inputs; 0 for one a processor.
+    pub tokeniser_threads: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { token_budget: 8192, queue_tokens: 1 << 20 }
+        Self { token_budget: 8192, turn_tokens: 512, queue_tokens: 1 << 20, tokeniser_threads: 0 }
     }
 }
 
@@ -42,6 +60,8 @@ pub struct Job {
     pub ids: Vec<u32>,
     /// Draws of the latent for the reward's standard deviation; 0 for none.
     pub draws: usize,
+    /// Whether a known score will do, and the same work of others; and whether the score is kept.
+    pub cache: bool,
 }
 
 /// What the device gives for a job.
@@ -51,6 +71,12 @@ pub struct Scored {
     pub score: Score,
     /// Standard deviation of the reward over the draws, where they were asked for.
     pub reward_std: Option<f32>,
+    /// Whether the score was known before.
+    pub cached: bool,
+    /// How long the job waited for its batch to begin.
+    pub queue: Duration,
+    /// How long it was with the device.
+    pub device: Duration,
 }
 
 /// A job that got no score; its neighbours did.
@@ -77,6 +103,17 @@ pub enum EngineError {
         /// The queue's limit.
         limit: usize,
     },
+    /// The device cannot come to it within the deadline; try again.
+    #[error(
+        "what is ahead takes {:.1} s and the deadline is in {:.1} s; try again",
+        wait.as_secs_f64(), left.as_secs_f64()
+    )]
+    Overloaded {
+        /// Time that the device needs for what is ahead, and for the request.
+        wait: Duration,
+        /// Time to the deadline.
+        left: Duration,
+    },
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Draining,
@@ -88,10 +125,11 @@ pub enum EngineError {
 /// Results in the order of the jobs.
 type Answers = Vec<Result<Scored, JobError>>;
 
-/// Handle to the device thread. Cheap to share.
+/// Handle to the engine's threads. Cheap to share.
 pub struct Engine {
     queue: Arc<Queue>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    cache: ScoreCache,
     monitor: Option<Monitor>,
     metrics: Metrics,
 }
@@ -102,29 +140,82 @@ impl fmt::Debug for Engine {
     }
 }
 
+/// Where the answer to a job comes from.
+enum Source {
+    Known(Known),
+    Ticket(Ticket),
+}
+
+/// A request's claims. Work that nobody else waits for is forgotten with them.
+struct Claims<'a> {
+    queue: &'a Queue,
+    sources: Vec<Option<Source>>,
+}
+
+impl Drop for Claims<'_> {
+    fn drop(&mut self) {
+        let left = self.sources.drain(..).filter_map(|source| match source {
+            Some(Source::Ticket(Ticket { work, .. })) => Some(work),
+            _ => None,
+        });
+        let works: Vec<Arc<Work>> = left.collect();
+        if !works.is_empty() {
+            self.queue.forget(&works);
+        }
+    }
+}
+
 impl Engine {
-    /// Starts the device thread, which owns the model from now on. Scored answers are shown to
-    /// `monitor`.
+    /// Starts the device thread, which owns the model from now on, and the planner. Scored answers are
+    /// shown to `monitor`. `cache` must be one for the model's weights.
     ///
     /// # Errors
-    /// Where the operating system refuses the thread.
+    /// Where the operating system refuses a thread.
     pub fn start(
         scorer: Box<dyn Scorer>,
         config: &EngineConfig,
+        cache: ScoreCache,
         monitor: Option<Monitor>,
         metrics: Metrics,
     ) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::new(config.queue_tokens, metrics.queue_tokens.clone()));
-        let thread = std::thread::Builder::new().name("device".to_owned()).spawn({
-            let (queue, metrics, budget) = (queue.clone(), metrics.clone(), config.token_budget);
-            move || device_thread::run(&*scorer, &queue, budget, &metrics)
+        let bounds = Bounds { budget: config.token_budget, turn: config.turn_tokens };
+        let gauge = metrics.queue_tokens.clone();
+        let queue = Arc::new(Queue::new(config.queue_tokens, bounds, gauge));
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let planner = thread("planner").spawn({
+            let queue = queue.clone();
+            move || queue.plan_ahead()
         })?;
-        Ok(Self { queue, thread: Mutex::new(Some(thread)), monitor, metrics })
+        let engine = Self {
+            queue: queue.clone(),
+            threads: Mutex::new(vec![planner]),
+            cache: cache.clone(),
+            monitor,
+            metrics: metrics.clone(),
+        };
+        // Where this fails, the engine is dropped and the planner ends.
+        let device = Device { scorer, queue, cache, metrics };
+        engine.threads.lock().push(thread("device").spawn(move || device.run())?);
+        Ok(engine)
+    }
+
+    /// Whether a request of so many inputs would be admitted, judged by the inputs so far: to refuse in
+    /// time, before it is tokenised.
+    ///
+    /// # Errors
+    /// As [`Engine::score`] where it does not admit.
+    pub fn check_room(
+        &self,
+        inputs: usize,
+        deadline: Instant,
+        origin: &Origin,
+    ) -> Result<(), EngineError> {
+        self.queue.check_room(&origin.run, inputs, deadline)
     }
 
     /// Scores a request's jobs, batched with whatever else is in flight, and shows the monitor what
     /// came out. Where the returned future is dropped, jobs that the device has not begun are
-    /// dropped with it.
+    /// dropped with it, unless others wait for the same.
     ///
     /// # Errors
     /// Where the request is not admitted or the deadline passes; a failing job fails alone.
@@ -135,35 +226,106 @@ impl Engine {
         origin: &Origin,
     ) -> Result<Answers, EngineError> {
         let lengths: Vec<usize> = jobs.iter().map(|job| job.ids.len()).collect();
-        let (pending, receivers): (Vec<_>, Vec<_>) = jobs
-            .into_iter()
-            .map(|job| {
-                let (answer, receiver) = oneshot::channel();
-                (Pending { job, deadline, queued: Instant::now(), answer }, receiver)
-            })
-            .unzip();
-        self.queue.push(pending)?;
-        self.metrics
-            .tokens
-            .with_label_values(&["logical"])
-            .inc_by(lengths.iter().sum::<usize>() as u64);
+        let mut claims = self.admit(jobs, deadline, origin)?;
         let collect = async {
-            let mut answers = Vec::with_capacity(receivers.len());
-            for receiver in receivers {
-                // A sender is dropped for a job whose deadline has passed, or when the engine ends.
-                answers.push(receiver.await.map_err(|_| {
-                    if Instant::now() < deadline {
-                        EngineError::Draining
-                    } else {
-                        EngineError::DeadlineExceeded
-                    }
-                })?);
+            let mut answers = Vec::with_capacity(lengths.len());
+            for source in &mut claims.sources {
+                let answer = match source {
+                    Some(Source::Ticket(ticket)) => match (&mut ticket.answer).await {
+                        Ok(answer) => answer,
+                        Err(_) => self.unanswered(deadline)?,
+                    },
+                    Some(Source::Known(known)) => Ok(answer_known(known)),
+                    None => continue,
+                };
+                *source = None;
+                answers.push(answer);
             }
             Ok(answers)
         };
         let answers: Answers = tokio::time::timeout_at(deadline.into(), collect)
             .await
             .map_err(|_| EngineError::DeadlineExceeded)??;
+        self.observe(&answers, lengths, origin);
+        Ok(answers)
+    }
+
+    /// What became of work that was dropped.
+    fn unanswered(&self, deadline: Instant) -> Result<Result<Scored, JobError>, EngineError> {
+        if Instant::now() >= deadline {
+            Err(EngineError::DeadlineExceeded)
+        } else if self.queue.is_closed() {
+            Err(EngineError::Draining)
+        } else {
+            Ok(Err(JobError::Device("the engine lost this input".to_owned())))
+        }
+    }
+
+    /// Finds or queues what answers each job.
+    fn admit(
+        &self,
+        jobs: Vec<Job>,
+        deadline: Instant,
+        origin: &Origin,
+    ) -> Result<Claims<'_>, EngineError> {
+        let lengths: Vec<usize> = jobs.iter().map(|job| job.ids.len()).collect();
+        let mut requests = Vec::new();
+        let mut sources: Vec<Option<Source>> = Vec::with_capacity(jobs.len());
+        for Job { ids, draws, cache } in jobs {
+            let key = cache.then(|| self.cache.key(&ids, draws));
+            if let Some(known) = key.and_then(|key| self.cache.get(&key)) {
+                sources.push(Some(Source::Known(known)));
+                continue;
+            }
+            let without_draws = key.filter(|_| draws > 0).map(Key::without_draws);
+            let known = without_draws.and_then(|key| Some(self.cache.get(&key)?.score));
+            sources.push(None);
+            requests.push(Request { ids: ids.into(), draws, key, known });
+        }
+        let admitted = self.queue.push(&origin.run, requests, deadline, &self.cache)?;
+        let mut admitted = admitted.into_iter();
+
+        let metrics = &self.metrics;
+        metrics.count_tokens("logical", lengths.iter().sum());
+        for (source, tokens) in sources.iter_mut().zip(lengths) {
+            let (found, counter) = match source {
+                Some(_) => (None, Some(("cached", &metrics.cache_hits))),
+                None => match admitted.next() {
+                    Some(Admitted::Known(known)) => {
+                        (Some(Source::Known(known)), Some(("cached", &metrics.cache_hits)))
+                    }
+                    Some(Admitted::Joined(ticket)) => {
+                        (Some(Source::Ticket(ticket)), Some(("merged", &metrics.cache_merged)))
+                    }
+                    Some(Admitted::Queued(ticket)) => {
+                        let counter = if ticket.work.known.is_some() {
+                            Some(("cached", &metrics.cache_hits))
+                        } else {
+                            if ticket.work.key.is_some() && self.cache.is_on() {
+                                metrics.cache_misses.inc();
+                            }
+                            None
+                        };
+                        (Some(Source::Ticket(ticket)), counter)
+                    }
+                    None => (None, None),
+                },
+            };
+            if let Some((kind, counter)) = counter {
+                metrics.count_tokens(kind, tokens);
+                counter.inc();
+            }
+            if found.is_some() {
+                *source = found;
+            }
+        }
+        Ok(Claims { queue: &self.queue, sources })
+    }
+
+    fn observe(&self, answers: &Answers, lengths: Vec<usize>, origin: &Origin) {
+        for scored in answers.iter().flatten() {
+            self.metrics.reward.observe(f64::from(scored.score.reward));
+        }
         if let Some(monitor) = self.monitor.as_ref() {
             let samples = answers.iter().zip(lengths).filter_map(|(answer, tokens)| {
                 let score = &answer.as_ref().ok()?.score;
@@ -172,7 +334,6 @@ impl Engine {
             });
             monitor.observe(Observation::new(origin.clone(), samples.collect()));
         }
-        Ok(answers)
     }
 
     /// Whether new requests are admitted.
@@ -188,10 +349,20 @@ impl Engine {
     /// Stops admission, and waits until everything admitted before is scored.
     pub fn join(&self) {
         self.queue.close();
-        if let Some(thread) = self.thread.lock().take() {
-            // The thread catches the panics of a batch; one outside a batch was printed already.
+        for thread in self.threads.lock().drain(..) {
+            // The threads catch the panics of a batch; one outside was printed already.
             let _ = thread.join();
         }
+    }
+}
+
+fn answer_known(known: &Known) -> Scored {
+    Scored {
+        score: (*known.score).clone(),
+        reward_std: known.reward_std,
+        cached: true,
+        queue: Duration::ZERO,
+        device: Duration::ZERO,
     }
 }
 

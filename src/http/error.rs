@@ -195,7 +195,9 @@ impl ApiError {
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let (status, code) = match error {
-            EngineError::QueueFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+            EngineError::QueueFull { .. } | EngineError::Overloaded { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "queue_full")
+            }
             EngineError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             EngineError::DeadlineExceeded => (StatusCode::REQUEST_TIMEOUT, "deadline_exceeded"),
         };

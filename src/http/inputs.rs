@@ -1,7 +1,5 @@
 //! The forms in which an input may be written, and their way to token ids.
 
-use std::sync::Arc;
-
 use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::openapi::RefOr;
@@ -14,6 +12,7 @@ use super::AppState;
 use super::error::ApiError;
 use super::{object, whole};
 use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
+use crate::engine::Tokeniser;
 
 /// One input of a request; exactly one of the forms.
 #[derive(Debug, Default, Deserialize)]
@@ -196,12 +195,11 @@ pub(super) type Encodings = Vec<Result<Encoding, ItemError>>;
 /// # Errors
 /// Where the work itself fails.
 pub(super) async fn encode(
-    encoder: &Arc<TextEncoder>,
+    tokeniser: &Tokeniser,
     inputs: Vec<MaybeInput>,
     truncation: Truncation,
 ) -> Result<Encodings, ApiError> {
-    let encoder = encoder.clone();
-    let encode = move |input: MaybeInput| -> Result<Encoding, ItemError> {
+    let encode = move |encoder: &TextEncoder, input: MaybeInput| -> Result<Encoding, ItemError> {
         let Truncation::KeepEnd(kept) = truncation else {
             return Ok(encoder.encode(&input?, false)?);
         };
@@ -212,7 +210,6 @@ pub(super) async fn encode(
         }
         Ok(encoding)
     };
-    tokio::task::spawn_blocking(move || inputs.into_iter().map(encode).collect())
-        .await
-        .map_err(|error| ApiError::internal(format!("tokenising failed: {error}")))
+    let encodings = tokeniser.encode_all(inputs, encode).await;
+    encodings.map_err(|error| ApiError::internal(error.to_string()))
 }

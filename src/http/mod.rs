@@ -34,9 +34,9 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::checkpoint::{HeadConfig, Message, TextEncoder};
+use crate::checkpoint::{HeadConfig, Message};
 use crate::config::ServerConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, Tokeniser};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 pub use auth::Keys;
@@ -51,7 +51,7 @@ pub struct AppState {
     pub monitor: Option<Monitor>,
     /// Set when the server begins to shut down.
     pub draining: Arc<AtomicBool>,
-    pub encoder: Arc<TextEncoder>,
+    pub encoder: Arc<Tokeniser>,
     pub metrics: Metrics,
     pub config: Arc<ServerConfig>,
     /// Name of the checkpoint's folder.

@@ -18,6 +18,7 @@ use super::error::{ApiError, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
 use super::scoring::{Outcome, Work, score};
 use super::{object, whole};
+use crate::engine::Scored;
 use crate::monitor::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
 
@@ -53,9 +54,10 @@ pub(super) struct RewardRequest {
     #[schema(minimum = 1, maximum = 600000)]
     #[serde(default, deserialize_with = "whole::option")]
     deadline_ms: Option<u64>,
-    /// There is no score cache yet: whether one may be used is accepted and changes nothing.
-    #[serde(rename = "cache")]
-    _cache: Option<bool>,
+    /// Whether a known score will do, and is kept; default true
+    cache: Option<bool>,
+    /// Whether each item says where its time went; default false
+    timing: Option<bool>,
 }
 
 /// How latents are written.
@@ -100,9 +102,25 @@ struct Item {
     tokens: Option<usize>,
     truncated: bool,
     cached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timing: Option<Timing>,
     reward_std: Option<f32>,
     mahalanobis: Option<f64>,
     error: Option<ItemError>,
+}
+
+/// Where an input's time went, in milliseconds.
+#[derive(Debug, Serialize, ToSchema)]
+struct Timing {
+    queue_ms: f64,
+    device_ms: f64,
+}
+
+impl Timing {
+    fn of(scored: &Scored) -> Self {
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        Self { queue_ms: milliseconds(scored.queue), device_ms: milliseconds(scored.device) }
+    }
 }
 
 /// The last finished evaluation of the request's run.
@@ -144,6 +162,7 @@ pub(super) async fn reward(
         inputs: inputs(request.inputs)?,
         truncation: Truncation::to_context(request.truncate.unwrap_or_default()),
         draws: request.samples.unwrap_or_default(),
+        cache: request.cache.unwrap_or(true),
         origin: origin.clone(),
         deadline,
     };
@@ -162,6 +181,7 @@ pub(super) async fn reward(
     let context = AnswerContext {
         format: request.latents_format.unwrap_or_default(),
         mahalanobis: state.monitor.as_ref().and_then(|monitor| monitor.mahalanobis(&origin.run)),
+        timing: request.timing.unwrap_or_default(),
     };
     for outcome in outcomes {
         response.push(outcome, &context);
@@ -192,6 +212,7 @@ impl RewardRequest {
 struct AnswerContext {
     format: LatentsFormat,
     mahalanobis: Option<Arc<Mahalanobis>>,
+    timing: bool,
 }
 
 impl AnswerContext {
@@ -210,11 +231,14 @@ impl RewardResponse {
         };
         self.rewards.push(scored.as_ref().map(|scored| scored.score.reward));
         let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
+        let cached = scored.as_ref().is_some_and(|scored| scored.cached);
+        let timing = scored.as_ref().filter(|_| context.timing).map(Timing::of);
         let latent = scored.and_then(|scored| scored.score.latent);
         self.items.push(Item {
             tokens,
             truncated,
-            cached: false,
+            cached,
+            timing,
             reward_std,
             mahalanobis: latent.as_ref().and_then(|latent| context.distance(&latent.mean)),
             error,

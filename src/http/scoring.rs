@@ -6,7 +6,7 @@ use super::AppState;
 use super::caller::Caller;
 use super::error::ApiError;
 use super::inputs::{Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode};
-use crate::engine::{EngineError, Job, JobError, Scored};
+use crate::engine::{Job, JobError, Scored};
 use crate::monitor::Origin;
 
 /// What a request asks.
@@ -16,6 +16,8 @@ pub(super) struct Work {
     pub(super) truncation: Truncation,
     /// Draws of the latent for the reward's standard deviation; 0 for none.
     pub(super) draws: usize,
+    /// Whether a known score will do, and is kept.
+    pub(super) cache: bool,
     pub(super) origin: Origin,
     pub(super) deadline: Instant,
 }
@@ -54,7 +56,7 @@ pub(super) async fn score(
     if work.inputs.is_empty() {
         return Ok(Vec::new());
     }
-    shed(state)?;
+    state.engine.check_room(work.inputs.len(), work.deadline, &work.origin)?;
     let encodings = encode(&state.encoder, work.inputs, work.truncation).await?;
     for error in encodings.iter().filter_map(|encoding| encoding.as_ref().err()) {
         state.metrics.item_errors.with_label_values(&[error.code]).inc();
@@ -68,20 +70,10 @@ pub(super) async fn score(
     let jobs = encodings
         .iter()
         .flatten()
-        .map(|encoding| Job { ids: encoding.ids.clone(), draws: work.draws })
+        .map(|encoding| Job { ids: encoding.ids.clone(), draws: work.draws, cache: work.cache })
         .collect();
     let answers = state.engine.score(jobs, work.deadline, &work.origin).await?;
     outcomes(state, encodings, answers)
-}
-
-/// Refuses early what the queue would refuse after it was tokenised.
-fn shed(state: &AppState) -> Result<(), ApiError> {
-    let (waiting, limit) =
-        (state.metrics.queue_tokens.get() as usize, state.config.engine.queue_tokens);
-    if waiting >= limit {
-        return Err(EngineError::QueueFull { waiting, asked: 1, limit }.into());
-    }
-    Ok(())
 }
 
 fn outcomes(

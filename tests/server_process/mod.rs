@@ -17,6 +17,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 const LISTENING: &str = "listening on ";
 
+/// Flags of a server that computes every text anew, for what is to hold whoever computes.
+pub(crate) const UNCACHED: &[&str] = &["--set", "cache.max_bytes=0"];
+
 /// The server's program, without settings from this process's environment.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_inform-server"));
@@ -82,6 +85,11 @@ impl Server {
 
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The process's number.
+    pub(crate) fn process(&self) -> u32 {
+        self.process.id()
     }
 
     /// Sends a signal by its name.

@@ -87,6 +87,7 @@ async fn score_all(
         inputs,
         truncation,
         draws: 0,
+        cache: true,
         origin: caller.origin(None, None, Role::Policy)?,
         deadline: Instant::now() + deadline,
     };

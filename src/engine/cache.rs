@@ -1,0 +1,119 @@
+//! Scores that were computed before.
+
+use std::sync::Arc;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use prometheus::IntGauge;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::metrics::Metrics;
+use crate::model::Score;
+
+/// Bytes that an entry takes besides its latent: key, score, and the cache's own nodes.
+const ENTRY_BYTES: usize = 384;
+
+/// Settings of the score cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Bytes that the cache may take; 0 for no cache.
+    pub max_bytes: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { max_bytes: 256 << 20 }
+    }
+}
+
+/// What is scored: SHA-256 over the weights' hash and the token ids, and the draws of the latent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    digest: [u8; 32],
+    draws: usize,
+}
+
+impl Key {
+    /// The same text without draws: its score.
+    pub(super) fn without_draws(self) -> Self {
+        Self { draws: 0, ..self }
+    }
+}
+
+/// A score, and the reward's standard deviation where the key has draws.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) score: Arc<Score>,
+    pub(super) reward_std: Option<f32>,
+}
+
+/// Scores by weights and token ids, least recently used out first. A reward depends on these alone, so a
+/// cached score is bitwise the computed one. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ScoreCache {
+    entries: Option<Cache<Key, Known>>,
+    weights: Sha256,
+    bytes: IntGauge,
+    count: IntGauge,
+}
+
+impl ScoreCache {
+    /// An empty cache of scores that the weights of hash `weights` give.
+    pub fn new(weights: &str, config: &CacheConfig, metrics: &Metrics) -> Self {
+        let entries = (config.max_bytes > 0).then(|| {
+            Cache::builder()
+                .max_capacity(config.max_bytes)
+                .weigher(|_, known: &Known| u32::try_from(bytes(known)).unwrap_or(u32::MAX))
+                .eviction_policy(EvictionPolicy::lru())
+                .build()
+        });
+        Self {
+            entries,
+            weights: Sha256::new_with_prefix(weights),
+            bytes: metrics.cache_bytes.clone(),
+            count: metrics.cache_entries.clone(),
+        }
+    }
+
+    pub(super) fn key(&self, ids: &[u32], draws: usize) -> Key {
+        let mut hash = self.weights.clone();
+        let mut block = [0; 256];
+        for ids in ids.chunks(block.len() / 4) {
+            for (bytes, id) in block.chunks_exact_mut(4).zip(ids) {
+                bytes.copy_from_slice(&id.to_le_bytes());
+            }
+            hash.update(&block[..4 * ids.len()]);
+        }
+        Key { digest: hash.finalize().into(), draws }
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<Known> {
+        self.entries.as_ref()?.get(key)
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.entries.is_some()
+    }
+
+    pub(super) fn insert(&self, key: Key, known: Known) {
+        if let Some(entries) = &self.entries {
+            entries.insert(key, known);
+        }
+    }
+
+    /// Does what insertions left to do, and publishes the size.
+    pub(super) fn tidy(&self) {
+        if let Some(entries) = &self.entries {
+            entries.run_pending_tasks();
+            self.bytes.set(entries.weighted_size() as i64);
+            self.count.set(entries.entry_count() as i64);
+        }
+    }
+}
+
+fn bytes(known: &Known) -> usize {
+    let latent = known.score.latent.as_ref();
+    ENTRY_BYTES + latent.map_or(0, |latent| 4 * (latent.mean.len() + latent.sigma.len()))
+}
