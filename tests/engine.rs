@@ -467,6 +467,7 @@ fn work_is_refused_that_cannot_be_done_in_time() {
     let bench = Bench::start(&config(), 0);
     bench.control.state.lock().pace = Duration::from_millis(1);
     bench.score((0..20).map(|number| job(text(number))).collect());
+    bench.computed();
     bench.hold();
     let accepted = bench.send("run", (100..200).map(|number| job(text(number))).collect());
     bench.batch();
@@ -492,6 +493,7 @@ fn one_slow_batch_does_not_make_the_engine_refuse_what_fits_into_the_next() {
     let bench = Bench::start(&config(), 0);
     bench.control.state.lock().pace = Duration::from_millis(20);
     bench.one(job(text(0)));
+    bench.computed();
     bench.control.state.lock().pace = Duration::ZERO;
     bench.hold();
     let blocker = bench.send("run", vec![job(text(0))]);
