@@ -11,7 +11,7 @@ use super::{TrainingLayout, host, values};
 use crate::ops::AttentionShape;
 use crate::ops::cpu::{CpuOps, Matrix, rotate};
 
-/// Rotary embedding and attention: of `[q | k | v]` rows as [`crate::ops::Ops::attention`], or of q
+/// Rotary embedding and attention: of `[q | k | v]` rows as in [`crate::ops::Ops::advance`], or of q
 /// and `[k | v]` as [`crate::ops::Ops::last_attention`].
 pub(super) struct PackedAttention {
     pub(super) cpu: Arc<CpuOps>,
