@@ -49,6 +49,22 @@ macro_rules! sums {
     }};
 }
 
+/// Calls `kernel::<R, PREFETCH>` for tiles of at most ROWS rows of `x` and `out`; the first fetches the next panel.
+macro_rules! tiles {
+    ($rows:ident, $x:ident, $out:ident, $panel:ident, $kernel:ident($depth:ident, $last:ident)) => {
+        for row in (0..$rows).step_by(ROWS) {
+            let x = Strided { start: $x.start.add(row * $x.stride), ..$x };
+            let out = Strided { start: $out.start.add(row * $out.stride), ..$out };
+            let count = ROWS.min($rows - row);
+            if row == 0 && !$panel.next.is_null() {
+                with_rows!(count, $kernel::<R, true>($depth, x, $panel, out, $last), [1 2 3 4 5 6 7 8 9 10 11 12]);
+            } else {
+                with_rows!(count, $kernel::<R, false>($depth, x, $panel, out, $last), [1 2 3 4 5 6 7 8 9 10 11 12]);
+            }
+        }
+    };
+}
+
 /// `out[r][0..PANEL] = x[r][0..depth] . panel`, or `+=` where `accumulate` is set. Products are exact and summed in
 /// f32.
 ///
@@ -87,19 +103,8 @@ pub(super) unsafe fn multiply(
             }
         }
     }
-    for row in (0..rows).step_by(ROWS) {
-        // SAFETY: the caller's bounds cover rows `row .. row + ROWS`, cut off at `rows`.
-        unsafe {
-            let x = Strided { start: x.start.add(row * x.stride), ..x };
-            let out = Strided { start: out.start.add(row * out.stride), ..out };
-            let count = ROWS.min(rows - row);
-            if row == 0 && !panel.next.is_null() {
-                with_rows!(count, kernel::<R, true>(depth, x, panel, out, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12]);
-            } else {
-                with_rows!(count, kernel::<R, false>(depth, x, panel, out, accumulate), [1 2 3 4 5 6 7 8 9 10 11 12]);
-            }
-        }
-    }
+    // SAFETY: the caller's bounds.
+    unsafe { tiles!(rows, x, out, panel, kernel(depth, accumulate)) }
 }
 
 /// `out[r][c] = silu(x[r] . panel[c]) * (x[r] . panel[PANEL / 2 + c])` for the first `columns` of PANEL / 2 columns,
@@ -138,19 +143,8 @@ pub(super) unsafe fn multiply_gated(
         }
     }
     let mask = first(columns);
-    for row in (0..rows).step_by(ROWS) {
-        // SAFETY: as in `multiply`.
-        unsafe {
-            let x = Strided { start: x.start.add(row * x.stride), ..x };
-            let out = Strided { start: out.start.add(row * out.stride), ..out };
-            let count = ROWS.min(rows - row);
-            if row == 0 && !panel.next.is_null() {
-                with_rows!(count, kernel::<R, true>(depth, x, panel, out, mask), [1 2 3 4 5 6 7 8 9 10 11 12]);
-            } else {
-                with_rows!(count, kernel::<R, false>(depth, x, panel, out, mask), [1 2 3 4 5 6 7 8 9 10 11 12]);
-            }
-        }
-    }
+    // SAFETY: the caller's bounds.
+    unsafe { tiles!(rows, x, out, panel, kernel(depth, mask)) }
 }
 
 /// A mask of the first `lanes` of 16 lanes.
