@@ -14,6 +14,7 @@ mod runs;
 mod scoring;
 mod whole;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -42,18 +43,36 @@ use crate::monitor::Monitor;
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
 
-/// What every handler sees.
+/// What every handler sees. Cheap to clone: every request does, several times.
 #[derive(Debug, Clone)]
+pub struct AppState(Arc<App>);
+
+impl From<App> for AppState {
+    fn from(app: App) -> Self {
+        Self(Arc::new(app))
+    }
+}
+
+impl Deref for AppState {
+    type Target = App;
+
+    fn deref(&self) -> &App {
+        &self.0
+    }
+}
+
+/// The parts that handlers work with.
+#[derive(Debug)]
 #[allow(missing_docs)]
-pub struct AppState {
-    pub engine: Arc<Engine>,
+pub struct App {
+    pub engine: Engine,
     /// `None` for a checkpoint whose head has no latents.
     pub monitor: Option<Monitor>,
     /// Set when the server begins to shut down.
-    pub draining: Arc<AtomicBool>,
-    pub encoder: Arc<Tokeniser>,
+    pub draining: AtomicBool,
+    pub encoder: Tokeniser,
     pub metrics: Metrics,
-    pub config: Arc<ServerConfig>,
+    pub config: ServerConfig,
     /// Name of the checkpoint's folder.
     pub model: String,
     pub weights: String,
@@ -62,7 +81,7 @@ pub struct AppState {
     pub baseline_samples: usize,
     /// The device, in words.
     pub device: String,
-    pub keys: Arc<Keys>,
+    pub keys: Keys,
 }
 
 /// Answers of fewer bytes are sent as they are: packing them costs more than it saves.
