@@ -154,6 +154,7 @@ pub fn run(config: ServerConfig) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let listener = connections::listen(address.into())
             .with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
+        reload_keys(&state)?;
         tracing::info!("listening on http://{}", listener.local_addr()?);
         serve(state, listener, async move {
             tokio::select! {
@@ -163,6 +164,24 @@ pub fn run(config: ServerConfig) -> anyhow::Result<()> {
         })
         .await
     })
+}
+
+/// Reads the keys file again at every SIGHUP. Without such a file SIGHUP ends the process, as it does
+/// where a terminal is closed.
+fn reload_keys(state: &AppState) -> std::io::Result<()> {
+    if !state.keys.are_set() {
+        return Ok(());
+    }
+    let mut hangup = signal(SignalKind::hangup())?;
+    let state = state.clone();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            if let Err(error) = state.keys.reload() {
+                tracing::error!(error = format!("{error:#}"), "the keys stay as they were");
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Every connection is an open file, and the usual soft limit is 1,024.

@@ -137,6 +137,41 @@ fn a_keys_file_that_is_wrong_stops_the_start_without_showing_a_key() {
     }
 }
 
+#[test]
+fn keys_are_read_again_at_sighup() {
+    let scratch = tempfile::tempdir().unwrap();
+    let line = |name: &str, key: &str| format!("[[keys]]\nname = \"{name}\"\nkey = \"{key}\"\n");
+    let (file, setting) = keys(&scratch, &line("a", KEY));
+    let server = Server::start(&["--set", &setting]);
+    let status = |key: &str| {
+        let value = format!("Bearer {key}");
+        server.send("GET", "/runs", &[("authorization", &*value)], b"").status
+    };
+    let until = |what: &str, done: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < PATIENCE, "{what}: {}", server.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    assert_eq!((status(KEY), status(OTHER)), (200, 401));
+    std::fs::write(&file, line("a", KEY) + &line("b", OTHER)).unwrap();
+    assert_eq!(status(OTHER), 401, "nobody asked for it");
+    server.signal("HUP");
+    until("the new key", &|| status(OTHER) == 200);
+    assert_eq!(status(KEY), 200);
+    std::fs::write(&file, line("b", OTHER)).unwrap();
+    server.signal("HUP");
+    until("the end of the old key", &|| status(KEY) == 401);
+    // What cannot be read changes nothing, and is named without showing a key.
+    std::fs::write(&file, format!("[[keys]]\nname = \"c\"\nkey = {OTHER}\n")).unwrap();
+    server.signal("HUP");
+    until("the complaint", &|| server.log().contains("the keys stay as they were"));
+    assert_eq!((status(KEY), status(OTHER)), (401, 200));
+    assert!(server.log().contains("keys.toml: line 3"), "{}", server.log());
+    assert!(!server.log().contains("quince"), "{}", server.log());
+}
+
 /// Whatever happens to a request, nothing of it is in the logs but its route, its code and its id.
 #[test]
 fn a_log_holds_no_key_and_no_text() {
