@@ -58,7 +58,7 @@ pub(super) async fn score(
     if work.inputs.is_empty() {
         return Ok(Vec::new());
     }
-    state.engine.check_room(work.inputs.len(), work.deadline, &work.origin)?;
+    state.engine.check_room(Some(&work.origin.run), work.inputs.len(), work.deadline)?;
     // Nobody is told of a text where no run is monitored.
     let subjects: Vec<Subject> = match &state.monitor {
         Some(_) => work
