@@ -218,7 +218,7 @@ pub(super) async fn check(
             next.run(request).await
         }
         None => {
-            super::body::discard(request.into_body(), &state.config.limits).await;
+            super::body::discard(request, &state.config.limits).await;
             let message = "send one of the server's keys as `Authorization: Bearer KEY`";
             ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message).into_response()
         }

@@ -1,5 +1,6 @@
 //! The HTTP API: routes, limits, and what every request passes through.
 
+mod admission;
 mod auth;
 mod body;
 mod caller;
@@ -9,9 +10,11 @@ mod inputs;
 mod object;
 mod operations;
 mod protocols;
+mod refusals;
 mod reward;
 mod runs;
 mod scoring;
+mod timing;
 mod whole;
 
 use std::ops::Deref;
@@ -42,6 +45,8 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
+use refusals::Refusals;
+use timing::Timing;
 
 /// What every handler sees. Cheap to clone: every request does, several times.
 #[derive(Debug, Clone)]
@@ -142,7 +147,7 @@ pub fn router(state: AppState) -> Router {
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_FROM)))
-        .layer(from_fn_with_state(state.clone(), observe))
+        .layer(from_fn_with_state((state.clone(), Arc::default()), observe))
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::internal("the server failed on this request; its log says why")
                 .into_response()
@@ -165,7 +170,11 @@ pub fn router(state: AppState) -> Router {
 }
 
 /// Counts and times requests, and logs each with its route, never its text.
-async fn observe(State(state): State<AppState>, request: Request, next: Next) -> Response {
+async fn observe(
+    State((state, refusals)): State<(AppState, Arc<Refusals>)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
     let route = request
         .extensions()
@@ -173,7 +182,14 @@ async fn observe(State(state): State<AppState>, request: Request, next: Next) ->
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let request_id = request_id(request.headers());
     let span = tracing::info_span!("request", method = %request.method(), route, request_id);
-    let response = next.run(request).instrument(span.clone()).await;
+    let timing = Timing::asked(request.headers());
+    if let Some(timing) = &timing {
+        request.extensions_mut().insert(timing.clone());
+    }
+    let mut response = next.run(request).instrument(span.clone()).await;
+    if let Some(timing) = timing {
+        timing.write(response.headers_mut());
+    }
     let _entered = span.enter();
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status();
@@ -184,7 +200,12 @@ async fn observe(State(state): State<AppState>, request: Request, next: Next) ->
     };
     state.metrics.requests.with_label_values(&[&route, &code]).inc();
     state.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);
-    if status.is_server_error() {
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        tracing::debug!(code, seconds, "request refused");
+        if let Some(count) = refusals.count() {
+            tracing::warn!(code, count, "requests were refused");
+        }
+    } else if status.is_server_error() {
         tracing::warn!(code, seconds, "request failed");
     } else {
         tracing::debug!(code, seconds, "request");

@@ -86,7 +86,11 @@ pub(super) async fn score(
         });
     let jobs = jobs.collect();
     let answers = state.engine.score(jobs, work.deadline, &work.origin).await?;
-    outcomes(state, encodings, answers)
+    let outcomes = outcomes(state, encodings, answers)?;
+    if let Some(timing) = &caller.timing {
+        timing.note(&outcomes);
+    }
+    Ok(outcomes)
 }
 
 fn outcomes(
