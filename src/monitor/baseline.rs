@@ -1,12 +1,14 @@
 //! The SFT latents that a run's windows are compared with.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::Sample;
+use super::statistics::csi::CsiParameters;
 use super::statistics::mahalanobis::Mahalanobis;
+use super::statistics::reference::Reference;
 
 /// Where a baseline comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -70,6 +72,7 @@ pub struct BaselineSet {
     pub version: u64,
     /// Absent where the latents have no covariance to speak of.
     pub mahalanobis: Option<Arc<Mahalanobis>>,
+    reference: OnceLock<Reference>,
 }
 
 impl BaselineSet {
@@ -92,6 +95,21 @@ impl BaselineSet {
             origin,
             version,
             mahalanobis,
+            reference: OnceLock::new(),
+        })
+    }
+
+    /// What windows are compared with. The first call computes it, which may take seconds; `csi` is
+    /// what windows are clustered with.
+    pub fn reference(&self, csi: &CsiParameters) -> &Reference {
+        self.reference.get_or_init(|| {
+            Reference::new(
+                self.latents.view(),
+                self.mahalanobis.clone(),
+                self.rewards.as_deref(),
+                self.prompts.as_deref(),
+                csi.min_samples,
+            )
         })
     }
 
