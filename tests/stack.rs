@@ -7,6 +7,7 @@ mod server_process;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -272,20 +273,31 @@ fn every_protocol_says_where_the_time_went() {
 }
 
 /// Bodies that are not JSON: whoever refuses them without a word about that has not read them.
+/// Ends other threads' work where it is dropped.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_full_queue_refuses_before_the_body_is_read() {
-    let flags = ["--set", "engine.queue_tokens=200", "--set", "engine.token_budget=200"];
+    let flags = ["--set", "engine.queue_tokens=8000", "--set", "engine.token_budget=200"];
     let server = Server::start(&flags);
-    let long = json!({"inputs": vec![json!({"text": "many words ".repeat(900)}); 8],
+    let long = json!({"inputs": vec![json!({"text": "many words ".repeat(400)}); 8],
         "cache": false, "run": "flood"})
     .to_string();
     let expected = bits(&server.score(&[pair("Is it late?", "Yes.")]), 0);
     let json_header = ("content-type", "application/json");
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also where a check fails: the scope waits for its threads.
+        let _ending = Ending(&done);
         for _ in 0..3 {
             scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                while !done.load(Ordering::Relaxed) {
                     let _ = server.try_send("POST", "/reward", &[json_header], long.as_bytes());
                 }
             });
@@ -317,7 +329,6 @@ fn a_full_queue_refuses_before_the_body_is_read() {
             let answer = server.send("POST", "/reward", &headers, polite.to_string().as_bytes());
             assert_eq!(bits(&answer.ok(), 0), expected);
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     // Thousands of refusals are a line of the log.
     let lines = server.log().matches("requests were refused").count();
