@@ -1,5 +1,7 @@
 //! Answers to requests that cannot be served.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -8,6 +10,9 @@ use utoipa::{IntoResponses, ToSchema};
 
 use crate::engine::EngineError;
 use crate::monitor::MonitorError;
+
+/// Least and most seconds of `Retry-After` at an overload.
+const RETRY_AFTER: (u64, u64) = (1, 60);
 
 /// How a client expects an error to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,7 +206,10 @@ impl From<EngineError> for ApiError {
             EngineError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             EngineError::DeadlineExceeded => (StatusCode::REQUEST_TIMEOUT, "deadline_exceeded"),
         };
-        Self::new(status, code, error.to_string())
+        let plain = Self::new(status, code, error.to_string());
+        let (least, most) = RETRY_AFTER;
+        let seconds = |wait: Duration| (wait.as_secs_f64().ceil() as u64).clamp(least, most);
+        Self { retry_after: error.retry_after().map(seconds).or(plain.retry_after), ..plain }
     }
 }
 

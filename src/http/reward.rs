@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::body::JsonBody;
+use super::admission::AdmittedBody;
 use super::caller::{Caller, RunHeaders, RunQuery};
 use super::error::{ApiError, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
@@ -152,7 +152,7 @@ struct RunStatus {
 pub(super) async fn reward(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<RewardRequest>,
+    AdmittedBody(request): AdmittedBody<RewardRequest>,
 ) -> Result<Json<RewardResponse>, ApiError> {
     let received = Instant::now();
     let role = request.role.unwrap_or_default();

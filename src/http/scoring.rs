@@ -58,7 +58,7 @@ pub(super) async fn score(
     if work.inputs.is_empty() {
         return Ok(Vec::new());
     }
-    state.engine.check_room(work.inputs.len(), work.deadline, &work.origin)?;
+    state.engine.check_room(Some(&work.origin.run), work.inputs.len(), work.deadline)?;
     // Nobody is told of a text where no run is monitored.
     let subjects: Vec<Subject> = match &state.monitor {
         Some(_) => work
@@ -86,7 +86,11 @@ pub(super) async fn score(
         });
     let jobs = jobs.collect();
     let answers = state.engine.score(jobs, work.deadline, &work.origin).await?;
-    outcomes(state, encodings, answers)
+    let outcomes = outcomes(state, encodings, answers)?;
+    if let Some(timing) = &caller.timing {
+        timing.note(&outcomes);
+    }
+    Ok(outcomes)
 }
 
 fn outcomes(
