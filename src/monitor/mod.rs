@@ -3,12 +3,10 @@
 //! The engine shows it every scored answer; a thread of its own sorts them into runs and windows and
 //! evaluates each window. Scoring never waits for it.
 
-pub mod csi;
+pub mod alerts;
 pub mod early_stop;
-mod gram;
-pub mod mahalanobis;
-pub mod neighbours;
 mod run;
+pub mod statistics;
 mod window;
 
 use std::collections::BTreeMap;
@@ -26,11 +24,11 @@ use thiserror::Error;
 
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
-use csi::CsiParameters;
 use early_stop::EarlyStopParameters;
-use mahalanobis::Mahalanobis;
 pub use run::{BaselineOrigin, Evaluation, RunView};
 use run::{BaselineSet, Run};
+pub use statistics::{csi, mahalanobis, neighbours};
+use statistics::{csi::CsiParameters, mahalanobis::Mahalanobis};
 
 /// Settings of the monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
