@@ -42,32 +42,51 @@ pub struct MetricSet {
     pub reward: Histogram,
     pub monitor_lag_seconds: Gauge,
     pub monitor_dropped: IntCounter,
+    pub evaluation_seconds: Histogram,
+    pub evaluations_pending: IntGauge,
     pub runs: RunMetrics,
 }
 
-/// Gauges of the monitored runs, labelled `run`.
+/// Gauges of the monitored runs, labelled `run`: what each shows of the run's last window.
+const RUN_GAUGES: &[(&str, &str)] = &[
+    ("inform_csi", "Cluster Separation Index of the last window"),
+    ("inform_csi_per_sample", "Cluster Separation Index divided by the window's samples"),
+    ("inform_csi_change_ratio", "Last change of the index over the mean of the changes before it"),
+    ("inform_noise_fraction", "Share of the window that belongs to no cluster"),
+    ("inform_early_stop", "1 once an evaluation has said that training should stop"),
+    ("inform_distinct_ratio", "Different sequences over samples of the window"),
+    ("inform_reward_mean", "Mean reward of the window"),
+    ("inform_reward_std", "Standard deviation of the window's rewards"),
+    ("inform_tokens_mean", "Mean tokens of the window's sequences"),
+    ("inform_sigma_mean", "Mean posterior standard deviation of the window"),
+    ("inform_divergence_mean", "Mean KL divergence of the posterior from N(0, I), in nats"),
+];
+
+/// Metrics of the monitored runs, labelled `run`.
 #[derive(Debug)]
-#[allow(missing_docs)]
 pub struct RunMetrics {
-    pub csi: GaugeVec,
-    pub csi_per_sample: GaugeVec,
-    pub csi_change_ratio: GaugeVec,
-    pub noise_fraction: GaugeVec,
-    pub early_stop: GaugeVec,
+    gauges: Vec<(&'static str, GaugeVec)>,
+    /// Evaluated windows.
     pub evaluations: IntCounterVec,
 }
 
 impl RunMetrics {
+    /// Sets a gauge of a run, or takes it back: an older value would pass for the last window's.
+    pub fn set(&self, name: &str, run: &str, value: Option<f64>) {
+        let gauge = self.gauges.iter().find(|(known, _)| *known == name);
+        debug_assert!(gauge.is_some(), "{name} is not among RUN_GAUGES");
+        if let Some((_, gauge)) = gauge {
+            match value {
+                Some(value) => gauge.with_label_values(&[run]).set(value),
+                // An error says that there was none.
+                None => drop(gauge.remove_label_values(&[run])),
+            }
+        }
+    }
+
     /// Forgets a run's labels.
     pub fn remove(&self, run: &str) {
-        for gauge in [
-            &self.csi,
-            &self.csi_per_sample,
-            &self.csi_change_ratio,
-            &self.noise_fraction,
-            &self.early_stop,
-        ] {
-            // An error says that the run had no such value yet.
+        for (_, gauge) in &self.gauges {
             let _ = gauge.remove_label_values(&[run]);
         }
         let _ = self.evaluations.remove_label_values(&[run]);
@@ -174,24 +193,20 @@ impl Metrics {
                 "inform_monitor_dropped_total",
                 "Samples that the monitor did not see because it was too far behind",
             )?,
+            evaluation_seconds: histogram(
+                "inform_evaluation_seconds",
+                "Time of an evaluation of a window",
+                &seconds,
+            )?,
+            evaluations_pending: gauge(
+                "inform_evaluations_pending",
+                "Windows that wait for their evaluation, or are in it",
+            )?,
             runs: RunMetrics {
-                csi: run_gauge("inform_csi", "Cluster Separation Index of the last window")?,
-                csi_per_sample: run_gauge(
-                    "inform_csi_per_sample",
-                    "Cluster Separation Index divided by the window's samples",
-                )?,
-                csi_change_ratio: run_gauge(
-                    "inform_csi_change_ratio",
-                    "Last change of the index over the mean of the changes before it",
-                )?,
-                noise_fraction: run_gauge(
-                    "inform_noise_fraction",
-                    "Share of the window that belongs to no cluster",
-                )?,
-                early_stop: run_gauge(
-                    "inform_early_stop",
-                    "1 once an evaluation has said that training should stop",
-                )?,
+                gauges: RUN_GAUGES
+                    .iter()
+                    .map(|&(name, help)| Ok((name, run_gauge(name, help)?)))
+                    .collect::<Result<_, prometheus::Error>>()?,
                 evaluations: counters(
                     "inform_evaluations_total",
                     "Evaluations of a run",

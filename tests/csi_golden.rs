@@ -4,7 +4,7 @@
 
 mod recipe;
 
-use inform::monitor::csi::{Csi, CsiError, CsiParameters, LatentSet, NoisePolicy, csi};
+use inform::monitor::statistics::csi::{Csi, CsiError, CsiParameters, LatentSet, NoisePolicy, csi};
 use ndarray::{Array2, Axis, array};
 use recipe::{Recipe, SplitMix64, close};
 use serde::Deserialize;

@@ -12,7 +12,7 @@ use inform::engine::{
 };
 use inform::metrics::Metrics;
 use inform::model::{Latent, RewardModel, Score, ScoreError, Scorer};
-use inform::monitor::{Monitor, MonitorConfig, Origin, Role};
+use inform::monitor::{Monitor, MonitorConfig, Origin, Role, Subject};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
 use parking_lot::{Condvar, Mutex};
@@ -178,11 +178,11 @@ impl Drop for Bench {
 }
 
 fn origin(run: &str) -> Origin {
-    Origin { run: run.to_owned(), step: None, role: Role::Policy }
+    Origin { run: run.to_owned(), step: None, role: Role::Policy, request: "test".into() }
 }
 
 fn job(ids: impl Into<Vec<u32>>) -> Job {
-    Job { ids: ids.into(), draws: 0, cache: true }
+    Job { ids: ids.into(), draws: 0, cache: true, index: 0, subject: Subject::default() }
 }
 
 /// Ten tokens that no other number has.

@@ -3,7 +3,7 @@
 
 mod recipe;
 
-use inform::monitor::mahalanobis::{Mahalanobis, MahalanobisError};
+use inform::monitor::statistics::mahalanobis::{Mahalanobis, MahalanobisError};
 use ndarray::{Array2, Axis, array, concatenate, s};
 use recipe::{Recipe, SplitMix64, close};
 use serde::Deserialize;

@@ -1,7 +1,7 @@
 //! The Gram index against plain scans, where rounding could tell them apart.
 #![allow(clippy::unwrap_used)]
 
-use inform::monitor::neighbours::{GramNeighbours, nearest_distances};
+use inform::monitor::statistics::neighbours::{GramNeighbours, nearest_distances};
 use linfa_nn::{BuildError, NearestNeighbour, NearestNeighbourIndex, NnError, distance::L2Dist};
 use ndarray::{Array2, ArrayBase, ArrayView1, Axis, Data, Ix2, ShapeBuilder, array, s};
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use inform::monitor::csi::{CsiParameters, csi};
+use inform::monitor::statistics::csi::{CsiParameters, csi};
 use ndarray::Array2;
 use serde_json::{Value, json};
 use server_process::{Client, PATIENCE, Server, pair};

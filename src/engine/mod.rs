@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use crate::metrics::Metrics;
 use crate::model::{Score, Scorer};
-use crate::monitor::{Monitor, Observation, Origin, Sample};
+use crate::monitor::{Monitor, Observation, Origin, Sample, Subject, fingerprint};
 pub use cache::{CacheConfig, ScoreCache};
 use cache::{Key, Known};
 use device_thread::Device;
@@ -62,6 +62,10 @@ pub struct Job {
     pub draws: usize,
     /// Whether a known score will do, and the same work of others; and whether the score is kept.
     pub cache: bool,
+    /// Which input of its request it is, from 0.
+    pub index: usize,
+    /// What the monitor is told of it.
+    pub subject: Subject,
 }
 
 /// What the device gives for a job.
@@ -138,6 +142,14 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("queue", &self.queue).finish_non_exhaustive()
     }
+}
+
+/// What the monitor is told of a job besides its score.
+struct Watched {
+    tokens: u32,
+    sequence: u64,
+    index: u32,
+    subject: Subject,
 }
 
 /// Where the answer to a job comes from.
@@ -225,10 +237,10 @@ impl Engine {
         deadline: Instant,
         origin: &Origin,
     ) -> Result<Answers, EngineError> {
-        let lengths: Vec<usize> = jobs.iter().map(|job| job.ids.len()).collect();
+        let watched = self.watched(&jobs);
         let mut claims = self.admit(jobs, deadline, origin)?;
         let collect = async {
-            let mut answers = Vec::with_capacity(lengths.len());
+            let mut answers = Vec::with_capacity(claims.sources.len());
             for source in &mut claims.sources {
                 let answer = match source {
                     Some(Source::Ticket(ticket)) => match (&mut ticket.answer).await {
@@ -246,7 +258,7 @@ impl Engine {
         let answers: Answers = tokio::time::timeout_at(deadline.into(), collect)
             .await
             .map_err(|_| EngineError::DeadlineExceeded)??;
-        self.observe(&answers, lengths, origin);
+        self.observe(&answers, watched, origin);
         Ok(answers)
     }
 
@@ -271,7 +283,7 @@ impl Engine {
         let lengths: Vec<usize> = jobs.iter().map(|job| job.ids.len()).collect();
         let mut requests = Vec::new();
         let mut sources: Vec<Option<Source>> = Vec::with_capacity(jobs.len());
-        for Job { ids, draws, cache } in jobs {
+        for Job { ids, draws, cache, .. } in jobs {
             let key = cache.then(|| self.cache.key(&ids, draws));
             if let Some(known) = key.and_then(|key| self.cache.get(&key)) {
                 sources.push(Some(Source::Known(known)));
@@ -322,15 +334,40 @@ impl Engine {
         Ok(Claims { queue: &self.queue, sources })
     }
 
-    fn observe(&self, answers: &Answers, lengths: Vec<usize>, origin: &Origin) {
+    /// What the monitor is to be told of each job; nothing where nobody listens.
+    fn watched(&self, jobs: &[Job]) -> Vec<Watched> {
+        let watch = |job: &Job| {
+            let ids: Vec<u8> = job.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            Watched {
+                tokens: u32::try_from(job.ids.len()).unwrap_or(u32::MAX),
+                sequence: fingerprint(&ids),
+                index: u32::try_from(job.index).unwrap_or(u32::MAX),
+                subject: job.subject,
+            }
+        };
+        if self.monitor.is_some() { jobs.iter().map(watch).collect() } else { Vec::new() }
+    }
+
+    fn observe(&self, answers: &Answers, watched: Vec<Watched>, origin: &Origin) {
         for scored in answers.iter().flatten() {
             self.metrics.reward.observe(f64::from(scored.score.reward));
         }
         if let Some(monitor) = self.monitor.as_ref() {
-            let samples = answers.iter().zip(lengths).filter_map(|(answer, tokens)| {
+            let samples = answers.iter().zip(watched).filter_map(|(answer, watched)| {
                 let score = &answer.as_ref().ok()?.score;
-                let latent = score.latent.as_ref()?.mean.clone();
-                Some(Sample { latent, reward: score.reward, tokens })
+                let latent = score.latent.as_ref()?;
+                Some(Sample {
+                    latent: latent.mean.clone(),
+                    sigma: latent.sigma.iter().sum::<f32>() / latent.sigma.len().max(1) as f32,
+                    divergence: latent.divergence(),
+                    reward: score.reward,
+                    tokens: watched.tokens,
+                    response_characters: watched.subject.response_characters,
+                    prompt: watched.subject.prompt,
+                    sequence: watched.sequence,
+                    request: origin.request.clone(),
+                    index: watched.index,
+                })
             });
             monitor.observe(Observation::new(origin.clone(), samples.collect()));
         }

@@ -119,6 +119,6 @@ impl Caller {
         if step.is_some_and(|step| step > MAX_STEP) {
             return Err(ApiError::invalid("/step", format!("must be from 0 to {MAX_STEP}")));
         }
-        Ok(Origin { run: run.to_owned(), step, role })
+        Ok(Origin { run: run.to_owned(), step, role, request: self.request_id().into() })
     }
 }

@@ -19,7 +19,7 @@ use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
 use super::scoring::{Outcome, Work, score};
 use super::{object, whole};
 use crate::engine::Scored;
-use crate::monitor::mahalanobis::Mahalanobis;
+use crate::monitor::statistics::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
 
 /// The body of a request.
@@ -274,7 +274,7 @@ fn run_status(state: &AppState, origin: &Origin) -> Option<RunStatus> {
     Some(RunStatus {
         id: origin.run.clone(),
         step: evaluation.last_step,
-        csi: evaluation.csi,
+        csi: evaluation.statistics.csi,
         csi_ratio: evaluation.csi_ratio,
         early_stop: evaluation.early_stop,
         reason: evaluation.reason,

@@ -5,9 +5,11 @@ use std::time::Instant;
 use super::AppState;
 use super::caller::Caller;
 use super::error::ApiError;
-use super::inputs::{Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode};
+use super::inputs::{
+    Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode, subject,
+};
 use crate::engine::{Job, JobError, Scored};
-use crate::monitor::Origin;
+use crate::monitor::{Origin, Subject};
 
 /// What a request asks.
 #[derive(Debug)]
@@ -57,6 +59,16 @@ pub(super) async fn score(
         return Ok(Vec::new());
     }
     state.engine.check_room(work.inputs.len(), work.deadline, &work.origin)?;
+    // Nobody is told of a text where no run is monitored.
+    let subjects: Vec<Subject> = match &state.monitor {
+        Some(_) => work
+            .inputs
+            .iter()
+            .map(|input| input.as_ref().map(subject))
+            .map(Result::unwrap_or_default)
+            .collect(),
+        None => vec![Subject::default(); work.inputs.len()],
+    };
     let encodings = encode(&state.encoder, work.inputs, work.truncation).await?;
     for error in encodings.iter().filter_map(|encoding| encoding.as_ref().err()) {
         state.metrics.item_errors.with_label_values(&[error.code]).inc();
@@ -67,11 +79,12 @@ pub(super) async fn score(
     if let Some(key) = &caller.key {
         key.charge(encodings.iter().flatten().map(|encoding| encoding.ids.len()).sum())?;
     }
-    let jobs = encodings
-        .iter()
-        .flatten()
-        .map(|encoding| Job { ids: encoding.ids.clone(), draws: work.draws, cache: work.cache })
-        .collect();
+    let jobs =
+        encodings.iter().zip(subjects).enumerate().filter_map(|(index, (encoding, subject))| {
+            let ids = encoding.as_ref().ok()?.ids.clone();
+            Some(Job { ids, draws: work.draws, cache: work.cache, index, subject })
+        });
+    let jobs = jobs.collect();
     let answers = state.engine.score(jobs, work.deadline, &work.origin).await?;
     outcomes(state, encodings, answers)
 }

@@ -45,6 +45,18 @@ pub struct Latent {
     pub sigma: Vec<f32>,
 }
 
+impl Latent {
+    /// KL divergence of the posterior from `N(0, I)`, in nats:
+    /// `1/2 sum(mu^2 + sigma^2 - 1 - 2 ln sigma)`. Infinite where a sigma underflowed to 0.
+    pub fn divergence(&self) -> f32 {
+        let terms = self.mean.iter().zip(&self.sigma).map(|(&mean, &sigma)| {
+            let (mean, sigma) = (f64::from(mean), f64::from(sigma));
+            0.5 * (mean * mean + sigma * sigma - 1.0 - 2.0 * sigma.ln())
+        });
+        terms.sum::<f64>() as f32
+    }
+}
+
 /// A model that scores token sequences, whatever its family and device.
 pub trait Scorer: Send {
     /// Scores each packed sequence at its last token. How the sequences are packed changes no bit.

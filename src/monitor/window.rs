@@ -4,10 +4,13 @@ use super::Sample;
 
 /// The answers of one window.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Window {
-    pub(super) first_step: Option<u64>,
-    pub(super) last_step: Option<u64>,
-    pub(super) samples: Vec<Sample>,
+pub struct Window {
+    /// First step, where steps are named.
+    pub first_step: Option<u64>,
+    /// Last step, where steps are named.
+    pub last_step: Option<u64>,
+    /// The answers, in the order in which they came.
+    pub samples: Vec<Sample>,
 }
 
 /// Sorts answers into windows: by step where steps are named, else by count.
@@ -58,7 +61,18 @@ mod tests {
     use super::*;
 
     fn lengths(windows: &mut Windows, steps: &[Option<u64>]) -> Vec<(usize, Option<u64>)> {
-        let sample = Sample { latent: vec![0.0], reward: 0.0, tokens: 1 };
+        let sample = Sample {
+            latent: vec![0.0],
+            sigma: 1.0,
+            divergence: 0.0,
+            reward: 0.0,
+            tokens: 1,
+            response_characters: None,
+            prompt: None,
+            sequence: 0,
+            request: "".into(),
+            index: 0,
+        };
         steps
             .iter()
             .filter_map(|&step| windows.add(step, sample.clone()))

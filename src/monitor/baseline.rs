@@ -1,0 +1,107 @@
+//! The SFT latents that a run's windows are compared with.
+
+use std::sync::Arc;
+
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+use super::Sample;
+use super::statistics::mahalanobis::Mahalanobis;
+
+/// Where a baseline comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BaselineOrigin {
+    /// The checkpoint's `baseline.safetensors`.
+    Checkpoint,
+    /// Requests with `role = "baseline"`.
+    Recorded,
+}
+
+/// SFT answers: what a baseline is made of.
+#[derive(Debug, Clone, Default)]
+pub struct BaselineAnswers {
+    /// Posterior means, one row an answer.
+    pub latents: Vec<f64>,
+    /// Dimension d of a latent; 0 while there is none.
+    pub dimension: usize,
+    /// Rewards of the answers; empty where they are not known.
+    pub rewards: Vec<f32>,
+    /// Fingerprints of the prompts, where they are known; empty where none is.
+    pub prompts: Vec<Option<u64>>,
+}
+
+impl BaselineAnswers {
+    /// Number of answers.
+    pub fn len(&self) -> usize {
+        self.latents.len().checked_div(self.dimension).unwrap_or_default()
+    }
+
+    /// Whether there is no answer.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds an answer; one of another dimension is left out.
+    pub fn push(&mut self, sample: &Sample) {
+        if self.is_empty() {
+            self.dimension = sample.latent.len();
+        }
+        if sample.latent.len() == self.dimension {
+            self.latents.extend(sample.latent.iter().map(|&value| f64::from(value)));
+            self.rewards.push(sample.reward);
+            self.prompts.push(sample.prompt);
+        }
+    }
+}
+
+/// A baseline, and what is fitted to it once.
+#[derive(Debug)]
+pub struct BaselineSet {
+    /// Posterior means `[M, d]`.
+    pub latents: Array2<f64>,
+    /// Rewards `[M]`, where they are known.
+    pub rewards: Option<Vec<f32>>,
+    /// Fingerprints of the prompts `[M]`, where they are known.
+    pub prompts: Option<Vec<Option<u64>>>,
+    /// Where it comes from.
+    pub origin: BaselineOrigin,
+    /// 0 for the checkpoint's, then counted in each run.
+    pub version: u64,
+    /// Absent where the latents have no covariance to speak of.
+    pub mahalanobis: Option<Arc<Mahalanobis>>,
+}
+
+impl BaselineSet {
+    /// Fits what windows are compared with. `None` where there is no answer.
+    pub fn new(answers: BaselineAnswers, origin: BaselineOrigin, version: u64) -> Option<Self> {
+        let count = answers.len();
+        if count == 0 {
+            return None;
+        }
+        let BaselineAnswers { latents, dimension, rewards, prompts } = answers;
+        let latents = Array2::from_shape_vec((count, dimension), latents).ok()?;
+        let mahalanobis = Mahalanobis::fit(latents.view())
+            .inspect_err(|error| tracing::warn!(?origin, %error, "no Mahalanobis distances"))
+            .ok()
+            .map(Arc::new);
+        Some(Self {
+            latents,
+            rewards: (rewards.len() == count).then_some(rewards),
+            prompts: (prompts.len() == count).then_some(prompts),
+            origin,
+            version,
+            mahalanobis,
+        })
+    }
+
+    /// Number of latents.
+    pub fn len(&self) -> usize {
+        self.latents.nrows()
+    }
+
+    /// Whether there is no latent; never so for one that was made.
+    pub fn is_empty(&self) -> bool {
+        self.latents.is_empty()
+    }
+}

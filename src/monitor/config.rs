@@ -1,0 +1,76 @@
+//! Settings of the monitor; `docs/configuration.md` says what each means.
+
+use serde::{Deserialize, Serialize};
+
+use super::MonitorError;
+use super::early_stop::{EarlyStop, EarlyStopParameters};
+use super::statistics::csi::CsiParameters;
+
+/// Settings of the monitor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MonitorConfig {
+    /// Samples of a window where the caller names no steps.
+    pub window: usize,
+    /// Fewest samples of a window that ends because a new step begins; fewer are carried over.
+    pub min_window: usize,
+    /// Most samples of a window, and of a recorded baseline.
+    pub max_window: usize,
+    /// Evaluations that each run keeps.
+    pub history: usize,
+    /// Runs that are kept; beyond that the one that was idle longest goes.
+    pub max_runs: usize,
+    /// Samples that may wait for the monitor; beyond that they are dropped and counted.
+    pub max_pending: usize,
+    /// DBSCAN and noise policy.
+    pub csi: CsiParameters,
+    /// When to say that training should stop.
+    pub early_stop: EarlyStopParameters,
+}
+
+impl Default for MonitorConfig {
+    fn default() -> Self {
+        Self {
+            window: 256,
+            min_window: 32,
+            max_window: 4096,
+            history: 10_000,
+            max_runs: 64,
+            max_pending: 65_536,
+            csi: CsiParameters::default(),
+            early_stop: EarlyStopParameters::default(),
+        }
+    }
+}
+
+impl MonitorConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range.
+    pub fn check(&self) -> Result<(), MonitorError> {
+        let wrong = |setting, message: String| Err(MonitorError::Setting { setting, message });
+        for (setting, value) in [
+            ("window", self.window),
+            ("min_window", self.min_window),
+            ("max_window", self.max_window),
+            ("history", self.history),
+            ("max_runs", self.max_runs),
+            ("max_pending", self.max_pending),
+        ] {
+            if value == 0 {
+                return wrong(setting, "must be at least 1".to_owned());
+            }
+        }
+        if self.window > self.max_window || self.min_window > self.max_window {
+            return wrong("max_window", "must be at least `window` and `min_window`".to_owned());
+        }
+        if let Err(error) = self.csi.check() {
+            return wrong("csi", error.to_string());
+        }
+        if let Err(error) = EarlyStop::new(self.early_stop.clone()) {
+            return wrong("early_stop", error.to_string());
+        }
+        Ok(())
+    }
+}

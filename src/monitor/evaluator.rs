@@ -1,0 +1,164 @@
+//! The thread that evaluates windows. It may be late, but holds up nobody.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::baseline::{BaselineOrigin, BaselineSet};
+use super::run::Run;
+use super::statistics::evaluate_window;
+use super::window::Window;
+use super::worker::EvaluationSender;
+use super::{Evaluation, MonitorConfig, MonitorError};
+use crate::metrics::Metrics;
+
+/// What the scheduler gives the thread less of: scoring goes before statistics.
+const NICENESS: i32 = 10;
+
+pub(super) enum Task {
+    /// Fit the recorded baseline, if it is due.
+    FitBaseline(Arc<Mutex<Run>>),
+    /// Evaluate a window, and answer who asked for it.
+    Evaluate {
+        run: Arc<Mutex<Run>>,
+        window: Window,
+        answer: Option<EvaluationSender>,
+    },
+    Stop,
+}
+
+/// Handle to the thread.
+pub(super) struct Evaluator {
+    tasks: Sender<Task>,
+    metrics: Metrics,
+    thread: JoinHandle<()>,
+}
+
+impl Evaluator {
+    pub(super) fn start(
+        config: Arc<MonitorConfig>,
+        pending: Arc<AtomicUsize>,
+        metrics: Metrics,
+    ) -> std::io::Result<Self> {
+        let (tasks, inbox) = channel();
+        let work = Work { config, pending, metrics: metrics.clone() };
+        let thread = std::thread::Builder::new().name("evaluator".to_owned()).spawn(move || {
+            // Linux counts niceness by thread. Without it statistics are only a little more in the way.
+            let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+            work.run(&inbox);
+        })?;
+        Ok(Self { tasks, metrics, thread })
+    }
+
+    pub(super) fn send(&self, task: Task) {
+        if matches!(task, Task::Evaluate { .. }) {
+            self.metrics.evaluations_pending.inc();
+        }
+        // The thread outlives the worker, which is the only one to send.
+        let _ = self.tasks.send(task);
+    }
+
+    /// Finishes what was sent, and ends the thread.
+    pub(super) fn stop(self) {
+        let _ = self.tasks.send(Task::Stop);
+        let _ = self.thread.join();
+    }
+}
+
+struct Work {
+    config: Arc<MonitorConfig>,
+    pending: Arc<AtomicUsize>,
+    metrics: Metrics,
+}
+
+impl Work {
+    fn run(&self, tasks: &Receiver<Task>) {
+        while let Ok(task) = tasks.recv() {
+            let samples = match &task {
+                Task::Stop => return,
+                Task::FitBaseline(_) => None,
+                Task::Evaluate { window, .. } => Some(window.samples.len()),
+            };
+            // A fault in one run's statistics must not end the others'. Who waits for the answer
+            // is told by the sender's end.
+            if catch_unwind(AssertUnwindSafe(|| self.handle(task))).is_err() {
+                tracing::error!("an evaluation failed");
+            }
+            if let Some(samples) = samples {
+                self.metrics.evaluations_pending.dec();
+                self.pending.fetch_sub(samples, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn handle(&self, task: Task) {
+        match task {
+            Task::Stop => {}
+            Task::FitBaseline(run) => renew_baseline(&run, false),
+            Task::Evaluate { run, window, answer } => {
+                let evaluation = self.evaluate(&run, window);
+                if let Some(answer) = answer {
+                    let _ = answer.send(evaluation);
+                }
+            }
+        }
+    }
+
+    /// Evaluates a window without holding the run's lock, so that readers never wait for it.
+    fn evaluate(&self, run: &Mutex<Run>, window: Window) -> Result<Evaluation, MonitorError> {
+        let started = Instant::now();
+        renew_baseline(run, true);
+        let baseline = run.lock().baseline();
+        let result = evaluate_window(&window.samples, baseline.as_deref(), &self.config.csi);
+        let mut run = run.lock();
+        if run.is_removed() {
+            return Err(MonitorError::UnknownRun(run.name().to_owned()));
+        }
+        let evaluation = run.conclude(window, baseline.as_ref(), result, started.elapsed());
+        self.publish(run.name(), &evaluation);
+        Ok(evaluation)
+    }
+
+    fn publish(&self, run: &str, evaluation: &Evaluation) {
+        self.metrics.evaluation_seconds.observe(evaluation.seconds);
+        let metrics = &self.metrics.runs;
+        metrics.evaluations.with_label_values(&[run]).inc();
+        let statistics = &evaluation.statistics;
+        let early_stop = f64::from(u8::from(evaluation.early_stop));
+        for (name, value) in [
+            ("inform_early_stop", Some(early_stop)),
+            ("inform_csi", statistics.csi),
+            ("inform_csi_per_sample", statistics.csi_per_sample),
+            ("inform_csi_change_ratio", evaluation.csi_ratio),
+            ("inform_noise_fraction", statistics.noise_fraction),
+            ("inform_distinct_ratio", statistics.distinct_ratio),
+            ("inform_reward_mean", Some(statistics.reward_mean)),
+            ("inform_reward_std", Some(statistics.reward_std)),
+            ("inform_tokens_mean", Some(statistics.tokens_mean)),
+            ("inform_sigma_mean", statistics.sigma_mean),
+            ("inform_divergence_mean", statistics.divergence_mean),
+        ] {
+            metrics.set(name, run, value);
+        }
+        let step = evaluation.last_step;
+        if evaluation.early_stop {
+            tracing::warn!(run, step, reason = evaluation.reason, "early stop");
+        } else {
+            tracing::info!(run, step, csi = statistics.csi, "window evaluated");
+        }
+    }
+}
+
+/// Fits a recorded baseline that is due, without holding the run's lock: requests take it too.
+fn renew_baseline(run: &Mutex<Run>, evaluating: bool) {
+    let due = run.lock().due_baseline(evaluating);
+    let Some((answers, version)) = due else { return };
+    if let Some(baseline) = BaselineSet::new(answers, BaselineOrigin::Recorded, version) {
+        run.lock().use_baseline(baseline);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the engine shows the monitor: scored answers, and where they come from.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// What an answer is to its run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The trained policy's.
+    #[default]
+    Policy,
+    /// The SFT model's: part of the run's baseline.
+    Baseline,
+    /// Of an evaluation, which is not monitored.
+    Eval,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The run; `default` where the caller names none.
+    pub run: String,
+    /// The training step, where the caller names one.
+    pub step: Option<u64>,
+    /// What the answer is.
+    pub role: Role,
+    /// Id of the request.
+    pub request: Arc<str>,
+}
+
+/// What is known of a text besides its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Subject {
+    /// [`fingerprint`] of the prompt, where the input has it apart.
+    pub prompt: Option<u64>,
+    /// Characters (Unicode scalar values) of the response, where the input has it apart.
+    pub response_characters: Option<u32>,
+}
+
+/// One scored answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Posterior mean `[d]`.
+    pub latent: Vec<f32>,
+    /// Mean over the dimensions of the posterior's standard deviation.
+    pub sigma: f32,
+    /// KL divergence of the posterior from `N(0, I)`, in nats.
+    pub divergence: f32,
+    /// The reward.
+    pub reward: f32,
+    /// Length of the scored sequence, in tokens.
+    pub tokens: u32,
+    /// Characters of the response, see [`Subject`].
+    pub response_characters: Option<u32>,
+    /// The prompt, see [`Subject`].
+    pub prompt: Option<u64>,
+    /// [`fingerprint`] of the scored sequence.
+    pub sequence: u64,
+    /// Id of the request that it was part of.
+    pub request: Arc<str>,
+    /// Which input of that request, from 0.
+    pub index: u32,
+}
+
+/// The scored answers of one request.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    pub(super) origin: Origin,
+    pub(super) samples: Vec<Sample>,
+    pub(super) at: Instant,
+}
+
+impl Observation {
+    /// An observation made now.
+    pub fn new(origin: Origin, samples: Vec<Sample>) -> Self {
+        Self { origin, samples, at: Instant::now() }
+    }
+}
+
+/// The first 64 bits of the SHA-256 of some bytes: what stays the same over restarts, and differs for
+/// different texts but for an accident of some `n^2 / 2^65` among `n` of them.
+pub fn fingerprint(bytes: &[u8]) -> u64 {
+    let digest: [u8; 32] = Sha256::digest(bytes).into();
+    let (first, _) = digest.split_first_chunk().unwrap_or((&[0; 8], &[]));
+    u64::from_le_bytes(*first)
+}
