@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::MonitorError;
+use super::alerts::AlertParameters;
 use super::early_stop::{EarlyStop, EarlyStopParameters};
 use super::statistics::csi::CsiParameters;
 
@@ -26,6 +27,8 @@ pub struct MonitorConfig {
     pub csi: CsiParameters,
     /// When to say that training should stop.
     pub early_stop: EarlyStopParameters,
+    /// When to raise alerts.
+    pub alerts: AlertParameters,
 }
 
 impl Default for MonitorConfig {
@@ -39,6 +42,7 @@ impl Default for MonitorConfig {
             max_pending: 65_536,
             csi: CsiParameters::default(),
             early_stop: EarlyStopParameters::default(),
+            alerts: AlertParameters::default(),
         }
     }
 }
@@ -70,6 +74,9 @@ impl MonitorConfig {
         }
         if let Err(error) = EarlyStop::new(self.early_stop.clone()) {
             return wrong("early_stop", error.to_string());
+        }
+        if let Err(error) = self.alerts.check() {
+            return wrong("alerts", error.to_string());
         }
         Ok(())
     }

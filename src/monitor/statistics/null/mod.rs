@@ -131,6 +131,12 @@ impl Null {
         self.energy.as_ref()
     }
 
+    /// The Mahalanobis distance that a share `alpha` of held-out latents exceeds.
+    pub fn outlier_distance(&self, alpha: f64) -> Option<f64> {
+        let last = self.mahalanobis.len().checked_sub(1)?;
+        Some(self.mahalanobis[((1.0 - alpha) * last as f64).ceil() as usize])
+    }
+
     /// The number of independent answers that tell as much about the population as these `[n, d]`
     /// latents, where several answer the same prompt: `n` over Kish's design effect,
     ///
@@ -195,8 +201,8 @@ impl Null {
             dispersion: self.dispersion.zip(finite(observed.dispersion_ratio)).map(
                 |(spread, value)| {
                     let deviation = spread * (1.0 / n + 1.0 / m).sqrt();
-                    // Answers alike by their prompts are nearer their own mean.
-                    let mean = 1.0 - (1.0 / n - 1.0 / observed.samples.max(1) as f64);
+                    // Both variances have their divisors uncorrected.
+                    let mean = (1.0 - 1.0 / n) / (1.0 - 1.0 / m);
                     Judged {
                         value,
                         mean,
