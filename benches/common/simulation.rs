@@ -14,12 +14,12 @@ use inform::monitor::statistics::null::{Null, Observed};
 use ndarray::{Array1, Array2, Axis};
 
 /// Windows before the change.
-pub const BEFORE: usize = 5;
+pub(crate) const BEFORE: usize = 5;
 const DEGREES: usize = 8;
 
 /// What happens to a run after its first windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     Shift,
     Spread,
     Collapse,
@@ -30,7 +30,7 @@ pub enum Change {
 }
 
 impl Change {
-    pub const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Shift,
         Self::Spread,
         Self::Collapse,
@@ -40,7 +40,7 @@ impl Change {
         Self::Length,
     ];
 
-    pub fn describe(self) -> &'static str {
+    pub(crate) fn describe(self) -> &'static str {
         match self {
             Self::Shift => "shift of the mean by 0.15 of the radius",
             Self::Spread => "spread by 1.3",
@@ -53,7 +53,7 @@ impl Change {
     }
 
     /// Windows within which it should be seen.
-    pub fn horizon(self) -> usize {
+    pub(crate) fn horizon(self) -> usize {
         match self {
             Self::Shift | Self::Spread | Self::Collapse => 2,
             Self::Mixture => 4,
@@ -64,7 +64,7 @@ impl Change {
 }
 
 /// A population of SFT answers.
-pub struct Population {
+pub(crate) struct Population {
     seed: u64,
     streams: u64,
     mixing: Array2<f32>,
@@ -76,7 +76,7 @@ pub struct Population {
 }
 
 impl Population {
-    pub fn new(seed: u64, dimension: usize) -> Self {
+    pub(crate) fn new(seed: u64, dimension: usize) -> Self {
         let mut this = Self {
             seed,
             streams: 0,
@@ -106,7 +106,7 @@ impl Population {
     }
 
     /// Fresh answers `[n, d]`.
-    pub fn draw(&mut self, n: usize) -> Array2<f32> {
+    pub(crate) fn draw(&mut self, n: usize) -> Array2<f32> {
         let mut latents = self.normal(n, self.mixing.nrows()).dot(&self.mixing);
         let others = self.normal(n, DEGREES + 1);
         for (mut latent, other) in latents.outer_iter_mut().zip(others.outer_iter()) {
@@ -170,8 +170,8 @@ impl AddToAll for Array2<f32> {
 }
 
 /// A baseline and what windows are compared with.
-pub struct Bench {
-    pub population: Population,
+pub(crate) struct Bench {
+    pub(crate) population: Population,
     baseline: Array2<f32>,
     wide: Arc<Array2<f64>>,
     norms: Vec<f32>,
@@ -179,7 +179,7 @@ pub struct Bench {
     total_variance: f64,
     mahalanobis: Mahalanobis,
     mop_threshold: f64,
-    pub null: Null,
+    pub(crate) null: Null,
     window: usize,
 }
 
@@ -208,7 +208,7 @@ fn total_variance(x: &Array2<f32>) -> f64 {
 }
 
 impl Bench {
-    pub fn new(seed: u64, dimension: usize, baseline: usize, window: usize) -> Self {
+    pub(crate) fn new(seed: u64, dimension: usize, baseline: usize, window: usize) -> Self {
         let mut population = Population::new(seed, dimension);
         let baseline = population.draw(baseline);
         let wide = Arc::new(baseline.mapv(f64::from));
@@ -229,7 +229,7 @@ impl Bench {
     }
 
     /// The statistics of a window; `after` counts from the change.
-    pub fn observe(&mut self, change: Option<(Change, usize)>) -> (Observed, f64) {
+    pub(crate) fn observe(&mut self, change: Option<(Change, usize)>) -> (Observed, f64) {
         let n = self.window;
         let latents = match change {
             Some((change, after)) => self.population.changed(n, change, after),
@@ -264,7 +264,7 @@ impl Bench {
 
     /// The kinds that one run's windows raise, in order: pairs of a window's number and a kind.
     /// Ends with the first alert after the change.
-    pub fn run(
+    pub(crate) fn run(
         &mut self,
         parameters: &AlertParameters,
         change: Option<Change>,

@@ -423,9 +423,13 @@ impl Alerts {
     fn level(&self, p: f64, shared: f64) -> Level {
         let kinds = self.trackers.iter().filter(|tracker| tracker.kind.has_null()).count();
         let rate = self.parameters.false_alarms_per_1000_windows / 1000.0 / (2 * kinds) as f64;
+        let consecutive = self.parameters.consecutive;
         if p <= rate {
             Level::Extreme
-        } else if p <= moderate_level(rate, self.parameters.consecutive, shared) {
+        } else if p > rate.powf(1.0 / consecutive as f64) {
+            // Sharing lowers the level, and takes longer to reckon with.
+            Level::Within
+        } else if p <= moderate_level(rate, consecutive, shared) {
             Level::Moderate
         } else {
             Level::Within

@@ -23,7 +23,7 @@ const MAX_HELD_OUT: usize = 1024;
 const MIN_HELD_OUT: usize = 8;
 /// Multiply-adds that one null may cost, unless that were fewer than the fewest draws.
 const BUDGET: f64 = 1.5e10;
-const DRAWS: (f64, f64) = (60.0, 400.0);
+const DRAWS: (f64, f64) = (60.0, 200.0);
 
 /// The null for windows of about one size.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub(super) fn held_out(samples: usize, baseline: usize) -> usize {
 }
 
 impl CsiNull {
-    /// Holds out `size` of the latents `[M, d]` up to 400 times, at most 15 thousand million
+    /// Holds out `size` of the latents `[M, d]` up to 200 times, at most 15 thousand million
     /// multiply-adds or 60 times. `None` where there is no CSI.
     pub(super) fn fit(
         latents: ArrayView2<'_, f64>,
