@@ -69,10 +69,10 @@ fn simulate(
     baseline: usize,
     seed: u64,
 ) -> Outcome {
-    let mut bench = Bench::new(seed, arguments.dimension, baseline, arguments.window);
     let started = Instant::now();
+    let mut bench = Bench::new(seed, arguments.dimension, baseline, arguments.window);
     let (observed, _) = bench.observe(None);
-    bench.null.judge(&observed);
+    bench.judge(&observed);
     let fit_seconds = started.elapsed().as_secs_f64();
     let raised = bench.run(parameters, None, arguments.windows);
     let mut false_alarms: Vec<_> = raised.into_iter().map(|(_, kind)| kind).collect();

@@ -4,7 +4,9 @@
 
 mod recipe;
 
-use inform::monitor::statistics::csi::{Csi, CsiError, CsiParameters, LatentSet, NoisePolicy, csi};
+use inform::monitor::statistics::csi::{
+    Csi, CsiError, CsiParameters, EpsMode, LatentSet, NoisePolicy, csi,
+};
 use ndarray::{Array2, Axis, array};
 use recipe::{Recipe, SplitMix64, close};
 use serde::Deserialize;
@@ -43,6 +45,7 @@ fn csi_is_that_of_scikit_learn_and_numpy() {
                 eps: expected.eps,
                 min_samples: expected.min_samples,
                 noise: expected.noise,
+                ..CsiParameters::default()
             };
             let found = csi(policy.view(), baseline.view(), &parameters).unwrap();
             let context = format!("{}, {parameters:?}: {found:?}", case.name);
@@ -73,6 +76,7 @@ fn the_order_of_rows_does_not_matter_where_no_border_point_is_shared() {
                 eps: expected.eps,
                 min_samples: expected.min_samples,
                 noise: NoisePolicy::Paper,
+                ..CsiParameters::default()
             };
             let [one, other] = [&policy, &shuffled]
                 .map(|policy| csi(policy.view(), baseline.view(), &parameters).unwrap());
@@ -93,7 +97,8 @@ fn a_policy_without_clusters_has_no_csi_once_noise_is_dropped() {
     };
     assert_eq!(of(NoisePolicy::Paper).csi, 8.0);
     assert_eq!(of(NoisePolicy::Singletons).csi, 10.0);
-    let dropped = Csi { csi: 0.0, per_sample: 0.0, clusters: 0, noise_fraction: 1.0, samples: 2 };
+    let dropped =
+        Csi { csi: 0.0, per_sample: 0.0, clusters: 0, noise_fraction: 1.0, samples: 2, eps: 0.5 };
     assert_eq!(of(NoisePolicy::Drop), dropped);
     assert!(of(NoisePolicy::Drop).csi.is_sign_positive());
 }
@@ -121,8 +126,22 @@ fn unusable_sets_and_parameters_are_named() {
         let parameters = CsiParameters { eps, ..default.clone() };
         assert_eq!(of(&set, &set, &parameters), CsiError::Eps(eps));
     }
-    let parameters = CsiParameters { min_samples: 0, ..default };
+    let parameters = CsiParameters { min_samples: 0, ..default.clone() };
     assert_eq!(of(&set, &set, &parameters), CsiError::MinSamples);
+    for eps_quantile in [-0.1, 1.1] {
+        let parameters = CsiParameters { eps_quantile, ..default.clone() };
+        assert_eq!(of(&set, &set, &parameters), CsiError::EpsQuantile(eps_quantile));
+    }
+    let calibrated =
+        CsiParameters { eps_mode: EpsMode::Calibrated, min_samples: 2, ..default.clone() };
+    assert!(csi(set.view(), set.view(), &calibrated).is_ok());
+    // One latent has no neighbours, and equal ones have them at no distance.
+    for baseline in [array![[0.0, 1.0]], array![[0.0, 1.0], [0.0, 1.0]]] {
+        let error = of(&set, &baseline, &calibrated);
+        let expected =
+            CsiError::Uncalibrated { rows: baseline.nrows(), quantile: 0.9, min_samples: 2 };
+        assert_eq!(error, expected);
+    }
 }
 
 #[test]
@@ -130,7 +149,8 @@ fn parameters_default_to_scikit_learn_and_refuse_unknown_names() {
     let read = serde_json::from_str::<CsiParameters>;
     assert_eq!(read("{}").unwrap(), CsiParameters::default());
     let parameters = read(r#"{"noise": "singletons", "min_samples": 3}"#).unwrap();
-    let expected = CsiParameters { eps: 0.5, min_samples: 3, noise: NoisePolicy::Singletons };
+    let noise = NoisePolicy::Singletons;
+    let expected = CsiParameters { min_samples: 3, noise, ..CsiParameters::default() };
     assert_eq!(parameters, expected);
     assert!(read(r#"{"epsilon": 1.0}"#).is_err());
 }

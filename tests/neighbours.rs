@@ -1,9 +1,9 @@
-//! The Gram index against plain scans, where rounding could tell them apart.
+//! Neighbours and nearest points against plain scans, where rounding could tell them apart.
 #![allow(clippy::unwrap_used)]
 
-use inform::monitor::statistics::neighbours::{GramNeighbours, nearest_distances};
-use linfa_nn::{BuildError, NearestNeighbour, NearestNeighbourIndex, NnError, distance::L2Dist};
-use ndarray::{Array2, ArrayBase, ArrayView1, Axis, Data, Ix2, ShapeBuilder, array, s};
+use inform::monitor::statistics::nearest::{k_nearest_distances, nearest_distances};
+use inform::monitor::statistics::neighbours::NeighbourGraph;
+use ndarray::{Array2, ArrayView1, Axis, ShapeBuilder, array, s};
 
 const RADIUS: f64 = 0.5;
 
@@ -39,14 +39,8 @@ fn plain_neighbours(points: &Array2<f64>, point: ArrayView1<'_, f64>) -> Vec<usi
     (0..points.nrows()).filter(near).collect()
 }
 
-fn index<'a>(
-    batch: &'a ArrayBase<impl Data<Elem = f64>, Ix2>,
-) -> Box<dyn 'a + Send + Sync + NearestNeighbourIndex<f64>> {
-    GramNeighbours { radius: RADIUS }.from_batch(batch, L2Dist).unwrap()
-}
-
-fn rows<T>(found: Result<Vec<(T, usize)>, NnError>) -> Vec<usize> {
-    found.unwrap().into_iter().map(|(_, row)| row).collect()
+fn neighbours(graph: &NeighbourGraph, row: usize) -> Vec<usize> {
+    graph.neighbours(row).collect()
 }
 
 #[test]
@@ -54,9 +48,9 @@ fn ranges_are_those_of_the_plain_sum_near_and_far_from_the_origin() {
     for dimension in [1, 3, 20] {
         for offset in [0.0, 1e4, 1e9 / 3.0] {
             let points = hard_points(dimension, offset);
-            let index = index(&points);
-            for point in points.outer_iter() {
-                let found = rows(index.within_range(point, RADIUS));
+            let graph = NeighbourGraph::new(points.view(), RADIUS);
+            for (row, point) in points.outer_iter().enumerate() {
+                let found = neighbours(&graph, row);
                 assert_eq!(found, plain_neighbours(&points, point), "{dimension}, {offset}");
             }
         }
@@ -68,19 +62,18 @@ fn ranges_hold_where_no_screen_can_tell() {
     let mut points = hard_points(3, 0.0);
     // Two groups so far apart that the width of every interval exceeds the radius.
     points.slice_mut(s![..200, 1]).map_inplace(|value| *value += 2f64.powi(32));
-    let index = index(&points);
-    for point in points.outer_iter() {
-        let found = rows(index.within_range(point, RADIUS));
-        assert_eq!(found, plain_neighbours(&points, point));
+    let graph = NeighbourGraph::new(points.view(), RADIUS);
+    for (row, point) in points.outer_iter().enumerate() {
+        assert_eq!(neighbours(&graph, row), plain_neighbours(&points, point));
     }
 }
 
 #[test]
 fn overflowing_norms_leave_near_pairs_near() {
     let points = array![[1e200, 0.0], [1e200, 0.25], [-1e200, 0.0], [0.0, 0.0]];
-    let index = index(&points);
-    assert_eq!(rows(index.within_range(points.row(0), RADIUS)), [0, 1]);
-    assert_eq!(rows(index.within_range(points.row(3), RADIUS)), [3]);
+    let graph = NeighbourGraph::new(points.view(), RADIUS);
+    assert_eq!(neighbours(&graph, 0), [0, 1]);
+    assert_eq!(neighbours(&graph, 3), [3]);
 }
 
 #[test]
@@ -91,66 +84,54 @@ fn the_layout_of_the_batch_does_not_matter() {
     let reversed = points.slice(s![..;-1, ..]);
     let broadcast = points.row(0);
     let broadcast = broadcast.broadcast((5, 4)).unwrap();
-    let (by_columns, backwards) = (index(&columns), index(&reversed));
+    let graph = |points| NeighbourGraph::new(points, RADIUS);
+    let (by_columns, backwards) = (graph(columns.view()), graph(reversed));
     let last = points.nrows() - 1;
     for (row, point) in points.outer_iter().enumerate() {
         let expected = plain_neighbours(&points, point);
-        assert_eq!(rows(by_columns.within_range(columns.row(row), RADIUS)), expected);
-        let mut found = rows(backwards.within_range(reversed.row(last - row), RADIUS));
+        assert_eq!(neighbours(&by_columns, row), expected);
+        let mut found = neighbours(&backwards, last - row);
         found.iter_mut().for_each(|found| *found = last - *found);
         found.reverse();
         assert_eq!(found, expected);
     }
-    let all = index(&broadcast);
-    assert_eq!(rows(all.within_range(broadcast.row(1), RADIUS)), [0, 1, 2, 3, 4]);
+    assert_eq!(neighbours(&graph(broadcast), 1), [0, 1, 2, 3, 4]);
 }
 
 #[test]
-fn queries_other_than_rows_at_the_radius_are_answered_too() {
-    let points = hard_points(3, 0.0);
-    let index = index(&points);
-    let stranger = array![0.1, 0.1, 0.1];
-    let found = rows(index.within_range(stranger.view(), RADIUS));
-    assert_eq!(found, plain_neighbours(&points, stranger.view()));
-    let everything = rows(index.within_range(points.row(0), 1e3));
-    assert_eq!(everything, Vec::from_iter(0..points.nrows()));
-    // Views into the batch that are no rows of it.
-    let straddling = ArrayView1::from(&points.as_slice().unwrap()[1..4]);
-    let column = points.slice(s![..3, 0]);
-    for view in [straddling, column] {
-        let found = rows(index.within_range(view, RADIUS));
-        assert_eq!(found, plain_neighbours(&points, view));
+fn sizes_around_those_of_words_and_blocks() {
+    for count in [0, 1, 2, 63, 64, 65, 127, 128, 255, 256, 257, 320, 513] {
+        let points = hard_points(2, 0.0).slice(s![..count.min(444), ..]).to_owned();
+        let points =
+            ndarray::concatenate![Axis(0), points, Array2::zeros((count.max(444) - 444, 2))];
+        let graph = NeighbourGraph::new(points.view(), RADIUS);
+        assert_eq!((graph.len(), graph.is_empty()), (count, count == 0));
+        for (row, point) in points.outer_iter().enumerate() {
+            assert_eq!(neighbours(&graph, row), plain_neighbours(&points, point), "{count}");
+        }
     }
 }
 
 #[test]
-fn single_precision_is_decided_in_double() {
-    let points = array![[0.0_f32], [0.5], [1.0 + f32::EPSILON], [1.0]];
-    let index = GramNeighbours { radius: RADIUS }.from_batch(&points, L2Dist).unwrap();
-    assert_eq!(rows(index.within_range(points.row(1), 0.5)), [0, 1, 3]);
-}
-
-#[test]
-fn the_nearest_come_in_order_of_distance_then_of_rows() {
+fn the_k_nearest_come_in_order_of_distance() {
     let points = array![[3.0], [1.0], [-1.0], [0.5], [1.0]];
-    let index = index(&points);
-    let origin = array![0.0];
-    assert_eq!(rows(index.k_nearest(origin.view(), 3)), [3, 1, 2]);
-    assert_eq!(rows(index.k_nearest(origin.view(), 9)), [3, 1, 2, 4, 0]);
-}
-
-#[test]
-fn wrong_dimensions_are_errors() {
-    let points = hard_points(3, 0.0);
-    let index = index(&points);
-    let short = points.slice(s![0, ..2]);
-    assert!(matches!(index.within_range(short, RADIUS), Err(NnError::WrongDimension)));
-    assert!(matches!(index.k_nearest(short, 1), Err(NnError::WrongDimension)));
-    let pairs = points.slice(s![.., ..2]);
-    assert!(matches!(nearest_distances(pairs, points.view()), Err(NnError::WrongDimension)));
-    let flat = Array2::<f64>::zeros((3, 0));
-    let built = GramNeighbours { radius: RADIUS }.from_batch(&flat, L2Dist);
-    assert!(matches!(built.err(), Some(BuildError::ZeroDimension)));
+    let origin = array![[0.0]];
+    let found = |k| k_nearest_distances(origin.view(), points.view(), k);
+    assert_eq!(found(4), [0.5, 1.0, 1.0, 1.0]);
+    assert_eq!(found(0), [0.0; 0]);
+    assert_eq!(found(6), [0.5, 1.0, 1.0, 1.0, 3.0, f64::INFINITY]);
+    let flat = Array2::zeros((1, 2));
+    assert_eq!(k_nearest_distances(flat.view(), points.view(), 2), [f64::INFINITY; 2]);
+    let points = hard_points(20, 1e4);
+    let queries = points.slice(s![..;7, ..]).mapv(|value| value + 2f64.powi(-12));
+    let found = k_nearest_distances(queries.view(), points.view(), 7);
+    for (query, found) in queries.outer_iter().zip(found.chunks(7)) {
+        let mut squares: Vec<_> =
+            points.outer_iter().map(|point| plain_square(query, point)).collect();
+        squares.sort_unstable_by(f64::total_cmp);
+        let expected: Vec<_> = squares.iter().take(7).map(|square| square.sqrt()).collect();
+        assert_eq!(found, expected);
+    }
 }
 
 #[test]
@@ -165,9 +146,9 @@ fn nearest_distances_are_the_smallest_plain_ones() {
                 squares.fold(f64::INFINITY, f64::min).sqrt()
             })
             .collect();
-        assert_eq!(nearest_distances(queries.view(), set.view()).unwrap(), expected);
+        assert_eq!(nearest_distances(queries.view(), set.view()), expected);
     }
     let nothing = Array2::zeros((0, 2));
     let one = array![[1.0, 2.0]];
-    assert_eq!(nearest_distances(one.view(), nothing.view()).unwrap(), [f64::INFINITY]);
+    assert_eq!(nearest_distances(one.view(), nothing.view()), [f64::INFINITY]);
 }

@@ -3,12 +3,13 @@
 
 mod recipe;
 
-use std::sync::Arc;
-
 use inform::model::standard_normal;
-use inform::monitor::statistics::csi::CsiParameters;
+use inform::monitor::statistics::csi::{CsiParameters, csi};
+use inform::monitor::statistics::dispersion::total_variance;
+use inform::monitor::statistics::energy::energy_distance;
 use inform::monitor::statistics::null::{EnergyNull, Null, Observed};
-use ndarray::{Array2, ArrayView2};
+use inform::monitor::{BaselineAnswers, BaselineOrigin, BaselineSet};
+use ndarray::Array2;
 use recipe::Recipe;
 use serde::Deserialize;
 
@@ -52,20 +53,13 @@ fn normal(seed: u64, rows: usize, columns: usize) -> Array2<f64> {
     Array2::from_shape_vec((rows, columns), values).unwrap()
 }
 
-fn mean_distance(x: ArrayView2<'_, f64>, y: ArrayView2<'_, f64>) -> f64 {
-    let mut total = 0.0;
-    for a in x.outer_iter() {
-        for b in y.outer_iter() {
-            total += (&a - &b).mapv(|value| value * value).sum().sqrt();
-        }
-    }
-    total / (x.nrows() * y.nrows()) as f64
-}
-
-fn energy(x: &Array2<f64>, y: &Array2<f64>) -> f64 {
-    2.0 * mean_distance(x.view(), y.view())
-        - mean_distance(x.view(), x.view())
-        - mean_distance(y.view(), y.view())
+fn baseline(latents: &Array2<f64>) -> BaselineSet {
+    let answers = BaselineAnswers {
+        latents: latents.iter().copied().collect(),
+        dimension: latents.ncols(),
+        ..BaselineAnswers::default()
+    };
+    BaselineSet::new(answers, BaselineOrigin::Recorded, 1).unwrap()
 }
 
 /// Far into the tail: an exact law. In one direction, with latents -1 and 1, the energy distance is
@@ -86,35 +80,29 @@ fn p_values_of_fresh_windows_are_uniform() {
     let mut below = [[0_usize; 3]; 4];
     let mut judged = 0;
     for population in 0..12 {
-        let baseline = normal(1000 + population, 200, 6);
-        let null =
-            Null::fit(Arc::new(baseline.clone()), CsiParameters { eps: 1.0, ..Default::default() });
-        let threshold = null.outlier_distance(0.05).unwrap();
-        let fitted =
-            inform::monitor::statistics::mahalanobis::Mahalanobis::fit(baseline.view()).unwrap();
-        let spread = |x: &Array2<f64>| x.var_axis(ndarray::Axis(0), 0.0).sum();
+        let parameters = CsiParameters { eps: 1.0, ..CsiParameters::default() };
+        let set = baseline(&normal(1000 + population, 200, 6));
+        let (reference, null) = (set.reference(&parameters), set.null(&parameters));
+        let threshold = reference.outlier_distance(0.05).unwrap();
         for window in 0..25 {
             let n = [40, 100, 300][window % 3];
             let fresh = normal(population * 100 + window as u64, n, 6);
-            let flagged = fresh.outer_iter().filter(|row| {
-                fitted.distance(&row.iter().map(|&v| v as f32).collect::<Vec<_>>()) > threshold
-            });
-            let values = null.judge(&Observed {
+            let distances = reference.mahalanobis().unwrap().distances(fresh.view());
+            let flagged = distances.iter().filter(|distance| **distance > threshold).count();
+            let spread =
+                total_variance(fresh.view()).unwrap() / reference.total_variance().unwrap();
+            let separation = csi(fresh.view(), set.latents.view(), &parameters).unwrap();
+            let observed = Observed {
                 samples: n,
                 effective_samples: n as f64,
-                energy: Some(energy(&fresh, &baseline)),
-                mop: Some(flagged.count() as f64 / n as f64),
+                energy: energy_distance(fresh.view(), set.latents.view()),
+                mop: Some(flagged as f64 / n as f64),
                 mop_threshold: Some(threshold),
-                dispersion_ratio: Some(spread(&fresh) / spread(&baseline)),
-                csi_per_sample: inform::monitor::statistics::csi::csi(
-                    fresh.view(),
-                    baseline.view(),
-                    &CsiParameters { eps: 1.0, ..Default::default() },
-                )
-                .ok()
-                .map(|csi| csi.per_sample),
+                dispersion_ratio: Some(spread),
+                csi_per_sample: Some(separation.per_sample),
                 distinct_ratio: None,
-            });
+            };
+            let values = null.judge(set.latents.view(), &observed);
             judged += 1;
             for (statistic, found) in
                 [values.energy, values.csi, values.mop, values.dispersion].into_iter().enumerate()
@@ -141,7 +129,7 @@ fn p_values_of_fresh_windows_are_uniform() {
 
 #[test]
 fn answers_of_one_prompt_count_as_fewer() {
-    let null = Null::fit(Arc::new(normal(1, 400, 4)), CsiParameters::default());
+    let null = Null::fit(normal(1, 400, 4).view(), &[], CsiParameters::default());
     let latents = normal(2, 80, 4);
     let apart: Vec<_> = (0..80).map(Some).collect();
     assert_eq!(null.effective_samples(latents.view(), &apart), 80.0);
@@ -168,7 +156,8 @@ fn a_baseline_that_is_too_small_or_constant_has_no_null() {
         distinct_ratio: None,
     };
     for latents in [normal(1, 10, 3), Array2::from_elem((50, 3), 0.5)] {
-        let values = Null::fit(Arc::new(latents), CsiParameters::default()).judge(&observed);
+        let null = Null::fit(latents.view(), &[], CsiParameters::default());
+        let values = null.judge(latents.view(), &observed);
         assert_eq!((values.energy, values.mop, values.dispersion), (None, None, None));
     }
 }

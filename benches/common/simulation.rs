@@ -4,13 +4,12 @@
 //! directions differ in variance as 1, 1/2, 1/3, .. and are mixed at random. Each seed has a population
 //! of its own, a baseline of its own, and windows of its own.
 
-use std::sync::Arc;
-
 use inform::model::standard_normal;
 use inform::monitor::alerts::{AlertKind, AlertParameters, Alerts, Look};
 use inform::monitor::statistics::csi::{CsiParameters, csi};
-use inform::monitor::statistics::mahalanobis::Mahalanobis;
-use inform::monitor::statistics::null::{Null, Observed};
+use inform::monitor::statistics::dispersion::total_variance;
+use inform::monitor::statistics::null::{NullValues, Observed};
+use inform::monitor::{BaselineAnswers, BaselineOrigin, BaselineSet};
 use ndarray::{Array1, Array2, Axis};
 
 /// Windows before the change.
@@ -173,13 +172,8 @@ impl AddToAll for Array2<f32> {
 pub(crate) struct Bench {
     pub(crate) population: Population,
     baseline: Array2<f32>,
-    wide: Arc<Array2<f64>>,
     norms: Vec<f32>,
-    within: f64,
-    total_variance: f64,
-    mahalanobis: Mahalanobis,
-    mop_threshold: f64,
-    pub(crate) null: Null,
+    set: BaselineSet,
     window: usize,
 }
 
@@ -202,30 +196,17 @@ fn norms(x: &Array2<f32>) -> Vec<f32> {
     x.outer_iter().map(|row| row.dot(&row)).collect()
 }
 
-fn total_variance(x: &Array2<f32>) -> f64 {
-    let centred = x - &x.mean_axis(Axis(0)).expect("not empty");
-    f64::from(centred.iter().map(|value| value * value).sum::<f32>()) / x.nrows() as f64
-}
-
 impl Bench {
     pub(crate) fn new(seed: u64, dimension: usize, baseline: usize, window: usize) -> Self {
         let mut population = Population::new(seed, dimension);
         let baseline = population.draw(baseline);
-        let wide = Arc::new(baseline.mapv(f64::from));
-        let norms = norms(&baseline);
-        let null = Null::fit(wide.clone(), CsiParameters::default());
-        Self {
-            within: mean_distance(&baseline, &norms, &baseline, &norms),
-            total_variance: total_variance(&baseline),
-            mahalanobis: Mahalanobis::fit(wide.view()).expect("a covariance"),
-            mop_threshold: null.outlier_distance(0.01).expect("held-out distances"),
-            population,
-            baseline,
-            wide,
-            norms,
-            null,
-            window,
-        }
+        let answers = BaselineAnswers {
+            latents: baseline.iter().map(|&value| f64::from(value)).collect(),
+            dimension,
+            ..BaselineAnswers::default()
+        };
+        let set = BaselineSet::new(answers, BaselineOrigin::Checkpoint, 0).expect("answers");
+        Self { norms: norms(&baseline), population, baseline, set, window }
     }
 
     /// The statistics of a window; `after` counts from the change.
@@ -243,23 +224,30 @@ impl Bench {
         let own = norms(&latents);
         let between = mean_distance(&latents, &own, &self.baseline, &self.norms);
         let within = mean_distance(&latents, &own, &latents, &own);
-        let flagged = latents.outer_iter().filter(|latent| {
-            self.mahalanobis.distance(latent.as_slice().expect("a row")) > self.mop_threshold
-        });
-        let flagged = flagged.count() as f64 / n as f64;
+        let reference = self.set.reference(&CsiParameters::default());
+        let threshold = reference.outlier_distance(0.01).expect("held-out distances");
         let wide = latents.mapv(f64::from);
-        let separation = csi(wide.view(), self.wide.view(), &CsiParameters::default());
+        let distances = reference.mahalanobis().expect("a covariance").distances(wide.view());
+        let flagged = distances.iter().filter(|distance| **distance > threshold).count();
+        let separation = csi(wide.view(), self.set.latents.view(), &CsiParameters::default());
         let observed = Observed {
             samples: n,
             effective_samples: n as f64,
-            energy: Some(2.0 * between - within - self.within),
+            energy: Some(2.0 * between - within - reference.mean_distance()),
             csi_per_sample: separation.ok().map(|csi| csi.per_sample),
-            mop: Some(flagged),
-            mop_threshold: Some(self.mop_threshold),
-            dispersion_ratio: Some(total_variance(&latents) / self.total_variance),
+            mop: Some(flagged as f64 / n as f64),
+            mop_threshold: Some(threshold),
+            dispersion_ratio: total_variance(wide.view())
+                .zip(reference.total_variance())
+                .map(|(window, baseline)| window / baseline),
             distinct_ratio: Some(1.0),
         };
         (observed, length)
+    }
+
+    pub(crate) fn judge(&self, observed: &Observed) -> NullValues {
+        let null = self.set.null(&CsiParameters::default());
+        null.judge(self.set.latents.view(), observed)
     }
 
     /// The kinds that one run's windows raise, in order: pairs of a window's number and a kind.
@@ -276,7 +264,7 @@ impl Bench {
             let changed =
                 change.filter(|_| number >= BEFORE).map(|change| (change, number - BEFORE));
             let (observed, length) = self.observe(changed);
-            let null = self.null.judge(&observed);
+            let null = self.judge(&observed);
             let changes = alerts.push(&Look {
                 number: number as u64,
                 step: None,

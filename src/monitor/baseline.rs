@@ -1,12 +1,15 @@
 //! The SFT latents that a run's windows are compared with.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::Sample;
+use super::statistics::csi::{CsiParameters, EpsMode};
 use super::statistics::mahalanobis::Mahalanobis;
+use super::statistics::null::Null;
+use super::statistics::reference::Reference;
 
 /// Where a baseline comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -70,6 +73,8 @@ pub struct BaselineSet {
     pub version: u64,
     /// Absent where the latents have no covariance to speak of.
     pub mahalanobis: Option<Arc<Mahalanobis>>,
+    reference: OnceLock<Reference>,
+    null: OnceLock<Null>,
 }
 
 impl BaselineSet {
@@ -92,6 +97,33 @@ impl BaselineSet {
             origin,
             version,
             mahalanobis,
+            reference: OnceLock::new(),
+            null: OnceLock::new(),
+        })
+    }
+
+    /// What windows are compared with. The first call computes it, which may take seconds; `csi` is
+    /// what windows are clustered with.
+    pub fn reference(&self, csi: &CsiParameters) -> &Reference {
+        self.reference.get_or_init(|| {
+            Reference::new(
+                self.latents.view(),
+                self.mahalanobis.clone(),
+                self.rewards.as_deref(),
+                self.prompts.as_deref(),
+                csi.min_samples,
+            )
+        })
+    }
+
+    /// What fresh answers of the SFT model give. The first call computes it, which takes seconds.
+    /// Where the baseline gives no radius, CSI has no null.
+    pub fn null(&self, csi: &CsiParameters) -> &Null {
+        self.null.get_or_init(|| {
+            let reference = self.reference(csi);
+            let eps = reference.eps(csi).unwrap_or(f64::NAN);
+            let csi = CsiParameters { eps, eps_mode: EpsMode::Fixed, ..csi.clone() };
+            Null::fit(self.latents.view(), reference.held_out(), csi)
         })
     }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::MonitorError;
 use super::alerts::AlertParameters;
 use super::early_stop::{EarlyStop, EarlyStopParameters};
+use super::statistics::StatisticsParameters;
 use super::statistics::csi::CsiParameters;
 
 /// Settings of the monitor.
@@ -25,10 +26,29 @@ pub struct MonitorConfig {
     pub max_pending: usize,
     /// DBSCAN and noise policy.
     pub csi: CsiParameters,
+    /// What is computed besides CSI.
+    pub statistics: StatisticsConfig,
     /// When to say that training should stop.
     pub early_stop: EarlyStopParameters,
     /// When to raise alerts.
     pub alerts: AlertParameters,
+}
+
+/// Settings of the statistics besides CSI.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatisticsConfig {
+    /// Which of its nearest baseline latents a latent's distance is measured to.
+    pub neighbours: usize,
+    /// The share of held-out baseline latents that counts as outliers.
+    pub mop_alpha: f64,
+}
+
+impl Default for StatisticsConfig {
+    fn default() -> Self {
+        let StatisticsParameters { neighbours, mop_alpha, .. } = StatisticsParameters::default();
+        Self { neighbours, mop_alpha }
+    }
 }
 
 impl Default for MonitorConfig {
@@ -41,6 +61,7 @@ impl Default for MonitorConfig {
             max_runs: 64,
             max_pending: 65_536,
             csi: CsiParameters::default(),
+            statistics: StatisticsConfig::default(),
             early_stop: EarlyStopParameters::default(),
             alerts: AlertParameters::default(),
         }
@@ -61,6 +82,7 @@ impl MonitorConfig {
             ("history", self.history),
             ("max_runs", self.max_runs),
             ("max_pending", self.max_pending),
+            ("statistics.neighbours", self.statistics.neighbours),
         ] {
             if value == 0 {
                 return wrong(setting, "must be at least 1".to_owned());
@@ -68,6 +90,9 @@ impl MonitorConfig {
         }
         if self.window > self.max_window || self.min_window > self.max_window {
             return wrong("max_window", "must be at least `window` and `min_window`".to_owned());
+        }
+        if !(self.statistics.mop_alpha > 0.0 && self.statistics.mop_alpha < 1.0) {
+            return wrong("statistics.mop_alpha", "must be above 0 and below 1".to_owned());
         }
         if let Err(error) = self.csi.check() {
             return wrong("csi", error.to_string());
@@ -79,5 +104,14 @@ impl MonitorConfig {
             return wrong("alerts", error.to_string());
         }
         Ok(())
+    }
+
+    /// What the statistics of a window are computed with.
+    pub fn statistics_parameters(&self) -> StatisticsParameters {
+        StatisticsParameters {
+            csi: self.csi.clone(),
+            neighbours: self.statistics.neighbours,
+            mop_alpha: self.statistics.mop_alpha,
+        }
     }
 }

@@ -114,7 +114,8 @@ impl Work {
         let started = Instant::now();
         renew_baseline(run, true);
         let baseline = run.lock().baseline();
-        let result = evaluate_window(&window.samples, baseline.as_deref(), &self.config.csi);
+        let parameters = self.config.statistics_parameters();
+        let result = evaluate_window(&window.samples, baseline.as_deref(), &parameters);
         let mut run = run.lock();
         if run.is_removed() {
             return Err(MonitorError::UnknownRun(run.name().to_owned()));
@@ -136,6 +137,15 @@ impl Work {
             ("inform_csi_per_sample", statistics.csi_per_sample),
             ("inform_csi_change_ratio", evaluation.csi_ratio),
             ("inform_noise_fraction", statistics.noise_fraction),
+            ("inform_energy", statistics.energy),
+            ("inform_mop", statistics.mop),
+            ("inform_mahalanobis_mean", statistics.mahalanobis_mean),
+            ("inform_dispersion_ratio", statistics.dispersion_ratio),
+            ("inform_knn_distance", statistics.knn_distance),
+            ("inform_paired_distance", statistics.paired_distance),
+            ("inform_saturation", statistics.saturation),
+            ("inform_group_zero_variance_rate", statistics.group_zero_variance_rate),
+            ("inform_reward_length_rho", statistics.reward_length_rho),
             ("inform_distinct_ratio", statistics.distinct_ratio),
             ("inform_reward_mean", Some(statistics.reward_mean)),
             ("inform_reward_std", Some(statistics.reward_std)),

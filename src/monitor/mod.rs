@@ -27,7 +27,7 @@ use thiserror::Error;
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
 pub use baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
-pub use config::MonitorConfig;
+pub use config::{MonitorConfig, StatisticsConfig};
 pub use evaluation::Evaluation;
 use run::Run;
 pub use run::{Latest, RunView};

@@ -9,8 +9,7 @@ use serde::Serialize;
 use super::baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
 use super::early_stop::EarlyStop;
 use super::evaluation::Evaluation;
-use super::statistics::WindowStatistics;
-use super::statistics::csi::CsiError;
+use super::statistics::WindowEvaluation;
 use super::window::{Window, Windows};
 use super::{MonitorConfig, Sample, unix_seconds};
 
@@ -170,7 +169,7 @@ impl Run {
         &mut self,
         window: Window,
         baseline: Option<&Arc<BaselineSet>>,
-        (statistics, error): (WindowStatistics, Option<CsiError>),
+        evaluated: WindowEvaluation,
         elapsed: Duration,
     ) -> Evaluation {
         if baseline.map(Arc::as_ptr) != self.compared_with.as_ref().map(Arc::as_ptr) {
@@ -178,7 +177,8 @@ impl Run {
             self.early_stop = EarlyStop::new(self.config.early_stop.clone()).ok();
             self.compared_with = baseline.cloned();
         }
-        let mut reason = match (&error, baseline) {
+        let WindowEvaluation { statistics, csi_error, .. } = evaluated;
+        let mut reason = match (&csi_error, baseline) {
             (Some(error), _) => Some(error.to_string()),
             (None, Some(_)) => None,
             (None, None) => Some("no baseline: CSI needs the latents of SFT answers".to_owned()),

@@ -4,15 +4,15 @@
 
 use std::fmt;
 
-use linfa::ParamGuard;
-use linfa::traits::Transformer;
-use linfa_clustering::Dbscan;
-use linfa_nn::distance::L2Dist;
-use ndarray::{Array2, ArrayView1, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::neighbours::{GramNeighbours, nearest_distances};
+use super::gram::{Centred, mean};
+use super::nearest::k_distances;
+use super::neighbours::NeighbourGraph;
+use super::pairs::{Points, between};
+use super::rewards::quantile;
 
 /// What becomes of the latents that DBSCAN leaves out of every cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,12 +28,28 @@ pub enum NoisePolicy {
     Drop,
 }
 
+/// Where the radius of DBSCAN comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EpsMode {
+    /// It is [`CsiParameters::eps`].
+    #[default]
+    Fixed,
+    /// It is a quantile of the baseline's k-distances, that is of the distances within which a latent
+    /// has `min_samples` neighbours, itself included: what is dense among SFT outputs is dense.
+    Calibrated,
+}
+
 /// How the policy's latents are clustered. The defaults are scikit-learn's, as in Algorithm 3.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CsiParameters {
     /// Euclidean distance, in latent units, up to which two latents are neighbours, inclusive.
     pub eps: f64,
+    /// Whether `eps` is used, or a distance calibrated on the baseline.
+    pub eps_mode: EpsMode,
+    /// The quantile of the baseline's k-distances that is the calibrated `eps`, from 0 to 1.
+    pub eps_quantile: f64,
     /// Neighbours that make a latent a core point, itself included.
     pub min_samples: usize,
     /// What becomes of noise.
@@ -42,7 +58,13 @@ pub struct CsiParameters {
 
 impl Default for CsiParameters {
     fn default() -> Self {
-        Self { eps: 0.5, min_samples: 5, noise: NoisePolicy::Paper }
+        Self {
+            eps: 0.5,
+            eps_mode: EpsMode::Fixed,
+            eps_quantile: 0.9,
+            min_samples: 5,
+            noise: NoisePolicy::Paper,
+        }
     }
 }
 
@@ -61,6 +83,8 @@ pub struct Csi {
     pub noise_fraction: f64,
     /// Number of policy latents.
     pub samples: usize,
+    /// The radius in use.
+    pub eps: f64,
 }
 
 /// One of the two sets that [`csi()`] compares.
@@ -113,6 +137,22 @@ pub enum CsiError {
     /// `eps` is zero, negative, infinite or NaN.
     #[error("eps must be a positive, finite distance, not {0}")]
     Eps(f64),
+    /// `eps_quantile` is not from 0 to 1.
+    #[error("eps_quantile must be from 0 to 1, not {0}")]
+    EpsQuantile(f64),
+    /// The baseline gives no radius: too many of its latents are the same, or it has too few.
+    #[error(
+        "eps cannot be calibrated on {rows} baseline latents: the {quantile} quantile of their \
+         distances to {min_samples} neighbours is no positive number; use eps_mode = \"fixed\""
+    )]
+    Uncalibrated {
+        /// Number of baseline latents.
+        rows: usize,
+        /// `eps_quantile`.
+        quantile: f64,
+        /// `min_samples`.
+        min_samples: usize,
+    },
     /// `min_samples` is 0.
     #[error("min_samples must be at least 1: a latent is its own neighbour")]
     MinSamples,
@@ -122,10 +162,13 @@ impl CsiParameters {
     /// Checks the ranges.
     ///
     /// # Errors
-    /// `eps` that is not a positive distance, or no `min_samples`.
+    /// `eps` that is not a positive distance, an `eps_quantile` that is none, or no `min_samples`.
     pub fn check(&self) -> Result<(), CsiError> {
         if !(self.eps.is_finite() && self.eps > 0.0) {
             return Err(CsiError::Eps(self.eps));
+        }
+        if !(0.0..=1.0).contains(&self.eps_quantile) {
+            return Err(CsiError::EpsQuantile(self.eps_quantile));
         }
         if self.min_samples == 0 {
             return Err(CsiError::MinSamples);
@@ -145,8 +188,8 @@ impl CsiParameters {
 /// centroid adds its members in the order of rows; the clusters are added in the order of their
 /// earliest core points, then what is isolated or noise.
 ///
-/// Costs `(N^2 + 2 N M) d` operations at most and `N^2 / 8` bytes, see [`GramNeighbours`]; callers
-/// bound `N`.
+/// Costs `(N^2 + 2 C M) d` operations, `C` being the number of clusters, and `N^2 / 8` bytes, see
+/// [`NeighbourGraph`]; a calibrated `eps` costs `2 M^2 d` more. Callers bound `N`.
 ///
 /// # Errors
 ///
@@ -159,41 +202,124 @@ pub fn csi(
     parameters.check()?;
     validate(policy, LatentSet::Policy)?;
     validate(baseline, LatentSet::Baseline)?;
-    let mismatch =
-        CsiError::DimensionMismatch { policy: policy.ncols(), baseline: baseline.ncols() };
     if policy.ncols() != baseline.ncols() {
-        return Err(mismatch);
+        return Err(CsiError::DimensionMismatch {
+            policy: policy.ncols(),
+            baseline: baseline.ncols(),
+        });
+    }
+    let eps = match parameters.eps_mode {
+        EpsMode::Fixed => parameters.eps,
+        EpsMode::Calibrated => {
+            calibrated_eps(&k_distances(baseline, parameters.min_samples), parameters)?
+        }
+    };
+    let clustering = Clustering::new(&NeighbourGraph::new(policy, eps), eps, parameters);
+    let origin = mean(baseline);
+    let (centred, sft) = (Centred::new(policy, &origin), Centred::new(baseline, &origin));
+    Ok(clustering.separation(&centred, &sft, None))
+}
+
+impl CsiParameters {
+    /// The radius without a baseline.
+    ///
+    /// # Errors
+    /// In [`EpsMode::Calibrated`], which takes one.
+    pub(super) fn fixed_eps(&self) -> Result<f64, CsiError> {
+        match self.eps_mode {
+            EpsMode::Fixed => Ok(self.eps),
+            EpsMode::Calibrated => calibrated_eps(&[], self),
+        }
+    }
+}
+
+/// The radius that a baseline with these k-distances, at `min_samples` neighbours, gives.
+///
+/// # Errors
+/// Where it gives none.
+pub(super) fn calibrated_eps(
+    k_distances: &[f64],
+    parameters: &CsiParameters,
+) -> Result<f64, CsiError> {
+    let eps = quantile(k_distances, parameters.eps_quantile);
+    eps.filter(|eps| eps.is_finite() && *eps > 0.0).ok_or(CsiError::Uncalibrated {
+        rows: k_distances.len(),
+        quantile: parameters.eps_quantile,
+        min_samples: parameters.min_samples,
+    })
+}
+
+/// The clusters of the policy's latents, which take no baseline.
+#[derive(Debug)]
+pub(super) struct Clustering {
+    /// The group of each latent that counts: its cluster, or what the noise policy makes of noise.
+    groups: Vec<Option<usize>>,
+    pub(super) eps: f64,
+    pub(super) clusters: usize,
+    pub(super) noise_fraction: f64,
+}
+
+impl Clustering {
+    pub(super) fn new(graph: &NeighbourGraph, eps: f64, parameters: &CsiParameters) -> Self {
+        let labels = graph.clusters(parameters.min_samples);
+        let clusters = count(&labels);
+        let noise = labels.iter().filter(|label| label.is_none()).count();
+        let noise_fraction = noise as f64 / labels.len() as f64;
+        let mut unused = clusters..;
+        let groups = labels
+            .into_iter()
+            .map(|label| {
+                label.or_else(|| match parameters.noise {
+                    NoisePolicy::Paper => Some(clusters),
+                    NoisePolicy::Singletons => unused.next(),
+                    NoisePolicy::Drop => None,
+                })
+            })
+            .collect();
+        Self { groups, eps, clusters, noise_fraction }
     }
 
-    let labels = dbscan(policy, parameters.eps, parameters.min_samples)?;
-    let samples = labels.len();
-    let clusters = count(&labels);
-    let noise = labels.iter().filter(|label| label.is_none()).count();
-
-    let mut unused = clusters..;
-    let groups: Vec<_> = labels
-        .into_iter()
-        .map(|label| {
-            label.or_else(|| match parameters.noise {
-                NoisePolicy::Paper => Some(clusters),
-                NoisePolicy::Singletons => unused.next(),
-                NoisePolicy::Drop => None,
-            })
-        })
-        .collect();
-    // Distances do not depend on the origin, but the rounding of means does.
-    let origin = baseline.row(0);
-    let (centroids, sizes) = centroids(&policy - &origin, &groups);
-    let sft = &baseline - &origin;
-    let distances = nearest_distances(centroids.view(), sft.view()).map_err(|_| mismatch)?;
-    let csi = sizes.iter().zip(distances).fold(0.0, |sum, (size, distance)| sum + size * distance);
-    Ok(Csi {
-        csi,
-        per_sample: csi / samples as f64,
-        clusters,
-        noise_fraction: noise as f64 / samples as f64,
-        samples,
-    })
+    /// Equation 8. The two sets have one origin, of which distances do not depend, but the rounding of
+    /// means does. `nearest` are the distances of the policy's latents to their nearest baseline
+    /// latents, where they are known: those of groups of one.
+    pub(super) fn separation(
+        &self,
+        policy: &Centred,
+        baseline: &Centred,
+        nearest: Option<&[f64]>,
+    ) -> Csi {
+        let (centroids, sizes) = centroids(policy.rows(), &self.groups);
+        let mut distances = vec![f64::NAN; sizes.len()];
+        if let Some(nearest) = nearest {
+            for (group, nearest) in self.groups.iter().zip(nearest) {
+                if let Some(group) = group.filter(|&group| sizes[group] == 1.0) {
+                    distances[group] = *nearest;
+                }
+            }
+        }
+        let unknown: Vec<usize> = (0..sizes.len()).filter(|&g| distances[g].is_nan()).collect();
+        let queries = centroids.select(ndarray::Axis(0), &unknown);
+        let centred = Centred::new(queries.view(), &Array1::zeros(queries.ncols()));
+        let found = between(
+            Points { plain: queries.view(), centred: &centred },
+            Points { plain: baseline.rows(), centred: baseline },
+            1,
+            false,
+        );
+        for (group, distance) in unknown.into_iter().zip(found.nearest) {
+            distances[group] = distance;
+        }
+        let csi = sizes.iter().zip(distances).fold(0.0, |sum, (size, far)| sum + size * far);
+        let samples = self.groups.len();
+        Csi {
+            csi,
+            per_sample: csi / samples as f64,
+            clusters: self.clusters,
+            noise_fraction: self.noise_fraction,
+            samples,
+            eps: self.eps,
+        }
+    }
 }
 
 fn validate(latents: ArrayView2<'_, f64>, set: LatentSet) -> Result<(), CsiError> {
@@ -208,37 +334,13 @@ fn validate(latents: ArrayView2<'_, f64>, set: LatentSet) -> Result<(), CsiError
     }
 }
 
-/// The cluster of each row, numbered without gaps from 0; `None` is noise.
-fn dbscan(
-    points: ArrayView2<'_, f64>,
-    eps: f64,
-    min_samples: usize,
-) -> Result<Vec<Option<usize>>, CsiError> {
-    let mut labels =
-        Dbscan::params_with(min_samples.max(2), L2Dist, GramNeighbours { radius: eps })
-            .tolerance(eps)
-            .check()
-            .map_err(|_| CsiError::Eps(eps))?
-            .transform(&points)
-            .to_vec();
-    if min_samples == 1 {
-        // The library starts at 2. There each point with a neighbour is a core point already, so
-        // that only the isolated ones differ: alone they are core points too.
-        let mut unused = count(&labels)..;
-        for label in &mut labels {
-            *label = label.or_else(|| unused.next());
-        }
-    }
-    Ok(labels)
-}
-
 /// The number of groups, which are numbered without gaps from 0.
 fn count(groups: &[Option<usize>]) -> usize {
     groups.iter().flatten().max().map_or(0, |last| last + 1)
 }
 
 /// Mean (equation 6) and size of each group of rows.
-fn centroids(points: Array2<f64>, groups: &[Option<usize>]) -> (Array2<f64>, Vec<f64>) {
+fn centroids(points: ArrayView2<'_, f64>, groups: &[Option<usize>]) -> (Array2<f64>, Vec<f64>) {
     let mut sizes = vec![0.0; count(groups)];
     let mut means = Array2::zeros((sizes.len(), points.ncols()));
     for (point, group) in points.outer_iter().zip(groups) {

@@ -85,7 +85,7 @@ impl Mahalanobis {
         if centred.iter().all(|value| *value == 0.0) {
             return Err(MahalanobisError::Constant { rows });
         }
-        let offset = mean(&centred);
+        let offset = mean(centred.view());
         centred -= &offset;
         let mut covariance = centred.t().dot(&centred);
         covariance /= rows as f64;
@@ -107,14 +107,23 @@ impl Mahalanobis {
     ///
     /// NaN for a latent of another dimension, and not finite for one that is not finite.
     pub fn distance(&self, latent: &[f32]) -> f64 {
+        self.length(latent.iter().map(|&value| f64::from(value)))
+    }
+
+    /// [`Self::distance`] of each row of `latents`, `[N, d]`. Costs `N d^2` operations.
+    pub fn distances(&self, latents: ArrayView2<'_, f64>) -> Vec<f64> {
+        latents.outer_iter().map(|latent| self.length(latent.iter().copied())).collect()
+    }
+
+    fn length(&self, latent: impl ExactSizeIterator<Item = f64>) -> f64 {
         if latent.len() != self.dimension() {
             return f64::NAN;
         }
         // Where S = L L^T, the distance is the length of the z that solves L z = x - m.
         let mut z = Array1::zeros(latent.len());
-        for (i, (&value, mean)) in latent.iter().zip(&self.mean).enumerate() {
+        for (i, (value, mean)) in latent.zip(&self.mean).enumerate() {
             let row = self.factor.row(i);
-            z[i] = (f64::from(value) - mean - row.slice(s![..i]).dot(&z.slice(s![..i]))) / row[i];
+            z[i] = (value - mean - row.slice(s![..i]).dot(&z.slice(s![..i]))) / row[i];
         }
         z.dot(&z).sqrt()
     }
@@ -123,6 +132,11 @@ impl Mahalanobis {
     /// does not tell its directions apart, and the distance is a multiple of the Euclidean one.
     pub fn shrinkage(&self) -> f64 {
         self.shrinkage
+    }
+
+    /// The logarithm of the determinant of the covariance: twice that of its factor.
+    pub fn log_determinant(&self) -> f64 {
+        2.0 * self.factor.diag().iter().map(|value| value.ln()).sum::<f64>()
     }
 
     /// The latent dimension of the baseline.

@@ -1,19 +1,48 @@
 //! What is computed of one window: each statistic in a file of its own.
+//!
+//! Distances of pairs are what costs, so that one walk over the pairs within the window and one over
+//! those with the baseline serve all statistics that ask for them (`pairs.rs`); what depends on the
+//! baseline alone is computed once (`reference.rs`).
 
+pub mod correlation;
 pub mod csi;
+pub mod dispersion;
+pub mod energy;
+mod evaluate;
 mod gram;
 pub mod mahalanobis;
+pub mod nearest;
 pub mod neighbours;
 pub mod null;
+pub mod paired;
+mod pairs;
+pub mod pca;
+pub mod reference;
+pub mod rewards;
+pub mod tsne;
 
-use std::collections::HashSet;
-
-use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
-use super::Sample;
-use super::baseline::BaselineSet;
-use csi::{CsiError, CsiParameters, csi};
+use csi::{CsiError, CsiParameters};
+pub use evaluate::evaluate_window;
+use rewards::Quantiles;
+
+/// What the statistics of a window are computed with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatisticsParameters {
+    /// DBSCAN and noise policy.
+    pub csi: CsiParameters,
+    /// Which of its nearest baseline latents a latent's distance is measured to: `k` of kNN.
+    pub neighbours: usize,
+    /// The share of held-out baseline latents that counts as outliers.
+    pub mop_alpha: f64,
+}
+
+impl Default for StatisticsParameters {
+    fn default() -> Self {
+        Self { csi: CsiParameters::default(), neighbours: 5, mop_alpha: 0.01 }
+    }
+}
 
 /// The statistics of one window. One that cannot be computed is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -26,64 +55,59 @@ pub struct WindowStatistics {
     pub clusters: Option<usize>,
     /// Share of samples in no cluster.
     pub noise_fraction: Option<f64>,
+    /// Radius of DBSCAN, in latent units.
+    pub eps: Option<f64>,
+    /// Energy distance of the window and the baseline, in latent units.
+    pub energy: Option<f64>,
+    /// Share of samples whose Mahalanobis distance few held-out baseline latents exceed.
+    pub mop: Option<f64>,
+    /// Mean Mahalanobis distance, not squared: the IBL distance.
+    pub mahalanobis_mean: Option<f64>,
+    /// Trace of the window's covariance over that of the baseline's.
+    pub dispersion_ratio: Option<f64>,
+    /// Difference of the logarithms of their determinants, divided by the dimension; both are shrunk as
+    /// Ledoit and Wolf do.
+    pub dispersion_log_det: Option<f64>,
     /// Different sequences over samples.
     pub distinct_ratio: Option<f64>,
+    /// Mean distance to the k-th nearest baseline latent.
+    pub knn_distance: Option<f64>,
+    /// Mean distance to the nearest baseline latent of the same prompt.
+    pub paired_distance: Option<f64>,
+    /// Samples whose prompt the baseline has.
+    pub paired_samples: usize,
     /// Mean reward of the window.
     pub reward_mean: f64,
     /// Standard deviation of the reward.
     pub reward_std: f64,
+    /// Quantiles of the reward.
+    pub reward_quantiles: Option<Quantiles>,
+    /// Share of rewards above the 0.99 quantile of the baseline's.
+    pub saturation: Option<f64>,
+    /// Share of prompts with several answers whose rewards are all bitwise equal.
+    pub group_zero_variance_rate: Option<f64>,
+    /// Prompts with several answers.
+    pub groups: usize,
+    /// Spearman's rank correlation of reward and length: characters of the response where they are
+    /// known of all samples, else tokens.
+    pub reward_length_rho: Option<f64>,
     /// Mean length of the scored sequences, in tokens.
     pub tokens_mean: f64,
+    /// Mean length of the responses, in characters, where it is known of all samples.
+    pub response_characters_mean: Option<f64>,
     /// Mean over samples and dimensions of the posterior's standard deviation.
     pub sigma_mean: Option<f64>,
     /// Mean KL divergence of the posterior from `N(0, I)`, in nats.
     pub divergence_mean: Option<f64>,
 }
 
-/// Computes all statistics of a window; without a baseline, those that need none. Also answers why there
-/// is no CSI.
-pub fn evaluate_window(
-    samples: &[Sample],
-    baseline: Option<&BaselineSet>,
-    parameters: &CsiParameters,
-) -> (WindowStatistics, Option<CsiError>) {
-    let separation = baseline.and_then(|baseline| {
-        let dimension = samples.first()?.latent.len();
-        let values: Vec<f64> =
-            samples.iter().flat_map(|sample| &sample.latent).map(|&v| f64::from(v)).collect();
-        let latents = Array2::from_shape_vec((samples.len(), dimension), values).ok()?;
-        Some(csi(latents.view(), baseline.latents.view(), parameters))
-    });
-    let (csi, error) = match separation.transpose() {
-        Ok(csi) => (csi, None),
-        Err(error) => (None, Some(error)),
-    };
-    let (reward_mean, reward_std) = moments(samples.iter().map(|s| f64::from(s.reward)));
-    let (tokens_mean, _) = moments(samples.iter().map(|s| f64::from(s.tokens)));
-    let mean = |value: fn(&Sample) -> f32| {
-        let (mean, _) = moments(samples.iter().map(|sample| f64::from(value(sample))));
-        (!samples.is_empty() && mean.is_finite()).then_some(mean)
-    };
-    let distinct: HashSet<u64> = samples.iter().map(|sample| sample.sequence).collect();
-    let statistics = WindowStatistics {
-        csi: csi.as_ref().map(|csi| csi.csi),
-        csi_per_sample: csi.as_ref().map(|csi| csi.per_sample),
-        clusters: csi.as_ref().map(|csi| csi.clusters),
-        noise_fraction: csi.as_ref().map(|csi| csi.noise_fraction),
-        distinct_ratio: (!samples.is_empty()).then(|| distinct.len() as f64 / samples.len() as f64),
-        reward_mean,
-        reward_std,
-        tokens_mean,
-        sigma_mean: mean(|sample| sample.sigma),
-        divergence_mean: mean(|sample| sample.divergence),
-    };
-    (statistics, error)
-}
-
-/// Mean and standard deviation.
-fn moments(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let count = values.clone().count().max(1) as f64;
-    let mean = values.clone().sum::<f64>() / count;
-    let variance = values.map(|value| (value - mean).powi(2)).sum::<f64>() / count;
-    (mean, variance.sqrt())
+/// What [`evaluate_window`] finds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WindowEvaluation {
+    /// The statistics.
+    pub statistics: WindowStatistics,
+    /// Why there is no CSI; absent also where there is no baseline.
+    pub csi_error: Option<CsiError>,
+    /// Mahalanobis distance of each sample from the baseline; empty where there is none.
+    pub distances: Vec<f64>,
 }

@@ -12,7 +12,7 @@ mod bf16;
 mod bf16;
 mod buffers;
 mod elementwise;
-mod isa;
+pub(crate) mod isa;
 mod layout;
 mod linear;
 mod operand;

@@ -176,7 +176,7 @@ impl EnergyNull {
 
 /// Euclidean distances of all pairs of rows. To `1e-8` of the largest, which a null does not feel.
 fn pairwise(latents: ArrayView2<'_, f64>) -> Array2<f64> {
-    let centred = &latents - &mean(&latents);
+    let centred = &latents - &mean(latents);
     let norms: Vec<f64> = centred.outer_iter().map(|row| row.dot(&row)).collect();
     let mut distances = centred.dot(&centred.t());
     for ((i, j), value) in distances.indexed_iter_mut() {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | energy distance | its limit law, fitted to the baseline: [`EnergyNull`] | once 3 G multiply-adds |
 //! | CSI per sample | parts of the baseline held out | for each class of window sizes at most 15 G, or 60 draws |
-//! | MOP | exact: the flagged are beta-binomial | once 0.5 G (five fits, each without a fifth) |
+//! | MOP | exact: the flagged are beta-binomial | none: the distances of held-out latents are there |
 //! | dispersion ratio | normal, with the baseline's own spread of squared distances | once 1 M |
 //! | distinct ratio | its expectation among as many latents of the baseline | once 5,000 hashes |
 //!
@@ -19,33 +19,27 @@ pub(crate) mod tail;
 use std::collections::HashMap;
 
 use libm::lgamma;
-use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
+use ndarray::{ArrayView2, Axis};
 use parking_lot::Mutex;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 
 use super::csi::CsiParameters;
 use super::gram::mean;
-use super::mahalanobis::Mahalanobis;
 use csi::{CsiNull, held_out};
 pub use energy::EnergyNull;
 use tail::{beta_binomial_tail, bisect, normal_tail, normal_upper_quantile};
 
 /// The quantile that is reported beside a value.
 const QUANTILE: f64 = 0.95;
-/// Parts of the cross-fit.
-const FOLDS: usize = 5;
 /// Answers of one prompt that are compared with one another, at most.
 const MAX_GROUP: usize = 64;
 
 /// The nulls of one baseline. Fitted on the thread that evaluates.
 #[derive(Debug)]
 pub struct Null {
-    latents: Arc<Array2<f64>>,
+    baseline: usize,
     energy: Option<EnergyNull>,
-    /// Distance of each latent from a baseline that lacks it, ascending.
+    /// Distance of each latent from a fit that lacks it, ascending.
     mahalanobis: Vec<f64>,
     /// Standard deviation of the squared distance from the mean over its mean.
     dispersion: Option<f64>,
@@ -110,31 +104,29 @@ pub struct NullValues {
 }
 
 impl Null {
-    /// Fits what does not depend on a window's size to the baseline's latents `[M, d]`. A small or
-    /// degenerate baseline lacks some of the nulls: fewer than 16 latents have none.
-    pub fn fit(latents: Arc<Array2<f64>>, parameters: CsiParameters) -> Self {
-        let view = latents.view();
-        let enough = view.nrows() >= energy::MIN_ROWS;
+    /// Fits what does not depend on a window's size to the baseline's latents `[M, d]`, of which
+    /// `held_out` are the Mahalanobis distances, each by a fit without it
+    /// ([`Reference::held_out`](super::reference::Reference::held_out)); `parameters` have a fixed
+    /// `eps`. A small or degenerate baseline lacks some of the nulls: fewer than 16 latents have none.
+    pub fn fit(latents: ArrayView2<'_, f64>, held_out: &[f64], parameters: CsiParameters) -> Self {
+        let enough = latents.nrows() >= energy::MIN_ROWS;
+        let mut mahalanobis = if enough { held_out.to_vec() } else { Vec::new() };
+        mahalanobis.retain(|distance| distance.is_finite());
+        mahalanobis.sort_by(f64::total_cmp);
         Self {
-            energy: EnergyNull::fit(view),
-            mahalanobis: if enough { cross_fitted(view) } else { Vec::new() },
-            dispersion: enough.then(|| relative_spread(view)).flatten(),
-            repeats: repeats(view),
+            baseline: latents.nrows(),
+            energy: EnergyNull::fit(latents),
+            mahalanobis,
+            dispersion: enough.then(|| relative_spread(latents)).flatten(),
+            repeats: repeats(latents),
             csi: Mutex::default(),
             parameters,
-            latents,
         }
     }
 
     /// The law of the energy distance.
     pub fn energy(&self) -> Option<&EnergyNull> {
         self.energy.as_ref()
-    }
-
-    /// The Mahalanobis distance that a share `alpha` of held-out latents exceeds.
-    pub fn outlier_distance(&self, alpha: f64) -> Option<f64> {
-        let last = self.mahalanobis.len().checked_sub(1)?;
-        Some(self.mahalanobis[((1.0 - alpha) * last as f64).ceil() as usize])
     }
 
     /// The number of independent answers that tell as much about the population as these `[n, d]`
@@ -174,10 +166,10 @@ impl Null {
         if effect.is_finite() { n / effect.max(1.0) } else { n }
     }
 
-    /// Puts what was measured beside its null. The first window of a size class pays for the null of
-    /// CSI.
-    pub fn judge(&self, observed: &Observed) -> NullValues {
-        let m = self.latents.nrows() as f64;
+    /// Puts what was measured beside its null. `latents` are those that it was fitted to: the first
+    /// window of a size class pays for the null of CSI.
+    pub fn judge(&self, latents: ArrayView2<'_, f64>, observed: &Observed) -> NullValues {
+        let m = self.baseline as f64;
         let n = observed.effective_samples.clamp(1.0, observed.samples.max(1) as f64);
         NullValues {
             samples: observed.samples,
@@ -189,7 +181,7 @@ impl Null {
                 p: Some(null.p(value, n)),
             }),
             csi: finite(observed.csi_per_sample).and_then(|value| {
-                let null = self.csi(observed.samples)?;
+                let null = self.csi(latents, observed.samples)?;
                 Some(Judged {
                     value,
                     mean: null.mean(),
@@ -242,12 +234,12 @@ impl Null {
         })
     }
 
-    fn csi(&self, samples: usize) -> Option<Arc<CsiNull>> {
-        let size = held_out(samples, self.latents.nrows());
+    fn csi(&self, latents: ArrayView2<'_, f64>, samples: usize) -> Option<Arc<CsiNull>> {
+        let size = held_out(samples, self.baseline);
         if let Some(known) = self.csi.lock().get(&size) {
             return known.clone();
         }
-        let null = CsiNull::fit(self.latents.view(), size, &self.parameters).map(Arc::new);
+        let null = CsiNull::fit(latents, size, &self.parameters).map(Arc::new);
         self.csi.lock().insert(size, null.clone());
         null
     }
@@ -255,7 +247,7 @@ impl Null {
     /// Expected share of different latents among `samples` of the baseline, drawn without putting
     /// back (rarefaction; Hurlbert 1971); of all of them for a larger window.
     fn expected_distinct(&self, samples: usize) -> Option<f64> {
-        let (total, drawn) = (self.latents.nrows(), samples.min(self.latents.nrows()));
+        let (total, drawn) = (self.baseline, samples.min(self.baseline));
         if drawn == 0 {
             return None;
         }
@@ -281,33 +273,9 @@ fn finite(value: Option<f64>) -> Option<f64> {
     value.filter(|value| value.is_finite())
 }
 
-/// The distance of each latent from a fit to four fifths of the others, ascending: what is known of
-/// the distances of fresh answers. In a fit's own sample they are too small, by much where there are
-/// few more latents than dimensions.
-fn cross_fitted(latents: ArrayView2<'_, f64>) -> Vec<f64> {
-    let rows = latents.nrows();
-    let mut order: Vec<_> = (0..rows).collect();
-    order.shuffle(&mut ChaCha8Rng::seed_from_u64(2));
-    let shuffled = latents.select(Axis(0), &order);
-    let mut distances = Vec::with_capacity(rows);
-    for fold in 0..FOLDS {
-        let (start, end) = (fold * rows / FOLDS, (fold + 1) * rows / FOLDS);
-        let others =
-            concatenate![Axis(0), shuffled.slice(s![..start, ..]), shuffled.slice(s![end.., ..])];
-        let Ok(fitted) = Mahalanobis::fit(others.view()) else { return Vec::new() };
-        for row in shuffled.slice(s![start..end, ..]).outer_iter() {
-            let latent: Vec<_> = row.iter().map(|&value| value as f32).collect();
-            distances.push(fitted.distance(&latent));
-        }
-    }
-    distances.retain(|distance| distance.is_finite());
-    distances.sort_by(f64::total_cmp);
-    distances
-}
-
 /// Standard deviation of the squared distance from the mean, over its mean.
 fn relative_spread(latents: ArrayView2<'_, f64>) -> Option<f64> {
-    let centred = &latents - &mean(&latents);
+    let centred = &latents - &mean(latents);
     let squares = centred.map_axis(Axis(1), |row| row.dot(&row));
     let spread = squares.std(1.0) / squares.mean()?;
     spread.is_finite().then_some(spread)
