@@ -6,8 +6,9 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::Sample;
-use super::statistics::csi::CsiParameters;
+use super::statistics::csi::{CsiParameters, EpsMode};
 use super::statistics::mahalanobis::Mahalanobis;
+use super::statistics::null::Null;
 use super::statistics::reference::Reference;
 
 /// Where a baseline comes from.
@@ -73,6 +74,7 @@ pub struct BaselineSet {
     /// Absent where the latents have no covariance to speak of.
     pub mahalanobis: Option<Arc<Mahalanobis>>,
     reference: OnceLock<Reference>,
+    null: OnceLock<Null>,
 }
 
 impl BaselineSet {
@@ -96,6 +98,7 @@ impl BaselineSet {
             version,
             mahalanobis,
             reference: OnceLock::new(),
+            null: OnceLock::new(),
         })
     }
 
@@ -110,6 +113,17 @@ impl BaselineSet {
                 self.prompts.as_deref(),
                 csi.min_samples,
             )
+        })
+    }
+
+    /// What fresh answers of the SFT model give. The first call computes it, which takes seconds.
+    /// Where the baseline gives no radius, CSI has no null.
+    pub fn null(&self, csi: &CsiParameters) -> &Null {
+        self.null.get_or_init(|| {
+            let reference = self.reference(csi);
+            let eps = reference.eps(csi).unwrap_or(f64::NAN);
+            let csi = CsiParameters { eps, eps_mode: EpsMode::Fixed, ..csi.clone() };
+            Null::fit(self.latents.view(), reference.held_out(), csi)
         })
     }
 

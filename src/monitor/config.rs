@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::MonitorError;
+use super::alerts::AlertParameters;
 use super::early_stop::{EarlyStop, EarlyStopParameters};
 use super::statistics::StatisticsParameters;
 use super::statistics::csi::CsiParameters;
@@ -29,6 +30,8 @@ pub struct MonitorConfig {
     pub statistics: StatisticsConfig,
     /// When to say that training should stop.
     pub early_stop: EarlyStopParameters,
+    /// When to raise alerts.
+    pub alerts: AlertParameters,
 }
 
 /// Settings of the statistics besides CSI.
@@ -60,6 +63,7 @@ impl Default for MonitorConfig {
             csi: CsiParameters::default(),
             statistics: StatisticsConfig::default(),
             early_stop: EarlyStopParameters::default(),
+            alerts: AlertParameters::default(),
         }
     }
 }
@@ -95,6 +99,9 @@ impl MonitorConfig {
         }
         if let Err(error) = EarlyStop::new(self.early_stop.clone()) {
             return wrong("early_stop", error.to_string());
+        }
+        if let Err(error) = self.alerts.check() {
+            return wrong("alerts", error.to_string());
         }
         Ok(())
     }

@@ -167,7 +167,7 @@ fn undecided(change: Option<f64>, reason: String) -> EarlyStopVerdict {
 }
 
 /// Three significant digits, without an exponent where that stays short.
-fn significant(value: f64) -> String {
+pub(super) fn significant(value: f64) -> String {
     let scientific = format!("{value:.2e}");
     let exponent = scientific.split_once('e').and_then(|(_, exponent)| exponent.parse().ok());
     match exponent {

@@ -3,6 +3,7 @@
 //! The engine shows it every scored answer; a thread of its own sorts them into runs and windows
 //! (`worker.rs`), and another evaluates each window (`evaluator.rs`). Scoring never waits for them.
 
+pub mod alerts;
 mod baseline;
 mod config;
 pub mod early_stop;
