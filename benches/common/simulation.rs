@@ -39,6 +39,7 @@ impl Change {
         Self::Length,
     ];
 
+    #[allow(dead_code, reason = "the tests print no table")]
     pub(crate) fn describe(self) -> &'static str {
         match self {
             Self::Shift => "shift of the mean by 0.15 of the radius",
