@@ -42,6 +42,10 @@ pub struct MetricSet {
     pub reward: Histogram,
     pub monitor_lag_seconds: Gauge,
     pub monitor_dropped: IntCounter,
+    pub journal_bytes: IntGauge,
+    pub journal_pending: IntGauge,
+    pub journal_failed: IntGauge,
+    pub journal_lost: IntCounter,
     pub evaluation_seconds: Histogram,
     pub evaluations_pending: IntGauge,
     pub runs: RunMetrics,
@@ -201,6 +205,19 @@ impl Metrics {
             monitor_dropped: counter(
                 "inform_monitor_dropped_total",
                 "Samples that the monitor did not see because it was too far behind",
+            )?,
+            journal_bytes: gauge("inform_journal_bytes", "Bytes of the journal's file")?,
+            journal_pending: gauge(
+                "inform_journal_pending",
+                "Samples that are not in the journal yet",
+            )?,
+            journal_failed: gauge(
+                "inform_journal_failed",
+                "1 while the journal cannot be written, else 0",
+            )?,
+            journal_lost: counter(
+                "inform_journal_lost_total",
+                "Samples that were monitored and never reached the journal",
             )?,
             evaluation_seconds: histogram(
                 "inform_evaluation_seconds",

@@ -75,6 +75,16 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
+/// Checks the name of a run.
+pub(super) fn check_run(run: &str) -> Result<(), ApiError> {
+    let length = run.chars().count();
+    if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
+        let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
+        return Err(ApiError::invalid("/run", message));
+    }
+    Ok(())
+}
+
 impl Caller {
     /// The request's own id, or the one that it was given.
     pub(super) fn request_id(&self) -> &str {
@@ -98,11 +108,7 @@ impl Caller {
         };
         let in_header = header("X-Run-Id", "/run")?;
         for run in [run, in_header, self.run_in_url.as_deref()].into_iter().flatten() {
-            let length = run.chars().count();
-            if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
-                let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
-                return Err(ApiError::invalid("/run", message));
-            }
+            check_run(run)?;
         }
         let run = run.or(in_header).or(self.run_in_url.as_deref()).unwrap_or(DEFAULT_RUN);
         let in_header = header("X-Step", "/step")?

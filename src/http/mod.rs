@@ -1,6 +1,7 @@
 //! The HTTP API: routes, limits, and what every request passes through.
 
 mod auth;
+mod baseline;
 mod body;
 mod caller;
 pub mod connections;
@@ -79,6 +80,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::show, runs::remove))
         .routes(routes!(runs::evaluations))
         .routes(routes!(runs::evaluate))
+        .routes(routes!(baseline::put))
+        .routes(routes!(runs::configure))
         .routes(routes!(operations::health))
         .routes(routes!(operations::ready))
         .routes(routes!(operations::metrics))

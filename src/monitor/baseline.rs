@@ -6,6 +6,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::Sample;
+use super::journal::BaselineRecord;
 use super::statistics::csi::CsiParameters;
 use super::statistics::mahalanobis::Mahalanobis;
 use super::statistics::reference::Reference;
@@ -18,6 +19,8 @@ pub enum BaselineOrigin {
     Checkpoint,
     /// Requests with `role = "baseline"`.
     Recorded,
+    /// `PUT /runs/{run}/baseline`.
+    Uploaded,
 }
 
 /// SFT answers: what a baseline is made of.
@@ -42,6 +45,13 @@ impl BaselineAnswers {
     /// Whether there is no answer.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Keeps the first `count` answers.
+    pub(super) fn truncate(&mut self, count: usize) {
+        self.latents.truncate(count * self.dimension);
+        self.rewards.truncate(count);
+        self.prompts.truncate(count);
     }
 
     /// Adds an answer; one of another dimension is left out.
@@ -111,6 +121,25 @@ impl BaselineSet {
                 csi.min_samples,
             )
         })
+    }
+
+    /// What the journal keeps of it. Recorded answers are there already.
+    pub(super) fn record(&self) -> BaselineRecord {
+        let recorded = self.origin == BaselineOrigin::Recorded;
+        BaselineRecord {
+            version: self.version,
+            origin: self.origin,
+            rows: self.len(),
+            dimension: self.latents.ncols(),
+            latents: if recorded {
+                Vec::new()
+            } else {
+                // They were f32 when they came.
+                self.latents.iter().map(|&value| value as f32).collect()
+            },
+            rewards: self.rewards.clone().filter(|_| !recorded),
+            prompts: self.prompts.clone().filter(|_| !recorded),
+        }
     }
 
     /// Number of latents.
