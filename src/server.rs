@@ -39,7 +39,8 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let monitor = latent_dim
         .map(|_| {
             let baseline = checkpoint.baseline.as_ref();
-            Monitor::start(config.monitor.clone(), baseline, metrics.clone())
+            let settings = config.monitor.clone();
+            Monitor::start(settings, baseline, &checkpoint.weights, metrics.clone())
         })
         .transpose()?;
     let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);

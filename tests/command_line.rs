@@ -406,6 +406,8 @@ fn a_broken_checkpoint_is_named_with_what_was_found_and_expected() {
                 let baseline = Baseline {
                     latents: vec![0.5; 8],
                     dimension: 8,
+                    rewards: None,
+                    prompts: None,
                     weights: "sha256:0123".to_owned(),
                     source: "another checkpoint".to_owned(),
                 };

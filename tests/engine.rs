@@ -98,7 +98,7 @@ impl Bench {
     fn start(config: &EngineConfig, cache_bytes: u64) -> Self {
         let control = Arc::new(Control::default());
         let metrics = Metrics::new().unwrap();
-        let monitor = Monitor::start(MonitorConfig::default(), None, metrics.clone()).unwrap();
+        let monitor = Monitor::start(MonitorConfig::default(), None, "", metrics.clone()).unwrap();
         let cache = ScoreCache::new("w", &CacheConfig { max_bytes: cache_bytes }, &metrics);
         let device = Box::new(Device(control.clone()));
         let engine =

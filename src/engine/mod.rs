@@ -272,7 +272,9 @@ impl Engine {
         let answers: Answers = tokio::time::timeout_at(deadline.into(), collect)
             .await
             .map_err(|_| EngineError::DeadlineExceeded)??;
-        self.observe(&answers, watched, origin);
+        tokio::time::timeout_at(deadline.into(), self.observe(&answers, watched, origin))
+            .await
+            .map_err(|_| EngineError::DeadlineExceeded)?;
         Ok(answers)
     }
 
@@ -362,7 +364,8 @@ impl Engine {
         if self.monitor.is_some() { jobs.iter().map(watch).collect() } else { Vec::new() }
     }
 
-    fn observe(&self, answers: &Answers, watched: Vec<Watched>, origin: &Origin) {
+    /// Waits for the monitor only where its journal is to hold the samples before they are answered.
+    async fn observe(&self, answers: &Answers, watched: Vec<Watched>, origin: &Origin) {
         for scored in answers.iter().flatten() {
             self.metrics.reward.observe(f64::from(scored.score.reward));
         }
@@ -383,7 +386,7 @@ impl Engine {
                     index: watched.index,
                 })
             });
-            monitor.observe(Observation::new(origin.clone(), samples.collect()));
+            monitor.observe(Observation::new(origin.clone(), samples.collect())).await;
         }
     }
 

@@ -101,6 +101,16 @@ pub(super) fn run_of_head<'a>(headers: &'a HeaderMap, uri: &Uri) -> Option<Cow<'
     in_header.map(Cow::Borrowed).or_else(|| run_in_url(uri).map(Cow::Owned))
 }
 
+/// Checks the name of a run.
+pub(super) fn check_run(run: &str) -> Result<(), ApiError> {
+    let length = run.chars().count();
+    if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
+        let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
+        return Err(ApiError::invalid("/run", message));
+    }
+    Ok(())
+}
+
 impl Caller {
     /// The request's own id, or the one that it was given.
     pub(super) fn request_id(&self) -> &str {
@@ -117,11 +127,7 @@ impl Caller {
     ) -> Result<Origin, ApiError> {
         let in_header = text(self.run.as_ref(), "X-Run-Id", "/run")?;
         for run in [run, in_header, self.run_in_url.as_deref()].into_iter().flatten() {
-            let length = run.chars().count();
-            if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
-                let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
-                return Err(ApiError::invalid("/run", message));
-            }
+            check_run(run)?;
         }
         let run = run.or(in_header).or(self.run_in_url.as_deref()).unwrap_or(DEFAULT_RUN);
         let in_header = text(self.step.as_ref(), "X-Step", "/step")?

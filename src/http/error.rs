@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::engine::EngineError;
-use crate::monitor::MonitorError;
+use crate::monitor::{MonitorError, OverrideError};
 
 /// Least and most seconds of `Retry-After` at an overload.
 const RETRY_AFTER: (u64, u64) = (1, 60);
@@ -173,6 +173,11 @@ impl ApiError {
         }
     }
 
+    /// The same as 422: the field is of the right type, and cannot be used.
+    pub(super) fn out_of_place(self) -> Self {
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, code: "unprocessable", ..self }
+    }
+
     /// 422: no input of the request can be scored.
     pub(super) fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", message)
@@ -218,7 +223,13 @@ impl From<MonitorError> for ApiError {
         let (status, code) = match error {
             MonitorError::UnknownRun(_) => (StatusCode::NOT_FOUND, "unknown_run"),
             MonitorError::EmptyWindow(_) => (StatusCode::CONFLICT, "empty_window"),
-            MonitorError::Setting { .. } | MonitorError::Thread(_) => {
+            MonitorError::Override(error) => {
+                let OverrideError { pointer, message, is_conflict } = error;
+                let invalid = Self::invalid(pointer, message);
+                return if is_conflict { invalid.out_of_place() } else { invalid };
+            }
+            MonitorError::EmptyBaseline => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable"),
+            MonitorError::Setting { .. } | MonitorError::Thread(_) | MonitorError::Journal(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
         };

@@ -2,6 +2,7 @@
 
 mod admission;
 mod auth;
+mod baseline;
 mod body;
 mod caller;
 pub mod connections;
@@ -103,6 +104,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::show, runs::remove))
         .routes(routes!(runs::evaluations))
         .routes(routes!(runs::evaluate))
+        .routes(routes!(baseline::put))
+        .routes(routes!(runs::configure))
         .routes(routes!(operations::health))
         .routes(routes!(operations::ready))
         .routes(routes!(operations::metrics))

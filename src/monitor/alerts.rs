@@ -28,7 +28,7 @@ const HISTORY: usize = 1000;
 const OUTLYING: usize = 10;
 
 /// What raises an alert.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlertParameters {
     /// The kinds that are looked for.
@@ -244,7 +244,7 @@ pub struct Changes {
 }
 
 /// The alerts of one run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Alerts {
     parameters: AlertParameters,
     min_samples: usize,
@@ -255,7 +255,7 @@ pub struct Alerts {
     history: VecDeque<Alert>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Reference {
     windows: usize,
     answers: f64,
@@ -263,7 +263,7 @@ struct Reference {
 }
 
 /// One kind from window to window.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tracker {
     kind: AlertKind,
     /// The first window of those in a row that are beyond the moderate level, and their number.
@@ -288,6 +288,20 @@ enum Level {
     Extreme,
 }
 
+impl Default for Alerts {
+    fn default() -> Self {
+        let parameters = AlertParameters::default();
+        Self {
+            trackers: trackers(&parameters),
+            parameters,
+            min_samples: 1,
+            baseline: None,
+            reference: Reference::default(),
+            history: VecDeque::new(),
+        }
+    }
+}
+
 impl Alerts {
     /// A run that has no alert. Windows of fewer than `min_samples` answers are not judged.
     ///
@@ -298,14 +312,33 @@ impl Alerts {
         min_samples: usize,
     ) -> Result<Self, AlertParametersError> {
         parameters.check()?;
-        Ok(Self {
-            trackers: trackers(&parameters),
-            parameters,
-            min_samples,
-            baseline: None,
-            reference: Reference::default(),
-            history: VecDeque::new(),
-        })
+        Ok(Self { trackers: trackers(&parameters), parameters, min_samples, ..Self::default() })
+    }
+
+    /// Goes on with other parameters. What is no longer looked for ends without a word.
+    ///
+    /// # Errors
+    /// A parameter out of range; then nothing changes.
+    pub fn set_parameters(
+        &mut self,
+        parameters: AlertParameters,
+        min_samples: usize,
+    ) -> Result<(), AlertParametersError> {
+        parameters.check()?;
+        let known = std::mem::take(&mut self.trackers);
+        let mut known: Vec<Option<Tracker>> = known.into_iter().map(Some).collect();
+        self.trackers = trackers(&parameters);
+        for tracker in &mut self.trackers {
+            let same = |known: &&mut Option<Tracker>| {
+                known.as_ref().is_some_and(|known| known.kind == tracker.kind)
+            };
+            if let Some(known) = known.iter_mut().find(same).and_then(Option::take) {
+                *tracker = known;
+            }
+        }
+        self.parameters = parameters;
+        self.min_samples = min_samples;
+        Ok(())
     }
 
     /// Takes the next window.
@@ -343,6 +376,13 @@ impl Alerts {
     /// The alerts that ended, the last 1,000, oldest first.
     pub fn history(&self) -> impl Iterator<Item = &Alert> {
         self.history.iter()
+    }
+
+    /// Those that ended and those that last, oldest first.
+    pub fn all(&self) -> Vec<Alert> {
+        let mut all: Vec<Alert> = self.history().chain(self.active()).cloned().collect();
+        all.sort_by_key(|alert| alert.since_evaluation);
+        all
     }
 
     fn restart(&mut self, at: f64, changes: &mut Changes) {

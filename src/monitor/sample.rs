@@ -6,6 +6,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::Message;
+
 /// What an answer is to its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -35,7 +37,7 @@ pub struct Origin {
 /// What is known of a text besides its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Subject {
-    /// [`fingerprint`] of the prompt, where the input has it apart.
+    /// [`prompt_fingerprint`], where the input has the prompt apart.
     pub prompt: Option<u64>,
     /// Characters (Unicode scalar values) of the response, where the input has it apart.
     pub response_characters: Option<u32>,
@@ -87,4 +89,10 @@ pub fn fingerprint(bytes: &[u8]) -> u64 {
     let digest: [u8; 32] = Sha256::digest(bytes).into();
     let (first, _) = digest.split_first_chunk().unwrap_or((&[0; 8], &[]));
     u64::from_le_bytes(*first)
+}
+
+/// The [`fingerprint`] of a prompt: of its messages, as JSON.
+pub fn prompt_fingerprint(messages: &[Message]) -> u64 {
+    // Serialisation of strings does not fail.
+    fingerprint(&serde_json::to_vec(messages).unwrap_or_default())
 }

@@ -207,6 +207,11 @@ impl Client {
         self.post_bytes(path, body.to_string().as_bytes())
     }
 
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Answer {
+        let headers = [("content-type", "application/json")];
+        self.send("PUT", path, &headers, body.to_string().as_bytes())
+    }
+
     /// A successful `POST /reward`.
     pub(crate) fn reward(&self, body: &Value) -> Value {
         self.post("/reward", body).ok()
