@@ -211,7 +211,7 @@ fn simulated_changes_are_seen_and_unchanged_runs_are_left_alone() {
     let parameters = AlertParameters::default();
     let mut false_alarms = 0;
     for seed in 0..3 {
-        let mut bench = Bench::new(seed, 16, 400, 256);
+        let mut bench = Bench::new(seed, 16, 2000, 256);
         false_alarms += bench.run(&parameters, None, 60).len();
         for change in Change::ALL {
             let raised = bench.run(&parameters, Some(change), BEFORE + change.horizon());

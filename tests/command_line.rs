@@ -186,7 +186,7 @@ fn the_documentation_names_every_metric() {
     // Something for every metric: a failing input, a baseline with rewards and prompts, and windows
     // that differ.
     server.score(&[pair("Is it late?", "Yes."), json!({})]);
-    let sft: Vec<Value> = (1..9).map(|i| pair("one two three", &"z w".repeat(i))).collect();
+    let sft: Vec<Value> = (1..41).map(|i| pair("one two three", &"z w".repeat(i))).collect();
     server.reward(&json!({"inputs": sft, "run": "r", "role": "baseline"}));
     for (step, text) in ["a", "bb", "ccc", "d d d d", "one two three"].into_iter().enumerate() {
         let inputs: Vec<Value> = (0..6).map(|i| pair(text, &text.repeat(i + 1))).collect();

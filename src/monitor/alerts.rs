@@ -483,7 +483,10 @@ pub fn moderate_level(rate: f64, count: usize, correlation: f64) -> f64 {
     if count == 1 || correlation <= 0.0 {
         return independent;
     }
-    let correlation = correlation.min(1.0 - 1e-9);
+    if correlation > 0.99 {
+        // The sum below is too coarse for it, and the limit is on the safe side.
+        return rate;
+    }
     let (shared, own) = (correlation.sqrt(), (1.0 - correlation).sqrt());
     let in_a_row = |level: f64| {
         let z = normal_upper_quantile(level);

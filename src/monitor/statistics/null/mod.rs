@@ -132,7 +132,7 @@ impl Null {
     /// The number of independent answers that tell as much about the population as these `[n, d]`
     /// latents, where several answer the same prompt: `n` over Kish's design effect,
     ///
-    ///     1 + sum over pairs i != j of the same prompt of (1 - |x_i - x_j| / mu) / n,
+    /// `1 + sum over pairs i != j of the same prompt of (1 - |x_i - x_j| / mu) / n`,
     ///
     /// `mu` the mean distance of two latents of the baseline. It makes the mean of the energy
     /// distance under the null right. Answers without a prompt count as independent.
