@@ -30,8 +30,10 @@ def matches(value, hint, at):
     if hint in (object, typing.Any) or value is None and hint is type(None):
         return []
     if origin in (typing.Union, types.UnionType):
-        tried = [matches(value, one, at) for one in arguments]
-        return min(tried, key=len)
+        if isinstance(value, dashboard.Panel):
+            return model(value, at)
+        tried = [matches(value, one, at) for one in arguments if one is not type(None)]
+        return [] if value is None and type(None) in arguments else min(tried, key=len)
     if origin is typing.Literal:
         return [] if value in arguments else [f"{at}: {value!r} is none of {arguments}"]
     if origin is list and isinstance(value, list):
@@ -42,12 +44,17 @@ def matches(value, hint, at):
         if issubclass(hint, enum.Enum):
             known = [one.value for one in hint]
             return [] if value in known else [f"{at}: {value!r} is none of {known}"]
+        if hint is variants.Dataquery:
+            return model(value, at) if hasattr(value, "expr") else [f"{at}: no Prometheus query"]
+        if hasattr(hint, "from_json") and isinstance(value, hint):
+            return model(value, at)
+        if hint is str and isinstance(value, str):
+            return []
+        # True is no number here.
         if hint is float and type(value) is int or type(value) is hint:
             return []
-        if isinstance(value, hint):
-            return model(value, at)
-        # The models leave what they hold in lists as it was.
-        if isinstance(value, dict) and hasattr(hint, "from_json"):
+        # Models leave what they hold in lists as it was.
+        if hasattr(hint, "from_json") and isinstance(value, dict):
             read = hint.from_json(value)
             return model(read, at) + same(value, plain(read), at)
     return [f"{at}: {value!r} is no {hint}"]
@@ -68,10 +75,6 @@ def model(value, at):
         else:
             problems += model(value.options, f"{at}.options")
             problems += model(value.field_config.defaults.custom, f"{at}.fieldConfig.defaults.custom")
-        for i, target in enumerate(value.targets):
-            if not isinstance(target, variants.Dataquery) or not hasattr(target, "expr"):
-                problems.append(f"{at}.targets[{i}]: no Prometheus query")
-            problems += model(target, f"{at}.targets[{i}]")
     return problems
 
 
