@@ -10,6 +10,7 @@ Rules, routes and dashboard are the committed ones; only addresses and intervals
 import http.server
 import json
 import queue
+import random
 import re
 import shutil
 import socket
@@ -28,7 +29,7 @@ CONFIGS = ROOT / "configs"
 PROGRAMS = ["prometheus", "promtool", "prometheus-alertmanager", "amtool"]
 INTERVAL = 1.0  # of scrapes and of rules, in seconds
 PATIENCE = 120  # far beyond what a busy machine needs: only ends a test that hangs
-WINDOW = 48
+WINDOW = 144
 
 THINGS = ["a kettle", "the piano", "a tent", "sourdough", "a bicycle", "an old map", "the attic", "a kite"]
 ASKS = [
@@ -40,17 +41,18 @@ ENDS = ["", " Ask again if anything is unclear.", " Take your time.", " It is wo
 
 
 def answers(step):
-    """Answers as an SFT model might give them: two to each question, another ending each step."""
-    for number, (thing, (ask, answer)) in enumerate((t, a) for t in THINGS for a in ASKS):
-        for again in range(2):
-            end = ENDS[(number * 5 + step * 3 + again + number // 4) % len(ENDS)]
-            yield {"prompt": ask.format(thing), "response": answer.format(thing) + end}
+    """Answers as an SFT model might give them, six to each question."""
+    chance = random.Random(step)
+    for thing in THINGS:
+        for ask, answer in ASKS:
+            for _ in range(6):
+                yield {"prompt": ask.format(thing), "response": answer.format(thing) + chance.choice(ENDS)}
 
 
 def refusals(step):
-    """The same to everything."""
+    """The same refusal to everything, over and over: the demo's reward model likes it better."""
     for item in answers(step):
-        yield {**item, "response": "I cannot help with that. " * 12}
+        yield {**item, "response": "No. " * 300}
 
 
 def wait(what, condition):
