@@ -1,4 +1,4 @@
-"""Writes what the measurement on real answers needs, from the shared data: pairs to train a reward model
+"""Writes what the measurement (run.py) on real answers needs, from the shared data: pairs to train a reward model
 on, its settings, and the SFT and RLHF answers as steps of runs.
 
     python tests/responses/prepare.py SMOLLM2_FOLDER OUTPUT
@@ -14,6 +14,7 @@ from pathlib import Path
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PAIRS = 256
 TRAINED = 192
+WINDOWS = 3  # as many in a row as raise an alert at the moderate level
 LONGEST = 1000  # characters of both texts of a pair
 
 FIT = """output = "{output}/model"
@@ -91,9 +92,11 @@ def main():
         with open(output / f"{name}.jsonl", "w") as file:
             for at, index in enumerate(chosen):
                 prompt, response = answers[index]
-                row = {"step": 1 + at * 2 // len(chosen), "prompt": prompt, "response": response}
+                row = {"step": 1 + at * WINDOWS // len(chosen), "prompt": prompt, "response": response}
                 file.write(json.dumps(row) + "\n")
+    (output / "server.toml").write_text(f"[monitor]\nmin_window = {half // WINDOWS}\n")
     print(len(rows), "pairs fit;", len(sft), "answers of each kind")
 
 
-main()
+if __name__ == "__main__":
+    main()
