@@ -212,7 +212,7 @@ def check_dashboard(prometheus):
     dashboard = json.loads((CONFIGS / "grafana" / "dashboards" / "inform.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     queries += [annotation["expr"] for annotation in dashboard["annotations"]["list"]]
-    variables = {"$instance": ".+", "$run": ".+", "$__rate_interval": "30s"}
+    variables = {"$instance": ".+", "$run": ".+", "$__rate_interval": "5m"}
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
             metric, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
@@ -220,7 +220,7 @@ def check_dashboard(prometheus):
                 metric = metric.replace(name, value)
             found = {series["metric"].get(label) for series in prometheus.query(metric)}
             assert found and None not in found, variable["name"]
-    empty = []
+    queries_left = {}
     for query in queries:
         for name, value in variables.items():
             query = query.replace(name, value)
@@ -230,12 +230,11 @@ def check_dashboard(prometheus):
             found = prometheus.query(query)
             return any(series["value"][1] not in ("NaN", "+Inf", "-Inf") for series in found)
 
-        # Rates need two scrapes; what is missing by then does not come.
-        end = time.monotonic() + 10
-        while not (found := finite()) and time.monotonic() < end:
-            time.sleep(0.2)
-        if not found:
-            empty.append(query)
+        queries_left[query] = finite
+    # Rates need two scrapes.
+    end = time.monotonic() + PATIENCE
+    while (empty := [query for query, finite in queries_left.items() if not finite()]) and time.monotonic() < end:
+        time.sleep(INTERVAL)
     assert not empty, "dashboard queries without data:\n" + "\n".join(empty)
     print(f"{len(queries)} dashboard queries: all find data")
 
