@@ -220,20 +220,16 @@ def check_dashboard(prometheus):
                 metric = metric.replace(name, value)
             found = {series["metric"].get(label) for series in prometheus.query(metric)}
             assert found and None not in found, variable["name"]
-    queries_left = {}
-    for query in queries:
-        for name, value in variables.items():
-            query = query.replace(name, value)
-        assert "$" not in query, query
+    for name, value in variables.items():
+        queries = [query.replace(name, value) for query in queries]
+    assert not [query for query in queries if "$" in query], "an unknown variable"
 
-        def finite(query=query):
-            found = prometheus.query(query)
-            return any(series["value"][1] not in ("NaN", "+Inf", "-Inf") for series in found)
+    def finite(query):
+        return any(series["value"][1] not in ("NaN", "+Inf", "-Inf") for series in prometheus.query(query))
 
-        queries_left[query] = finite
     # Rates need two scrapes.
     end = time.monotonic() + PATIENCE
-    while (empty := [query for query, finite in queries_left.items() if not finite()]) and time.monotonic() < end:
+    while (empty := [query for query in queries if not finite(query)]) and time.monotonic() < end:
         time.sleep(INTERVAL)
     assert not empty, "dashboard queries without data:\n" + "\n".join(empty)
     print(f"{len(queries)} dashboard queries: all find data")
