@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, Opts, Registry, TextEncoder, exponential_buckets, linear_buckets,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets, linear_buckets,
 };
 
 /// All metrics of one server, in a registry of their own. Cheap to clone: every request does.
@@ -42,6 +42,10 @@ pub struct MetricSet {
     pub reward: Histogram,
     pub monitor_lag_seconds: Gauge,
     pub monitor_dropped: IntCounter,
+    pub journal_bytes: IntGauge,
+    pub journal_pending: IntGauge,
+    pub journal_failed: IntGauge,
+    pub journal_lost: IntCounter,
     pub evaluation_seconds: Histogram,
     pub evaluations_pending: IntGauge,
     pub runs: RunMetrics,
@@ -51,6 +55,10 @@ pub struct MetricSet {
 const RUN_GAUGES: &[(&str, &str)] = &[
     ("inform_csi", "Cluster Separation Index of the last window"),
     ("inform_csi_per_sample", "Cluster Separation Index divided by the window's samples"),
+    ("inform_csi_null_p95", "Quantile 0.95 of CSI per sample on windows of fresh SFT answers"),
+    ("inform_energy_null_p95", "Quantile 0.95 of the energy distance of fresh SFT answers"),
+    ("inform_energy_p", "Probability of such an energy distance of fresh SFT answers"),
+    ("inform_mop_null_p95", "Quantile 0.95 of MOP on windows of fresh SFT answers"),
     ("inform_csi_change_ratio", "Last change of the index over the mean of the changes before it"),
     ("inform_noise_fraction", "Share of the window that belongs to no cluster"),
     ("inform_early_stop", "1 once an evaluation has said that training should stop"),
@@ -77,6 +85,10 @@ pub struct RunMetrics {
     gauges: Vec<(&'static str, GaugeVec)>,
     /// Evaluated windows.
     pub evaluations: IntCounterVec,
+    /// Samples of the policy.
+    pub samples: IntCounterVec,
+    /// 1 while an alert lasts, by run and kind.
+    pub alert: IntGaugeVec,
 }
 
 impl RunMetrics {
@@ -93,12 +105,16 @@ impl RunMetrics {
         }
     }
 
-    /// Forgets a run's labels.
-    pub fn remove(&self, run: &str) {
+    /// Forgets a run's labels; `kinds` are those of its alerts.
+    pub fn remove(&self, run: &str, kinds: &[&str]) {
         for (_, gauge) in &self.gauges {
             let _ = gauge.remove_label_values(&[run]);
         }
         let _ = self.evaluations.remove_label_values(&[run]);
+        let _ = self.samples.remove_label_values(&[run]);
+        for kind in kinds {
+            let _ = self.alert.remove_label_values(&[run, kind]);
+        }
     }
 }
 
@@ -136,6 +152,11 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
+        let alert = IntGaugeVec::new(
+            Opts::new("inform_alert", "1 while an alert of this kind lasts"),
+            &["run", "kind"],
+        )?;
+        registry.register(Box::new(alert.clone()))?;
         let monitor_lag_seconds = Gauge::new(
             "inform_monitor_lag_seconds",
             "Age of the last observation when the monitor took it up",
@@ -202,6 +223,19 @@ impl Metrics {
                 "inform_monitor_dropped_total",
                 "Samples that the monitor did not see because it was too far behind",
             )?,
+            journal_bytes: gauge("inform_journal_bytes", "Bytes of the journal's file")?,
+            journal_pending: gauge(
+                "inform_journal_pending",
+                "Samples that are not in the journal yet",
+            )?,
+            journal_failed: gauge(
+                "inform_journal_failed",
+                "1 while the journal cannot be written, else 0",
+            )?,
+            journal_lost: counter(
+                "inform_journal_lost_total",
+                "Samples that were monitored and never reached the journal",
+            )?,
             evaluation_seconds: histogram(
                 "inform_evaluation_seconds",
                 "Time of an evaluation of a window",
@@ -221,6 +255,12 @@ impl Metrics {
                     "Evaluations of a run",
                     &["run"],
                 )?,
+                samples: counters(
+                    "inform_run_samples_total",
+                    "Answers of a run's policy that the monitor has seen",
+                    &["run"],
+                )?,
+                alert,
             },
             registry,
         })))

@@ -207,6 +207,8 @@ impl Replay<'_> {
         // Offline nothing is too late, and all of it is wanted.
         config.monitor.max_pending = usize::MAX;
         config.monitor.history = usize::MAX;
+        // That is the server's.
+        config.monitor.journal.path = std::path::PathBuf::new();
         if let Some(baseline) = &baseline {
             let (found, least) = (baseline.answers.len(), config.monitor.min_window);
             let most = config.monitor.max_window;
@@ -301,7 +303,8 @@ impl Stage {
                 Content::Input(input) => inputs.push((line, input)),
             }
         }
-        self.monitor.observe(Observation::new(origin.clone(), samples));
+        let shown = Observation::new(origin.clone(), samples);
+        self.runtime.block_on(self.monitor.observe(shown));
         let Some((engine, checkpoint)) = &self.engine else { return Ok(()) };
         let at = |line: usize| format!("{}, line {line}", origin.request);
         let mut jobs = Vec::with_capacity(inputs.len());

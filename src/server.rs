@@ -1,7 +1,6 @@
 //! Puts the server together: checkpoint, device, engine, monitor, HTTP.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::checkpoint::Checkpoint;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, ScoreCache, Tokeniser};
-use crate::http::{AppState, Keys, connections, router};
+use crate::http::{App, AppState, Keys, connections, router};
 use crate::metrics::Metrics;
 use crate::model::RewardModel;
 use crate::monitor::Monitor;
@@ -40,7 +39,8 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let monitor = latent_dim
         .map(|_| {
             let baseline = checkpoint.baseline.as_ref();
-            Monitor::start(config.monitor.clone(), baseline, metrics.clone())
+            let settings = config.monitor.clone();
+            Monitor::start(settings, baseline, &checkpoint.weights, metrics.clone())
         })
         .transpose()?;
     let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
@@ -61,11 +61,11 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         tracing::warn!("a standard reward head has no latents: runs are not monitored");
     }
     let folder = checkpoint.folder.canonicalize().unwrap_or(checkpoint.folder);
-    Ok(AppState {
-        engine: Arc::new(engine),
+    Ok(AppState::from(App {
+        engine,
         monitor,
-        draining: Arc::new(AtomicBool::new(false)),
-        encoder: Arc::new(encoder),
+        draining: AtomicBool::new(false),
+        encoder,
         metrics,
         model: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         weights: checkpoint.weights,
@@ -73,9 +73,9 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         latent_dim,
         baseline_samples,
         device,
-        keys: Arc::new(keys),
-        config: Arc::new(config),
-    })
+        keys,
+        config,
+    }))
 }
 
 /// The keys, where there is a file of them.
@@ -108,10 +108,10 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let grace = Duration::from_millis(state.config.shutdown_grace_ms);
     let (begin, begun) = tokio::sync::oneshot::channel();
-    let draining = state.draining.clone();
+    let ending = state.clone();
     let shutdown = async move {
         shutdown.await;
-        draining.store(true, Ordering::Relaxed);
+        ending.draining.store(true, Ordering::Relaxed);
         tracing::info!("shutting down: finishing what was accepted");
         let _ = begin.send(());
     };
@@ -155,6 +155,7 @@ pub fn run(config: ServerConfig) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let listener = connections::listen(address.into())
             .with_context(|| format!("cannot listen on {}:{}", address.0, address.1))?;
+        reload_keys(&state)?;
         tracing::info!("listening on http://{}", listener.local_addr()?);
         serve(state, listener, async move {
             tokio::select! {
@@ -164,6 +165,24 @@ pub fn run(config: ServerConfig) -> anyhow::Result<()> {
         })
         .await
     })
+}
+
+/// Reads the keys file again at every SIGHUP. Without such a file SIGHUP ends the process, as it does
+/// where a terminal is closed.
+fn reload_keys(state: &AppState) -> std::io::Result<()> {
+    if !state.keys.are_set() {
+        return Ok(());
+    }
+    let mut hangup = signal(SignalKind::hangup())?;
+    let state = state.clone();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            if let Err(error) = state.keys.reload() {
+                tracing::error!(error = format!("{error:#}"), "the keys stay as they were");
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Every connection is an open file, and the usual soft limit is 1,024.

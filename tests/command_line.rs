@@ -183,8 +183,11 @@ fn rows(markdown: &str) -> Vec<Vec<String>> {
 #[test]
 fn the_documentation_names_every_metric() {
     let server = Server::start(&["--set", "monitor.min_window=4"]);
-    // Something for every metric: a failing input, and windows that differ.
+    // Something for every metric: a failing input, a baseline with rewards and prompts, and windows
+    // that differ.
     server.score(&[pair("Is it late?", "Yes."), json!({})]);
+    let sft: Vec<Value> = (1..9).map(|i| pair("one two three", &"z w".repeat(i))).collect();
+    server.reward(&json!({"inputs": sft, "run": "r", "role": "baseline"}));
     for (step, text) in ["a", "bb", "ccc", "d d d d", "one two three"].into_iter().enumerate() {
         let inputs: Vec<Value> = (0..6).map(|i| pair(text, &text.repeat(i + 1))).collect();
         server.reward(&json!({"inputs": inputs, "run": "r", "step": step}));
@@ -403,6 +406,8 @@ fn a_broken_checkpoint_is_named_with_what_was_found_and_expected() {
                 let baseline = Baseline {
                     latents: vec![0.5; 8],
                     dimension: 8,
+                    rewards: None,
+                    prompts: None,
                     weights: "sha256:0123".to_owned(),
                     source: "another checkpoint".to_owned(),
                 };

@@ -98,7 +98,7 @@ impl Bench {
     fn start(config: &EngineConfig, cache_bytes: u64) -> Self {
         let control = Arc::new(Control::default());
         let metrics = Metrics::new().unwrap();
-        let monitor = Monitor::start(MonitorConfig::default(), None, metrics.clone()).unwrap();
+        let monitor = Monitor::start(MonitorConfig::default(), None, "", metrics.clone()).unwrap();
         let cache = ScoreCache::new("w", &CacheConfig { max_bytes: cache_bytes }, &metrics);
         let device = Box::new(Device(control.clone()));
         let engine =
@@ -476,14 +476,43 @@ fn work_is_refused_that_cannot_be_done_in_time() {
     let refused = bench.answers(late);
     assert!(matches!(refused, Err(EngineError::Overloaded { .. })), "{refused:?}");
     let deadline = |time| Instant::now() + time;
-    let early = bench.engine.check_room(1, deadline(Duration::from_millis(500)), &origin("run"));
+    let early = bench.engine.check_room(Some("run"), 1, deadline(Duration::from_millis(500)));
     assert!(matches!(early, Err(EngineError::Overloaded { .. })), "{early:?}");
     // There is time for a request with a later deadline, and for another run's.
-    bench.engine.check_room(1, deadline(PATIENCE), &origin("run")).unwrap();
+    bench.engine.check_room(Some("run"), 1, deadline(PATIENCE)).unwrap();
     let patient = bench.send("run", vec![job(text(301))]);
     let other = bench.send_within("other", vec![job(text(302))], PATIENCE);
     bench.release();
     for task in [accepted, patient, other] {
+        assert!(bench.answers(task).unwrap().iter().all(Result::is_ok));
+    }
+}
+
+#[test]
+fn a_full_queue_lets_a_run_in_that_has_nothing_in_it() {
+    let config = EngineConfig { queue_tokens: 200, ..config() };
+    let bench = Bench::start(&config, 0);
+    bench.hold();
+    let blocker = bench.send("flood", vec![job(text(0))]);
+    bench.batch();
+    let mut accepted = vec![bench.send("flood", (1..21).map(|n| job(text(n))).collect())];
+    let refused = bench.answers(bench.send("flood", vec![job(text(21))]));
+    assert!(matches!(refused, Err(EngineError::QueueFull { waiting: 200, .. })), "{refused:?}");
+    let room = |run| bench.engine.check_room(run, 1, Instant::now() + PATIENCE);
+    assert!(matches!(room(Some("flood")), Err(EngineError::QueueFull { .. })));
+    // A request whose run is not known yet must be read.
+    room(Some("polite")).unwrap();
+    room(None).unwrap();
+    for run in 0..20 {
+        accepted.push(bench.send(&format!("run {run}"), vec![job(text(30 + run))]));
+    }
+    // Whoever invents runs fills the queue twice, not without end.
+    let refused = bench.answers(bench.send("another", vec![job(text(60))]));
+    assert!(matches!(refused, Err(EngineError::QueueFull { waiting: 400, .. })), "{refused:?}");
+    assert!(room(None).is_err());
+    bench.release();
+    bench.answers(blocker).unwrap();
+    for task in accepted {
         assert!(bench.answers(task).unwrap().iter().all(Result::is_ok));
     }
 }
@@ -501,7 +530,7 @@ fn one_slow_batch_does_not_make_the_engine_refuse_what_fits_into_the_next() {
     // By that batch's pace these would take more than two seconds.
     let within = Duration::from_secs(1);
     for number in 0..10 {
-        bench.engine.check_room(1, Instant::now() + within, &origin("run")).unwrap();
+        bench.engine.check_room(Some("run"), 1, Instant::now() + within).unwrap();
         bench.send("run", vec![job(text(number + 1))]);
     }
     assert_eq!(bench.metrics.queue_tokens.get(), 100);

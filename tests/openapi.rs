@@ -40,20 +40,25 @@ fn every_example_is_answered_as_described() {
     let document = committed();
     let mut posted = 0;
     for (path, operations) in document["paths"].as_object().unwrap() {
-        let Some(operation) =
-            operations.get("post").filter(|post| post.get("requestBody").is_some())
-        else {
-            continue;
-        };
-        let examples = examples(operation);
-        assert!(!examples.is_empty(), "{path} has no example");
-        for example in examples {
-            let answer = server.post(path, &example);
-            assert_eq!(answer.status, 200, "{path} {example}: {}", answer.text);
-            posted += 1;
+        for method in ["post", "put"] {
+            let Some(operation) =
+                operations.get(method).filter(|found| found.get("requestBody").is_some())
+            else {
+                continue;
+            };
+            let examples = examples(operation);
+            assert!(!examples.is_empty(), "{path} has no example");
+            let path = path.replace("{run}", "example");
+            let headers = [("content-type", "application/json")];
+            for example in examples {
+                let body = example.to_string();
+                let answer = server.send(&method.to_uppercase(), &path, &headers, body.as_bytes());
+                assert_eq!(answer.status, 200, "{path} {example}: {}", answer.text);
+                posted += 1;
+            }
         }
     }
-    assert!(posted >= 18, "{posted}");
+    assert!(posted >= 20, "{posted}");
 }
 
 /// Every reference in the document.
@@ -91,9 +96,18 @@ fn the_documentation_names_every_native_field() {
     let document = committed();
     let text = std::fs::read_to_string("docs/api.md").unwrap();
     let empty = Map::new();
-    for schema in
-        ["RewardRequest", "RewardResponse", "Item", "RunStatus", "Evaluation", "RunView", "Info"]
-    {
+    for schema in [
+        "RewardRequest",
+        "RewardResponse",
+        "Item",
+        "RunStatus",
+        "Evaluation",
+        "RunView",
+        "Info",
+        "BaselineRequest",
+        "BaselineResponse",
+        "RunConfig",
+    ] {
         let schema = &document["components"]["schemas"][schema];
         for field in schema["properties"].as_object().unwrap_or(&empty).keys() {
             let named =

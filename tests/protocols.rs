@@ -8,15 +8,12 @@ mod server_process;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use server_process::{Answer, Client, Server, bits, float, floats, pair};
+use server_process::{
+    Answer, Client, Server, bits, float, floats, pair, scoring_routes, templated,
+};
 
 const QUESTION: &str = "How do I keep basil fresh?";
 const ANSWERS: [&str; 3] = ["Put the stems in a glass of water.", "I cannot say.", "Why?"];
-
-/// A pair as the demo's chat template writes it.
-fn templated(prompt: &str, response: &str) -> String {
-    format!("<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>\n")
-}
 
 fn texts() -> Vec<String> {
     ANSWERS.iter().map(|answer| templated(QUESTION, answer)).collect()
@@ -396,34 +393,11 @@ fn tei_predicts_and_ranks() {
     assert_eq!(refused.error().1, "invalid_request");
 }
 
-/// Every scoring route with a body of one input.
-fn routes() -> Vec<(&'static str, Value)> {
-    let text = texts().remove(0);
-    vec![
-        ("/get_reward", json!({"query": [text]})),
-        ("/slime", json!({"prompt": QUESTION, "response": ANSWERS[0]})),
-        ("/v1/score/evaluation", json!({"messages": [text]})),
-        ("/", json!({"inputs": text})),
-        ("/v1/embeddings", json!({"input": text})),
-        ("/classify", json!({"input": text})),
-        ("/classify", json!({"text": text})),
-        ("/pooling", json!({"input": text})),
-        ("/score", json!({"text_1": QUESTION, "text_2": ANSWERS[0]})),
-        ("/v1/score", json!({"text_1": QUESTION, "text_2": ANSWERS[0]})),
-        ("/v1/score", json!({"query": QUESTION, "items": ANSWERS[0]})),
-        ("/rerank", json!({"query": QUESTION, "documents": [ANSWERS[0]]})),
-        ("/rerank", json!({"query": QUESTION, "texts": [ANSWERS[0]]})),
-        ("/v1/rerank", json!({"query": QUESTION, "documents": [ANSWERS[0]]})),
-        ("/v2/rerank", json!({"query": QUESTION, "documents": [ANSWERS[0]]})),
-        ("/predict", json!({"inputs": text})),
-    ]
-}
-
 #[test]
 fn every_protocol_feeds_the_monitor() {
     let server = Server::start(&[]);
     let json = ("content-type", "application/json");
-    for (number, (path, body)) in routes().into_iter().enumerate() {
+    for (number, (path, body)) in scoring_routes(QUESTION, ANSWERS[0]).into_iter().enumerate() {
         let (run, step) = (format!("run-{number}"), number.to_string());
         let headers = [json, ("X-Run-Id", &*run), ("X-Step", &*step)];
         server.send("POST", path, &headers, body.to_string().as_bytes()).ok();

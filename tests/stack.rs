@@ -7,6 +7,7 @@ mod server_process;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -137,6 +138,41 @@ fn a_keys_file_that_is_wrong_stops_the_start_without_showing_a_key() {
     }
 }
 
+#[test]
+fn keys_are_read_again_at_sighup() {
+    let scratch = tempfile::tempdir().unwrap();
+    let line = |name: &str, key: &str| format!("[[keys]]\nname = \"{name}\"\nkey = \"{key}\"\n");
+    let (file, setting) = keys(&scratch, &line("a", KEY));
+    let server = Server::start(&["--set", &setting]);
+    let status = |key: &str| {
+        let value = format!("Bearer {key}");
+        server.send("GET", "/runs", &[("authorization", &*value)], b"").status
+    };
+    let until = |what: &str, done: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < PATIENCE, "{what}: {}", server.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    assert_eq!((status(KEY), status(OTHER)), (200, 401));
+    std::fs::write(&file, line("a", KEY) + &line("b", OTHER)).unwrap();
+    assert_eq!(status(OTHER), 401, "nobody asked for it");
+    server.signal("HUP");
+    until("the new key", &|| status(OTHER) == 200);
+    assert_eq!(status(KEY), 200);
+    std::fs::write(&file, line("b", OTHER)).unwrap();
+    server.signal("HUP");
+    until("the end of the old key", &|| status(KEY) == 401);
+    // What cannot be read changes nothing, and is named without showing a key.
+    std::fs::write(&file, format!("[[keys]]\nname = \"c\"\nkey = {OTHER}\n")).unwrap();
+    server.signal("HUP");
+    until("the complaint", &|| server.log().contains("the keys stay as they were"));
+    assert_eq!((status(KEY), status(OTHER)), (401, 200));
+    assert!(server.log().contains("keys.toml: line 3"), "{}", server.log());
+    assert!(!server.log().contains("quince"), "{}", server.log());
+}
+
 /// Whatever happens to a request, nothing of it is in the logs but its route, its code and its id.
 #[test]
 fn a_log_holds_no_key_and_no_text() {
@@ -164,12 +200,139 @@ fn a_log_holds_no_key_and_no_text() {
             }
         }
     }
+    for (path, body) in server_process::scoring_routes(secret, "rhubarb and custard") {
+        for key in [KEY, OTHER] {
+            let value = format!("Bearer {key}");
+            let headers = [("content-type", "application/json"), ("authorization", &*value)];
+            let _ = server.try_send("POST", path, &headers, body.to_string().as_bytes());
+        }
+    }
     server.signal("TERM");
     let (_, log) = server.wait();
     assert!(log.contains("listening on"));
     for text in [secret, "marmalade", "quince", &STANDARD.encode(KEY)] {
         assert!(!log.contains(text), "{log}");
     }
+}
+
+#[test]
+fn a_log_holds_no_text_that_was_scored() {
+    let server = Server::start(&[]);
+    for (path, body) in server_process::scoring_routes("rhubarb?", "rhubarb!") {
+        let headers = [("content-type", "application/json"), ("x-timing", "true")];
+        let answer = server.send("POST", path, &headers, body.to_string().as_bytes());
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+    }
+    server.signal("TERM");
+    let (_, log) = server.wait();
+    assert!(log.contains("listening on") && !log.contains("rhubarb"), "{log}");
+}
+
+/// The durations of a `Server-Timing` header, in milliseconds.
+fn durations(answer: &server_process::Answer) -> Vec<(String, f64)> {
+    let header = answer.header("server-timing").unwrap_or_default();
+    let metrics = header.split(", ").filter(|metric| !metric.is_empty());
+    let parts = metrics.map(|metric| metric.split_once(";dur=").unwrap());
+    parts.map(|(name, time)| (name.to_owned(), time.parse().unwrap())).collect()
+}
+
+#[test]
+fn every_protocol_says_where_the_time_went() {
+    let server = Server::start(server_process::UNCACHED);
+    let routes = server_process::scoring_routes("Is it late?", "Yes.");
+    for (path, body) in routes.iter().chain(&[("/reward", json!({"inputs": [pair("a", "b")]}))]) {
+        let ask = |timing| {
+            let headers = [("content-type", "application/json"), ("x-timing", timing)];
+            server.send("POST", path, &headers, body.to_string().as_bytes())
+        };
+        let times = durations(&ask("true"));
+        let names: Vec<&str> = times.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["queue", "device"], "{path}");
+        assert!(times[0].1 >= 0.0 && times[1].1 > 0.0, "{path}: {times:?}");
+        assert!(ask("false").header("server-timing").is_none(), "{path}");
+    }
+    // The body of /reward tells the same of each input; one that failed has no times.
+    let body = json!({"inputs": [pair("a", "b"), {"text": ""}, pair("c", "d")], "timing": true});
+    let headers = [("content-type", "application/json"), ("x-timing", "true")];
+    let answer = server.send("POST", "/reward", &headers, body.to_string().as_bytes());
+    let (times, items) = (durations(&answer), answer.ok()["items"].clone());
+    let names: Vec<&str> = times.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["queue", "device", "queue-0", "device-0", "queue-2", "device-2"]);
+    for (name, field, index) in
+        [("queue-0", "queue_ms", 0), ("device-0", "device_ms", 0), ("device-2", "device_ms", 2)]
+    {
+        let found = times.iter().find(|(other, _)| other == name).unwrap().1;
+        let expected = items[index]["timing"][field].as_f64().unwrap();
+        assert!((found - expected).abs() < 0.001, "{name}: {times:?} {items}");
+    }
+    let longest = |what: &str| {
+        let of = times.iter().filter(|(name, _)| name.starts_with(&format!("{what}-")));
+        of.map(|(_, time)| *time).fold(0.0, f64::max)
+    };
+    assert_eq!((times[0].1, times[1].1), (longest("queue"), longest("device")));
+}
+
+/// Bodies that are not JSON: whoever refuses them without a word about that has not read them.
+/// Ends other threads' work where it is dropped.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_before_the_body_is_read() {
+    let flags = ["--set", "engine.queue_tokens=8000", "--set", "engine.token_budget=200"];
+    let server = Server::start(&flags);
+    let long = json!({"inputs": vec![json!({"text": "many words ".repeat(400)}); 8],
+        "cache": false, "run": "flood"})
+    .to_string();
+    let expected = bits(&server.score(&[pair("Is it late?", "Yes.")]), 0);
+    let json_header = ("content-type", "application/json");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Also where a check fails: the scope waits for its threads.
+        let _ending = Ending(&done);
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let _ = server.try_send("POST", "/reward", &[json_header], long.as_bytes());
+                }
+            });
+        }
+        let until_refused = |path: &str| {
+            let started = Instant::now();
+            loop {
+                assert!(started.elapsed() < PATIENCE, "{path} is never refused");
+                let headers = [json_header, ("x-run-id", "flood")];
+                let answer = server.send("POST", path, &headers, b"{");
+                if answer.status != 400 {
+                    return answer;
+                }
+            }
+        };
+        for path in ["/reward", "/get_reward", "/classify", "/v1/embeddings", "/slime"] {
+            let refused = until_refused(path);
+            assert_eq!(refused.error(), (503, "queue_full".to_owned(), None), "{path}");
+            let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+            assert!((1..=60).contains(&wait), "{wait}");
+        }
+        // TEI's clients are told in their way.
+        let refused = until_refused("/predict");
+        assert_eq!((refused.status, &refused.json()["error_type"]), (503, &json!("Overloaded")));
+        // A run that did not fill the queue is scored.
+        let polite = json!({"inputs": [pair("Is it late?", "Yes.")], "cache": false});
+        for _ in 0..20 {
+            let headers = [json_header, ("x-run-id", "polite")];
+            let answer = server.send("POST", "/reward", &headers, polite.to_string().as_bytes());
+            assert_eq!(bits(&answer.ok(), 0), expected);
+        }
+    });
+    // Thousands of refusals are a line of the log.
+    let lines = server.log().matches("requests were refused").count();
+    assert!((1..20).contains(&lines), "{}", server.log());
 }
 
 /// Reads until the other end hangs up.

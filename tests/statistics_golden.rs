@@ -248,7 +248,7 @@ fn t_sne_is_as_trustworthy_as_that_of_scikit_learn_and_stays_the_same() {
     assert_eq!(all.rows, Vec::from_iter(0..points.nrows()));
     let found = trustworthiness(points.view(), all.coordinates.view(), 5);
     assert!(found > map.tsne_trustworthiness - 0.02, "{found} {}", map.tsne_trustworthiness);
-    // Barnes-Hut, from 200 points on; and a part of the points.
+    // A part of the points.
     let thick = ndarray::concatenate![ndarray::Axis(0), points, points.mapv(|v| v + 1e-3)];
     for limit in [250, 40] {
         let some = tsne(thick.view(), limit, 7).unwrap();

@@ -1,7 +1,8 @@
 //! `baseline.safetensors`: the SFT latents that a run's latents are compared with.
 //!
-//! One tensor `latents` `[n, d]` of type F32, and metadata `weights` (the hash of the weights that
-//! made them) and `source` (what was scored).
+//! A tensor `latents` `[n, d]` of type F32, and metadata `weights` (the hash of the weights that made
+//! them) and `source` (what was scored). Two further tensors may be missing: `rewards` `[n]` of type F32,
+//! and `prompts` `[n]` of type U64, [`prompt_fingerprint`](crate::monitor::prompt_fingerprint)s.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,6 +22,10 @@ pub struct Baseline {
     pub latents: Vec<f32>,
     /// Dimension d.
     pub dimension: usize,
+    /// Rewards `[n]`, where they are known.
+    pub rewards: Option<Vec<f32>>,
+    /// Fingerprints of the prompts `[n]`, where they are known.
+    pub prompts: Option<Vec<u64>>,
     /// Hash of the weights that made them.
     pub weights: String,
     /// What was scored, in words.
@@ -41,8 +46,8 @@ impl Baseline {
     /// Reads a folder's baseline, if it has one.
     ///
     /// # Errors
-    /// A damaged file, a shape that is not `[n, latent_dim]`, a latent that is not finite, or other
-    /// weights than `weights`.
+    /// A damaged file, a shape that is not `[n, latent_dim]`, a latent or reward that is not finite, or
+    /// other weights than `weights`.
     pub(super) fn read(
         folder: &Path,
         weights: &str,
@@ -88,36 +93,84 @@ impl Baseline {
                 expected: vec![shape.first().copied().unwrap_or(1).max(1), dimension],
             });
         }
-        if tensor.dtype() != Dtype::F32 {
-            return Err(CheckpointError::WrongType {
-                file,
-                tensor: "latents".to_owned(),
-                found: format!("{:?}", tensor.dtype()),
-            });
-        }
-        let latents: Vec<f32> = tensor
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
+        let rows = shape[0];
+        let numbers = |name: &str, tensor: &TensorView<'_>| {
+            if tensor.dtype() != Dtype::F32 {
+                return Err(wrong_type(&file, name, tensor));
+            }
+            Ok(elements(tensor, f32::from_le_bytes))
+        };
+        let latents = numbers("latents", &tensor)?;
         if let Some(at) = latents.iter().position(|value| !value.is_finite()) {
             let message = format!("row {} holds a number that is not finite", at / dimension);
             return Err(CheckpointError::Config { file, key: "latents".to_owned(), message });
         }
-        Ok(Some(Self { latents, dimension, weights: made_with, source: entry("source") }))
+        // Each where there is one.
+        let column = |name: &str| {
+            let Ok(tensor) = tensors.tensor(name) else { return Ok(None) };
+            if tensor.shape() != [rows] {
+                return Err(CheckpointError::WrongShape {
+                    file: file.clone(),
+                    tensor: name.to_owned(),
+                    found: tensor.shape().to_vec(),
+                    expected: vec![rows],
+                });
+            }
+            Ok(Some(tensor))
+        };
+        let rewards = column("rewards")?.map(|tensor| numbers("rewards", &tensor)).transpose()?;
+        let not_finite = |rewards: &Vec<f32>| rewards.iter().position(|reward| !reward.is_finite());
+        if let Some(at) = rewards.as_ref().and_then(not_finite) {
+            let message = format!("row {at} is not finite");
+            return Err(CheckpointError::Config { file, key: "rewards".to_owned(), message });
+        }
+        let prompts = match column("prompts")? {
+            Some(tensor) if tensor.dtype() != Dtype::U64 => {
+                return Err(wrong_type(&file, "prompts", &tensor));
+            }
+            tensor => tensor.map(|tensor| elements(&tensor, u64::from_le_bytes)),
+        };
+        let source = entry("source");
+        Ok(Some(Self { latents, dimension, rewards, prompts, weights: made_with, source }))
     }
 
     /// The file's bytes.
     ///
     /// # Errors
-    /// Where `latents` is not a whole number of rows.
+    /// Where `latents` is not a whole number of rows, or `rewards` or `prompts` has another number of them.
     pub fn to_bytes(&self) -> Result<Vec<u8>, safetensors::SafeTensorError> {
-        let data: Vec<u8> = self.latents.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let view = TensorView::new(Dtype::F32, vec![self.len(), self.dimension], &data)?;
+        let rows = self.len();
+        let latents: Vec<u8> = self.latents.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let rewards: Option<Vec<u8>> =
+            self.rewards.as_ref().map(|all| all.iter().flat_map(|v| v.to_le_bytes()).collect());
+        let prompts: Option<Vec<u8>> =
+            self.prompts.as_ref().map(|all| all.iter().flat_map(|v| v.to_le_bytes()).collect());
+        let mut tensors =
+            vec![("latents", TensorView::new(Dtype::F32, vec![rows, self.dimension], &latents)?)];
+        if let Some(rewards) = &rewards {
+            tensors.push(("rewards", TensorView::new(Dtype::F32, vec![rows], rewards)?));
+        }
+        if let Some(prompts) = &prompts {
+            tensors.push(("prompts", TensorView::new(Dtype::U64, vec![rows], prompts)?));
+        }
         let metadata = HashMap::from([
             ("weights".to_owned(), self.weights.clone()),
             ("source".to_owned(), self.source.clone()),
         ]);
-        safetensors::serialize([("latents", view)], Some(metadata))
+        safetensors::serialize(tensors, Some(metadata))
     }
+}
+
+fn wrong_type(file: &Path, tensor: &str, found: &TensorView<'_>) -> CheckpointError {
+    CheckpointError::WrongType {
+        file: file.to_owned(),
+        tensor: tensor.to_owned(),
+        found: format!("{:?}", found.dtype()),
+    }
+}
+
+/// Little-endian elements of `N` bytes.
+fn elements<T, const N: usize>(tensor: &TensorView<'_>, read: fn([u8; N]) -> T) -> Vec<T> {
+    let chunks = tensor.data().chunks_exact(N);
+    chunks.filter_map(|bytes| Some(read(*bytes.first_chunk()?))).collect()
 }

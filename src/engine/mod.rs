@@ -106,6 +106,8 @@ pub enum EngineError {
         asked: usize,
         /// The queue's limit.
         limit: usize,
+        /// Time that the device needs for what waits.
+        wait: Duration,
     },
     /// The device cannot come to it within the deadline; try again.
     #[error(
@@ -124,6 +126,17 @@ pub enum EngineError {
     /// The deadline passed.
     #[error("not scored within the deadline")]
     DeadlineExceeded,
+}
+
+impl EngineError {
+    /// Time after which a refused request has better prospects: when half of what is ahead is done. Then
+    /// there is room, and the device has not run dry.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { wait, .. } | Self::Overloaded { wait, .. } => Some(*wait / 2),
+            Self::Draining | Self::DeadlineExceeded => None,
+        }
+    }
 }
 
 /// Results in the order of the jobs.
@@ -212,17 +225,18 @@ impl Engine {
     }
 
     /// Whether a request of so many inputs would be admitted, judged by the inputs so far: to refuse in
-    /// time, before it is tokenised.
+    /// time, before it is tokenised or even read. A run that is not known yet counts as one of which
+    /// nothing waits.
     ///
     /// # Errors
     /// As [`Engine::score`] where it does not admit.
     pub fn check_room(
         &self,
+        run: Option<&str>,
         inputs: usize,
         deadline: Instant,
-        origin: &Origin,
     ) -> Result<(), EngineError> {
-        self.queue.check_room(&origin.run, inputs, deadline)
+        self.queue.check_room(run, inputs, deadline)
     }
 
     /// Scores a request's jobs, batched with whatever else is in flight, and shows the monitor what
@@ -258,7 +272,9 @@ impl Engine {
         let answers: Answers = tokio::time::timeout_at(deadline.into(), collect)
             .await
             .map_err(|_| EngineError::DeadlineExceeded)??;
-        self.observe(&answers, watched, origin);
+        tokio::time::timeout_at(deadline.into(), self.observe(&answers, watched, origin))
+            .await
+            .map_err(|_| EngineError::DeadlineExceeded)?;
         Ok(answers)
     }
 
@@ -348,7 +364,8 @@ impl Engine {
         if self.monitor.is_some() { jobs.iter().map(watch).collect() } else { Vec::new() }
     }
 
-    fn observe(&self, answers: &Answers, watched: Vec<Watched>, origin: &Origin) {
+    /// Waits for the monitor only where its journal is to hold the samples before they are answered.
+    async fn observe(&self, answers: &Answers, watched: Vec<Watched>, origin: &Origin) {
         for scored in answers.iter().flatten() {
             self.metrics.reward.observe(f64::from(scored.score.reward));
         }
@@ -369,7 +386,7 @@ impl Engine {
                     index: watched.index,
                 })
             });
-            monitor.observe(Observation::new(origin.clone(), samples.collect()));
+            monitor.observe(Observation::new(origin.clone(), samples.collect())).await;
         }
     }
 

@@ -121,19 +121,21 @@ impl Queue {
     /// Whether a request of so many jobs would be admitted, by what jobs were like so far.
     pub(super) fn check_room(
         &self,
-        run: &str,
+        run: Option<&str>,
         jobs: usize,
         deadline: Instant,
     ) -> Result<(), EngineError> {
         let state = self.state.lock();
         let asked = (jobs as f64 * state.mean_tokens.max(1.0)) as usize;
-        self.admits(&state, run, asked, deadline, Instant::now())
+        let own = run.map_or(0, |run| state.backlog.tokens_of(run));
+        self.admits(&state, own, asked, deadline, Instant::now())
     }
 
+    /// Whether so many tokens are admitted of a run of which `own` tokens wait.
     fn admits(
         &self,
         state: &State,
-        run: &str,
+        own: usize,
         asked: usize,
         deadline: Instant,
         now: Instant,
@@ -142,11 +144,13 @@ impl Queue {
             return Err(EngineError::Draining);
         }
         let waiting = state.backlog.tokens();
+        // The queue was filled by the runs that wait: one that does not is let in for some time yet.
+        let limit = if own == 0 { self.limit.saturating_mul(2) } else { self.limit };
         // An empty queue takes any one request, so that none is refused for ever.
-        if waiting > 0 && waiting + asked > self.limit {
-            return Err(EngineError::QueueFull { waiting, asked, limit: self.limit });
+        if waiting > 0 && waiting + asked > limit {
+            let wait = state.pace.time(state.running + waiting);
+            return Err(EngineError::QueueFull { waiting, asked, limit, wait });
         }
-        let own = state.backlog.tokens_of(run);
         // What goes into the next batch is not refused: the pace of small batches, or of a first one that
         // met cold memory, says little of a full one.
         if own == 0 || waiting + asked <= self.bounds.budget {
@@ -177,10 +181,10 @@ impl Queue {
             |request: &&Request| request.key.is_none_or(|key| !state.flights.contains_key(&key));
         let cost = |request: &Request| if request.known.is_some() { 1 } else { request.ids.len() };
         let asked = requests.iter().filter(is_new).map(cost).sum();
+        let own = state.backlog.tokens_of(run);
         if asked > 0 || state.closed {
-            self.admits(state, run, asked, deadline, now)?;
+            self.admits(state, own, asked, deadline, now)?;
         }
-        let was_empty = state.backlog.tokens_of(run) == 0;
         let mut admitted = Vec::with_capacity(requests.len());
         for Request { ids, draws, key, known } in requests {
             state.mean_tokens += (ids.len() as f64 - state.mean_tokens) / 64.0;
@@ -212,7 +216,7 @@ impl Queue {
         // A draft is full: an arrival belongs into it only if its run is not in there, or if it cannot
         // wait for the batch after that.
         let soon = state.pace.time(state.running + 3 * self.bounds.budget);
-        if state.draft.is_some() && (was_empty || now + soon > deadline) {
+        if state.draft.is_some() && (own == 0 || now + soon > deadline) {
             state.renew_draft();
         }
         self.arrived.notify_one();

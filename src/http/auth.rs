@@ -1,6 +1,6 @@
 //! API keys: who may ask, and how many tokens a second each may have scored.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -27,7 +27,11 @@ const BURST_SECONDS: f64 = 10.0;
 
 /// The keys of a server; none of their texts is kept.
 #[derive(Debug, Default)]
-pub struct Keys(Vec<Arc<Key>>);
+pub struct Keys {
+    /// Where they come from; without a file everybody may ask.
+    file: Option<PathBuf>,
+    keys: RwLock<Vec<Arc<Key>>>,
+}
 
 /// One caller.
 #[derive(Debug)]
@@ -66,40 +70,31 @@ impl Keys {
     /// A file that cannot be read, is not as described, or holds no key, a short one or one twice. No
     /// message holds a key.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
-        let name = file.display();
-        let text =
-            std::fs::read_to_string(file).with_context(|| format!("auth.keys_file: {name}"))?;
-        // The parser's own message would quote the line, and with it the key.
-        let parsed: KeysFile = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            anyhow::anyhow!(
-                "auth.keys_file: {name}: line {line}: expected [[keys]] tables with `name`, `key` and \
-                 optionally `tokens_per_second`"
-            )
-        })?;
-        anyhow::ensure!(!parsed.keys.is_empty(), "auth.keys_file: {name}: there is no key in it");
-        let mut keys: Vec<Arc<Key>> = Vec::new();
-        for entry in parsed.keys {
-            let rate = entry.tokens_per_second;
-            let KeyEntry { name: key, .. } = &entry;
-            anyhow::ensure!(
-                entry.key.len() >= 16
-                    && entry.key.is_ascii()
-                    && !entry.key.contains(char::is_whitespace),
-                "auth.keys_file: {name}: key `{key}` must be at least 16 ASCII characters without spaces"
-            );
-            anyhow::ensure!(
-                rate.is_none_or(|rate| rate.is_finite() && rate > 0.0),
-                "auth.keys_file: {name}: key `{key}`: tokens_per_second must be above 0"
-            );
-            let digest = digest(&entry.key);
-            anyhow::ensure!(
-                keys.iter().all(|other| other.name != *key && other.digest != digest),
-                "auth.keys_file: {name}: key `{key}` is there twice"
-            );
-            keys.push(Arc::new(Key { name: entry.name, digest, quota: rate.map(Quota::new) }));
+        Ok(Self { file: Some(file.to_owned()), keys: RwLock::new(parse(file)?) })
+    }
+
+    /// Reads the file again. A key that stays as it was keeps what it has used of its quota, and a request
+    /// that was let in goes on.
+    ///
+    /// # Errors
+    /// As [`Keys::read`]; the keys stay as they were.
+    pub fn reload(&self) -> anyhow::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let mut read = parse(file)?;
+        let mut keys = self.keys.write();
+        for key in &mut read {
+            if let Some(known) = keys.iter().find(|known| known.is_same(key)) {
+                *key = known.clone();
+            }
         }
-        Ok(Self(keys))
+        tracing::info!(keys = read.len(), "keys file read again");
+        *keys = read;
+        Ok(())
+    }
+
+    /// Whether requests need a key.
+    pub fn are_set(&self) -> bool {
+        self.file.is_some()
     }
 
     /// The key that the request carries: `Authorization: Bearer KEY`, or, for clients that can be
@@ -118,7 +113,7 @@ impl Keys {
         let digest = digest(&key);
         // All of them, whichever matches: the time must not tell.
         let mut found = None;
-        for key in &self.0 {
+        for key in self.keys.read().iter() {
             if bool::from(key.digest.ct_eq(&digest)) {
                 found = Some(key.clone());
             }
@@ -127,11 +122,54 @@ impl Keys {
     }
 }
 
+/// The keys of a file.
+fn parse(file: &Path) -> anyhow::Result<Vec<Arc<Key>>> {
+    let name = file.display();
+    let text = std::fs::read_to_string(file).with_context(|| format!("auth.keys_file: {name}"))?;
+    // The parser's own message would quote the line, and with it the key.
+    let parsed: KeysFile = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        anyhow::anyhow!(
+            "auth.keys_file: {name}: line {line}: expected [[keys]] tables with `name`, `key` and \
+                 optionally `tokens_per_second`"
+        )
+    })?;
+    anyhow::ensure!(!parsed.keys.is_empty(), "auth.keys_file: {name}: there is no key in it");
+    let mut keys: Vec<Arc<Key>> = Vec::new();
+    for entry in parsed.keys {
+        let rate = entry.tokens_per_second;
+        let KeyEntry { name: key, .. } = &entry;
+        anyhow::ensure!(
+            entry.key.len() >= 16
+                && entry.key.is_ascii()
+                && !entry.key.contains(char::is_whitespace),
+            "auth.keys_file: {name}: key `{key}` must be at least 16 ASCII characters without spaces"
+        );
+        anyhow::ensure!(
+            rate.is_none_or(|rate| rate.is_finite() && rate > 0.0),
+            "auth.keys_file: {name}: key `{key}`: tokens_per_second must be above 0"
+        );
+        let digest = digest(&entry.key);
+        anyhow::ensure!(
+            keys.iter().all(|other| other.name != *key && other.digest != digest),
+            "auth.keys_file: {name}: key `{key}` is there twice"
+        );
+        keys.push(Arc::new(Key { name: entry.name, digest, quota: rate.map(Quota::new) }));
+    }
+    Ok(keys)
+}
+
 fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
 impl Key {
+    /// Whether both are the same line of a file.
+    fn is_same(&self, other: &Self) -> bool {
+        let rate = |key: &Self| key.quota.as_ref().map(|quota| quota.per_second);
+        self.digest == other.digest && self.name == other.name && rate(self) == rate(other)
+    }
+
     /// Takes tokens from the key's quota.
     ///
     /// # Errors
@@ -171,7 +209,7 @@ pub(super) async fn check(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if state.keys.0.is_empty() || OPEN.contains(&request.uri().path()) {
+    if !state.keys.are_set() || OPEN.contains(&request.uri().path()) {
         return next.run(request).await;
     }
     match state.keys.find(request.headers()) {
@@ -180,7 +218,7 @@ pub(super) async fn check(
             next.run(request).await
         }
         None => {
-            super::body::discard(request.into_body(), &state.config.limits).await;
+            super::body::discard(request, &state.config.limits).await;
             let message = "send one of the server's keys as `Authorization: Bearer KEY`";
             ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message).into_response()
         }
@@ -212,6 +250,32 @@ mod tests {
         assert!(quota.take(1, at(1000.0)).is_err());
         // A clock that seems to go back changes nothing.
         assert!(quota.take(1, at(0.0)).is_err());
+    }
+
+    #[test]
+    fn a_key_that_stays_keeps_what_it_has_used() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write = |rate: u32| {
+            let text = format!(
+                "[[keys]]\nname = \"a\"\nkey = \"0123456789abcdef\"\ntokens_per_second = {rate}\n"
+            );
+            std::fs::write(&file, text).unwrap();
+        };
+        write(1);
+        let keys = Keys::read(file.path()).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, "Bearer 0123456789abcdef".parse().unwrap());
+        let charge = || keys.find(&headers).unwrap().charge(1000);
+        charge().unwrap();
+        keys.reload().unwrap();
+        assert!(charge().is_err());
+        // Another rate is a new quota.
+        write(2);
+        keys.reload().unwrap();
+        charge().unwrap();
+        std::fs::write(&file, "keys = []").unwrap();
+        assert!(keys.reload().is_err());
+        assert!(charge().is_err(), "the keys did not stay as they were");
     }
 
     #[test]

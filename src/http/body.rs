@@ -17,8 +17,8 @@ use crate::config::Limits;
 /// A body is read up to this many times the limit before the connection is given up.
 const DISCARD_FACTOR: usize = 4;
 
-/// Bytes of an unwanted body that may be in memory at once.
-const DISCARDED: usize = 256 << 10;
+/// Bytes of an unwanted body that are read.
+const DISCARDED: usize = 1 << 20;
 
 /// Characters that are kept of either end of a long message about a field.
 const KEPT: usize = 200;
@@ -64,11 +64,24 @@ pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
     })
 }
 
-/// Reads a body that nobody wants: a client that is still sending would not see its answer.
-pub(super) async fn discard(body: Body, limits: &Limits) {
-    let time = Duration::from_millis(limits.body_timeout_ms);
+/// Reads the body of a request that is refused by its head: a client that is still sending would not see
+/// its answer. One that waits to be told to send it (RFC 9110, 10.1.1) is not made to.
+pub(super) async fn discard(request: Request, limits: &Limits) {
+    if request.headers().contains_key(header::EXPECT) {
+        return;
+    }
+    let mut body = request.into_body();
+    let read = async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.data_ref().map_or(0, |data| data.len());
+            if length > DISCARDED {
+                break;
+            }
+        }
+    };
     // Whatever becomes of it, the answer is the same.
-    let _ = tokio::time::timeout(time, read(body, DISCARDED)).await;
+    let _ = tokio::time::timeout(Duration::from_millis(limits.body_timeout_ms), read).await;
 }
 
 /// Reads a body of at most `limit` bytes. A longer one is read on for a while and thrown away: a

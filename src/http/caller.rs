@@ -1,20 +1,24 @@
 //! Who asks, as far as the request's head tells: the run and step for the monitor, and the key.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Uri};
 use utoipa::IntoParams;
 
 use super::auth::Key;
 use super::error::ApiError;
+use super::timing::Timing;
 use super::{AppState, REQUEST_ID};
 use crate::monitor::{Origin, Role};
 
 /// Name of the run that unnamed traffic belongs to.
-const DEFAULT_RUN: &str = "default";
+pub(super) const DEFAULT_RUN: &str = "default";
+const RUN_HEADER: &str = "x-run-id";
+const STEP_HEADER: &str = "x-step";
 /// Longest name of a run, in characters: it becomes a metric's label.
 const MAX_RUN_NAME: usize = 128;
 /// Largest step: what every JSON reader keeps exactly.
@@ -23,10 +27,14 @@ pub(super) const MAX_STEP: u64 = (1 << 53) - 1;
 /// The head of a scoring request.
 #[derive(Debug)]
 pub(super) struct Caller {
-    headers: HeaderMap,
+    request_id: Option<HeaderValue>,
+    run: Option<HeaderValue>,
+    step: Option<HeaderValue>,
     run_in_url: Option<String>,
     /// The caller's key, where keys are set.
     pub(super) key: Option<Arc<Key>>,
+    /// Where it asks for `Server-Timing`.
+    pub(super) timing: Option<Timing>,
 }
 
 /// Headers that every scoring route reads.
@@ -46,6 +54,9 @@ pub(super) struct RunHeaders {
     /// Training step
     #[param(rename = "X-Step", nullable = false, minimum = 0, maximum = 9007199254740991_u64)]
     step: Option<u64>,
+    /// Whether the answer's header `Server-Timing` says where the time went; default false
+    #[param(rename = "X-Timing", nullable = false)]
+    timing: Option<bool>,
 }
 
 /// For clients that can be given a URL and no header.
@@ -66,19 +77,44 @@ impl FromRequestParts<AppState> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
-        let query = axum::extract::Query::<RunQuery>::try_from_uri(&parts.uri);
+        let header = |name: &str| parts.headers.get(name).cloned();
         Ok(Self {
-            headers: parts.headers.clone(),
-            run_in_url: query.ok().and_then(|query| query.0.run),
+            request_id: header(REQUEST_ID.as_str()),
+            run: header(RUN_HEADER),
+            step: header(STEP_HEADER),
+            run_in_url: run_in_url(&parts.uri),
             key: parts.extensions.get::<Arc<Key>>().cloned(),
+            timing: parts.extensions.get::<Timing>().cloned(),
         })
     }
+}
+
+fn run_in_url(uri: &Uri) -> Option<String> {
+    uri.query()?;
+    let query = axum::extract::Query::<RunQuery>::try_from_uri(uri);
+    query.ok().and_then(|query| query.0.run)
+}
+
+/// The run that a request's head names.
+pub(super) fn run_of_head<'a>(headers: &'a HeaderMap, uri: &Uri) -> Option<Cow<'a, str>> {
+    let in_header = headers.get(RUN_HEADER).and_then(|value| value.to_str().ok());
+    in_header.map(Cow::Borrowed).or_else(|| run_in_url(uri).map(Cow::Owned))
+}
+
+/// Checks the name of a run.
+pub(super) fn check_run(run: &str) -> Result<(), ApiError> {
+    let length = run.chars().count();
+    if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
+        let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
+        return Err(ApiError::invalid("/run", message));
+    }
+    Ok(())
 }
 
 impl Caller {
     /// The request's own id, or the one that it was given.
     pub(super) fn request_id(&self) -> &str {
-        let value = self.headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        let value = self.request_id.as_ref().and_then(|value| value.to_str().ok());
         value.unwrap_or_default()
     }
 
@@ -89,23 +125,12 @@ impl Caller {
         step: Option<u64>,
         role: Role,
     ) -> Result<Origin, ApiError> {
-        // What cannot be read must not be ignored: the answers would be another run's.
-        let header = |name: &str, field: &str| {
-            self.headers.get(name).map(|value| value.to_str()).transpose().map_err(|_| {
-                let message = format!("the header {name} is not ASCII; use the body's field");
-                ApiError::invalid(field, message)
-            })
-        };
-        let in_header = header("X-Run-Id", "/run")?;
+        let in_header = text(self.run.as_ref(), "X-Run-Id", "/run")?;
         for run in [run, in_header, self.run_in_url.as_deref()].into_iter().flatten() {
-            let length = run.chars().count();
-            if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
-                let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
-                return Err(ApiError::invalid("/run", message));
-            }
+            check_run(run)?;
         }
         let run = run.or(in_header).or(self.run_in_url.as_deref()).unwrap_or(DEFAULT_RUN);
-        let in_header = header("X-Step", "/step")?
+        let in_header = text(self.step.as_ref(), "X-Step", "/step")?
             .map(|text| {
                 let digits = text.bytes().all(|byte| byte.is_ascii_digit());
                 let number = text.parse().ok().filter(|step| digits && *step <= MAX_STEP);
@@ -121,4 +146,16 @@ impl Caller {
         }
         Ok(Origin { run: run.to_owned(), step, role, request: self.request_id().into() })
     }
+}
+
+/// A header's text. What cannot be read must not be ignored: the answers would be another run's.
+fn text<'a>(
+    value: Option<&'a HeaderValue>,
+    name: &str,
+    field: &str,
+) -> Result<Option<&'a str>, ApiError> {
+    value.map(HeaderValue::to_str).transpose().map_err(|_| {
+        let message = format!("the header {name} is not ASCII; use the body's field");
+        ApiError::invalid(field, message)
+    })
 }

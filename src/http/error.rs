@@ -1,5 +1,7 @@
 //! Answers to requests that cannot be served.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,7 +9,10 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::engine::EngineError;
-use crate::monitor::MonitorError;
+use crate::monitor::{MonitorError, OverrideError};
+
+/// Least and most seconds of `Retry-After` at an overload.
+const RETRY_AFTER: (u64, u64) = (1, 60);
 
 /// How a client expects an error to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +173,11 @@ impl ApiError {
         }
     }
 
+    /// The same as 422: the field is of the right type, and cannot be used.
+    pub(super) fn out_of_place(self) -> Self {
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, code: "unprocessable", ..self }
+    }
+
     /// 422: no input of the request can be scored.
     pub(super) fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", message)
@@ -201,7 +211,10 @@ impl From<EngineError> for ApiError {
             EngineError::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             EngineError::DeadlineExceeded => (StatusCode::REQUEST_TIMEOUT, "deadline_exceeded"),
         };
-        Self::new(status, code, error.to_string())
+        let plain = Self::new(status, code, error.to_string());
+        let (least, most) = RETRY_AFTER;
+        let seconds = |wait: Duration| (wait.as_secs_f64().ceil() as u64).clamp(least, most);
+        Self { retry_after: error.retry_after().map(seconds).or(plain.retry_after), ..plain }
     }
 }
 
@@ -210,7 +223,13 @@ impl From<MonitorError> for ApiError {
         let (status, code) = match error {
             MonitorError::UnknownRun(_) => (StatusCode::NOT_FOUND, "unknown_run"),
             MonitorError::EmptyWindow(_) => (StatusCode::CONFLICT, "empty_window"),
-            MonitorError::Setting { .. } | MonitorError::Thread(_) => {
+            MonitorError::Override(error) => {
+                let OverrideError { pointer, message, is_conflict } = error;
+                let invalid = Self::invalid(pointer, message);
+                return if is_conflict { invalid.out_of_place() } else { invalid };
+            }
+            MonitorError::EmptyBaseline => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable"),
+            MonitorError::Setting { .. } | MonitorError::Thread(_) | MonitorError::Journal(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal")
             }
         };

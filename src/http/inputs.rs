@@ -25,15 +25,26 @@ pub(super) struct InputItem {
     text: Option<String>,
     #[serde(deserialize_with = "whole::ids_option")]
     input_ids: Option<Vec<u32>>,
+    log_probability: Option<f64>,
+    reference_log_probability: Option<f64>,
 }
 
 /// A prompt: the user's text, or the conversation up to the answer.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or a list of {role, content} messages")]
-enum Prompt {
+pub(super) enum Prompt {
     Text(String),
     #[serde(deserialize_with = "object::list")]
     Messages(Vec<Message>),
+}
+
+impl Prompt {
+    pub(super) fn into_messages(self) -> Vec<Message> {
+        match self {
+            Self::Text(text) => vec![Message::new("user", text)],
+            Self::Messages(messages) => messages,
+        }
+    }
 }
 
 /// One of the forms; the fields of the others are left out or null.
@@ -48,8 +59,20 @@ impl PartialSchema for InputItem {
             &[("input_ids", token_ids().into())],
         ];
         let fields = ["prompt", "response", "messages", "text", "input_ids"];
+        let number = |description: &str| {
+            let number = ObjectBuilder::new().schema_type(Type::Number);
+            or_null(number.description(Some(description)).into())
+        };
+        let common = || {
+            ObjectBuilder::new()
+                .property(
+                    "log_probability",
+                    number("Of the response under the policy: its tokens' sum, in nats"),
+                )
+                .property("reference_log_probability", number("The same under the reference model"))
+        };
         let form = |form: &[(&str, RefOr<Schema>)]| {
-            fields.iter().fold(ObjectBuilder::new(), |object, field| {
+            fields.iter().fold(common(), |object, field| {
                 match form.iter().find(|(name, _)| name == field) {
                     Some((_, schema)) => object.property(*field, or_null(schema.clone())),
                     None => object.property(*field, null()),
@@ -77,6 +100,11 @@ pub(super) fn token_ids() -> ArrayBuilder {
 const FORMS: &str = "give one of: `prompt` with `response`, `messages`, `text`, `input_ids`";
 
 impl InputItem {
+    /// `log p - log p_ref` of the response, where both are sent.
+    pub(super) fn log_ratio(&self) -> Option<f64> {
+        Some(self.log_probability? - self.reference_log_probability?)
+    }
+
     /// The input in its one form. An item without any text is an item error; an item of several
     /// forms is the request's error.
     fn into_input(self, index: usize) -> Result<Result<Input, ItemError>, ApiError> {
@@ -111,10 +139,7 @@ impl InputItem {
             (Some(_), None) => empty("`prompt` without `response`"),
             (None, Some(_)) => empty("`response` without `prompt`; send it as `text`"),
             (Some(prompt), Some(response)) => {
-                let mut messages = match prompt {
-                    Prompt::Text(text) => vec![Message::new("user", text)],
-                    Prompt::Messages(messages) => messages,
-                };
+                let mut messages = prompt.into_messages();
                 messages.push(Message::new("assistant", response));
                 Ok(Ok(Input::Messages(messages)))
             }

@@ -1,6 +1,8 @@
 //! The HTTP API: routes, limits, and what every request passes through.
 
+mod admission;
 mod auth;
+mod baseline;
 mod body;
 mod caller;
 pub mod connections;
@@ -9,11 +11,14 @@ mod inputs;
 mod object;
 mod operations;
 mod protocols;
+mod refusals;
 mod reward;
 mod runs;
 mod scoring;
+mod timing;
 mod whole;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -41,19 +46,39 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
+use refusals::Refusals;
+use timing::Timing;
 
-/// What every handler sees.
+/// What every handler sees. Cheap to clone: every request does, several times.
 #[derive(Debug, Clone)]
+pub struct AppState(Arc<App>);
+
+impl From<App> for AppState {
+    fn from(app: App) -> Self {
+        Self(Arc::new(app))
+    }
+}
+
+impl Deref for AppState {
+    type Target = App;
+
+    fn deref(&self) -> &App {
+        &self.0
+    }
+}
+
+/// The parts that handlers work with.
+#[derive(Debug)]
 #[allow(missing_docs)]
-pub struct AppState {
-    pub engine: Arc<Engine>,
+pub struct App {
+    pub engine: Engine,
     /// `None` for a checkpoint whose head has no latents.
     pub monitor: Option<Monitor>,
     /// Set when the server begins to shut down.
-    pub draining: Arc<AtomicBool>,
-    pub encoder: Arc<Tokeniser>,
+    pub draining: AtomicBool,
+    pub encoder: Tokeniser,
     pub metrics: Metrics,
-    pub config: Arc<ServerConfig>,
+    pub config: ServerConfig,
     /// Name of the checkpoint's folder.
     pub model: String,
     pub weights: String,
@@ -62,7 +87,7 @@ pub struct AppState {
     pub baseline_samples: usize,
     /// The device, in words.
     pub device: String,
-    pub keys: Arc<Keys>,
+    pub keys: Keys,
 }
 
 /// Answers of fewer bytes are sent as they are: packing them costs more than it saves.
@@ -79,6 +104,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::show, runs::remove))
         .routes(routes!(runs::evaluations))
         .routes(routes!(runs::evaluate))
+        .routes(routes!(baseline::put))
+        .routes(routes!(runs::configure))
         .routes(routes!(operations::health))
         .routes(routes!(operations::ready))
         .routes(routes!(operations::metrics))
@@ -123,7 +150,7 @@ pub fn router(state: AppState) -> Router {
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_FROM)))
-        .layer(from_fn_with_state(state.clone(), observe))
+        .layer(from_fn_with_state((state.clone(), Arc::default()), observe))
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::internal("the server failed on this request; its log says why")
                 .into_response()
@@ -146,7 +173,11 @@ pub fn router(state: AppState) -> Router {
 }
 
 /// Counts and times requests, and logs each with its route, never its text.
-async fn observe(State(state): State<AppState>, request: Request, next: Next) -> Response {
+async fn observe(
+    State((state, refusals)): State<(AppState, Arc<Refusals>)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
     let route = request
         .extensions()
@@ -154,7 +185,14 @@ async fn observe(State(state): State<AppState>, request: Request, next: Next) ->
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let request_id = request_id(request.headers());
     let span = tracing::info_span!("request", method = %request.method(), route, request_id);
-    let response = next.run(request).instrument(span.clone()).await;
+    let timing = Timing::asked(request.headers());
+    if let Some(timing) = &timing {
+        request.extensions_mut().insert(timing.clone());
+    }
+    let mut response = next.run(request).instrument(span.clone()).await;
+    if let Some(timing) = timing {
+        timing.write(response.headers_mut());
+    }
     let _entered = span.enter();
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status();
@@ -165,7 +203,12 @@ async fn observe(State(state): State<AppState>, request: Request, next: Next) ->
     };
     state.metrics.requests.with_label_values(&[&route, &code]).inc();
     state.metrics.request_seconds.with_label_values(&[&route]).observe(seconds);
-    if status.is_server_error() {
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        tracing::debug!(code, seconds, "request refused");
+        if let Some(count) = refusals.count() {
+            tracing::warn!(code, count, "requests were refused");
+        }
+    } else if status.is_server_error() {
         tracing::warn!(code, seconds, "request failed");
     } else {
         tracing::debug!(code, seconds, "request");

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::body::JsonBody;
+use super::admission::AdmittedBody;
 use super::caller::{Caller, RunHeaders, RunQuery};
 use super::error::{ApiError, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
@@ -79,6 +79,9 @@ enum LatentsFormat {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct RewardResponse {
     rewards: Vec<Option<f32>>,
+    /// Only where the run's rewards are shaped: the model's own
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_rewards: Option<Vec<Option<f32>>>,
     latents: Option<Vec<Option<Floats>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sigma: Option<Vec<Option<Floats>>>,
@@ -152,13 +155,14 @@ struct RunStatus {
 pub(super) async fn reward(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<RewardRequest>,
+    AdmittedBody(request): AdmittedBody<RewardRequest>,
 ) -> Result<Json<RewardResponse>, ApiError> {
     let received = Instant::now();
     let role = request.role.unwrap_or_default();
     let origin = caller.origin(request.run.as_deref(), request.step, role)?;
     let deadline = received + request.check(&state)?;
     let work = Work {
+        log_ratios: request.inputs.iter().map(InputItem::log_ratio).collect(),
         inputs: inputs(request.inputs)?,
         truncation: Truncation::to_context(request.truncate.unwrap_or_default()),
         draws: request.samples.unwrap_or_default(),
@@ -171,6 +175,7 @@ pub(super) async fn reward(
     let latents = state.latent_dim.is_some();
     let mut response = RewardResponse {
         rewards: Vec::with_capacity(outcomes.len()),
+        raw_rewards: outcomes.iter().any(|outcome| outcome.is_shaped).then(Vec::new),
         latents: (latents && request.return_latents.unwrap_or(true)).then(Vec::new),
         sigma: (latents && request.return_sigma.unwrap_or_default()).then(Vec::new),
         items: Vec::with_capacity(outcomes.len()),
@@ -224,12 +229,15 @@ impl AnswerContext {
 
 impl RewardResponse {
     fn push(&mut self, outcome: Outcome, context: &AnswerContext) {
-        let Outcome { tokens, truncated, scored } = outcome;
+        let Outcome { tokens, truncated, scored, raw_reward, .. } = outcome;
         let (scored, error) = match scored {
             Ok(scored) => (Some(scored), None),
             Err(error) => (None, Some(error)),
         };
         self.rewards.push(scored.as_ref().map(|scored| scored.score.reward));
+        if let Some(raw_rewards) = &mut self.raw_rewards {
+            raw_rewards.push(raw_reward);
+        }
         let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
         let cached = scored.as_ref().is_some_and(|scored| scored.cached);
         let timing = scored.as_ref().filter(|_| context.timing).map(Timing::of);

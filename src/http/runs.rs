@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::AppState;
-use super::caller::MAX_STEP;
-use super::error::{ApiError, ErrorAnswer, KeyError};
-use crate::monitor::{Evaluation, Monitor, RunView};
+use super::body::JsonBody;
+use super::caller::{MAX_STEP, check_run};
+use super::error::{ApiError, ErrorAnswer, KeyError, ScoringErrors};
+use crate::monitor::{Evaluation, Monitor, RunConfig, RunView};
 
 /// Every run.
 #[derive(Debug, Serialize, ToSchema)]
@@ -36,7 +37,7 @@ pub(super) struct EvaluationQuery {
 
 /// The run that the path names.
 #[derive(Debug)]
-pub(super) struct RunName(String);
+pub(super) struct RunName(pub(super) String);
 
 impl FromRequestParts<AppState> for RunName {
     type Rejection = ApiError;
@@ -50,7 +51,7 @@ impl FromRequestParts<AppState> for RunName {
     }
 }
 
-fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
+pub(super) fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     state.monitor.as_ref().ok_or_else(|| {
         ApiError::new(
             StatusCode::NOT_FOUND,
@@ -123,6 +124,27 @@ pub(super) async fn evaluate(
     Ok(Json(off_the_event_loop(move || monitor.evaluate(&run)).await??))
 }
 
+/// Change settings of a run
+///
+/// What is left out stays as it is. A run that is not known yet is made.
+#[utoipa::path(
+    put,
+    path = "/runs/{run}/config",
+    tag = "monitor",
+    params(("run" = String, Path, description = "Name of the run", min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")),
+    request_body(content = RunConfig, example = json!({"window": 512, "csi": {"noise": "singletons"}, "early_stop": {"max_ratio": 8}})),
+    responses((status = 200, body = RunView), (status = 404, body = ErrorAnswer, description = "`no_latents`"), ScoringErrors)
+)]
+pub(super) async fn configure(
+    State(state): State<AppState>,
+    RunName(run): RunName,
+    JsonBody(overrides): JsonBody<serde_json::Map<String, serde_json::Value>>,
+) -> Result<Json<RunView>, ApiError> {
+    check_run(&run)?;
+    let monitor = monitor(&state)?.clone();
+    Ok(Json(off_the_event_loop(move || monitor.configure(&run, overrides)).await??))
+}
+
 /// Forget a run
 #[utoipa::path(
     delete,
@@ -140,7 +162,7 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn off_the_event_loop<T: Send + 'static>(
+pub(super) async fn off_the_event_loop<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(error.to_string()))

@@ -1,5 +1,6 @@
 //! The one scoring call. Every protocol is an adapter over it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::AppState;
@@ -7,7 +8,9 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::inputs::{Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode};
 use crate::engine::{Job, JobError, Scored};
-use crate::monitor::{Origin, Subject};
+use crate::monitor::shaping::{ShapingError, ShapingParameters, ShapingTerms};
+use crate::monitor::statistics::mahalanobis::Mahalanobis;
+use crate::monitor::{Origin, Role, Subject};
 
 /// What a request asks.
 #[derive(Debug)]
@@ -20,6 +23,9 @@ pub(super) struct Work {
     pub(super) cache: bool,
     pub(super) origin: Origin,
     pub(super) deadline: Instant,
+    /// `log p - log p_ref` of each input's response, where the caller sends it; may be shorter than the
+    /// inputs.
+    pub(super) log_ratios: Vec<Option<f64>>,
 }
 
 /// What became of one input.
@@ -28,7 +34,12 @@ pub(super) struct Outcome {
     /// Length of the scored sequence; `None` where the input has no tokens.
     pub(super) tokens: Option<usize>,
     pub(super) truncated: bool,
+    /// With the shaped reward, where the run's rewards are shaped.
     pub(super) scored: Result<Scored, ItemError>,
+    /// Whether the run's rewards are shaped.
+    pub(super) is_shaped: bool,
+    /// The model's reward, where `scored` has a shaped one.
+    pub(super) raw_reward: Option<f32>,
 }
 
 impl Outcome {
@@ -50,13 +61,17 @@ impl Outcome {
 pub(super) async fn score(
     state: &AppState,
     caller: &Caller,
-    work: Work,
+    mut work: Work,
 ) -> Result<Vec<Outcome>, ApiError> {
     check_not_too_many(work.inputs.len(), state)?;
     if work.inputs.is_empty() {
         return Ok(Vec::new());
     }
-    state.engine.check_room(work.inputs.len(), work.deadline, &work.origin)?;
+    state.engine.check_room(Some(&work.origin.run), work.inputs.len(), work.deadline)?;
+    let shaping = Shaping::of(state, &work.origin);
+    if let Some(shaping) = &shaping {
+        shaping.refuse_what_lacks_a_term(&mut work);
+    }
     // Nobody is told of a text where no run is monitored.
     let subjects: Vec<Subject> = match &state.monitor {
         Some(_) => work
@@ -84,7 +99,78 @@ pub(super) async fn score(
         });
     let jobs = jobs.collect();
     let answers = state.engine.score(jobs, work.deadline, &work.origin).await?;
-    outcomes(state, encodings, answers)
+    let mut outcomes = outcomes(state, encodings, answers)?;
+    if let Some(shaping) = &shaping {
+        let ratios = work.log_ratios.into_iter().chain(std::iter::repeat(None));
+        for (outcome, log_ratio) in outcomes.iter_mut().zip(ratios) {
+            shaping.apply(outcome, log_ratio);
+            if let (true, Some(error)) = (outcome.raw_reward.is_some(), outcome.error()) {
+                state.metrics.item_errors.with_label_values(&[error.code]).inc();
+            }
+        }
+    }
+    if let Some(timing) = &caller.timing {
+        timing.note(&outcomes);
+    }
+    Ok(outcomes)
+}
+
+/// What is taken off the rewards of a run's policy. The monitor has seen the model's by then.
+struct Shaping {
+    parameters: ShapingParameters,
+    mahalanobis: Option<Arc<Mahalanobis>>,
+}
+
+impl Shaping {
+    fn of(state: &AppState, origin: &Origin) -> Option<Self> {
+        if origin.role != Role::Policy {
+            return None;
+        }
+        let (parameters, mahalanobis) = match &state.monitor {
+            Some(monitor) => monitor.shaping(&origin.run),
+            None => (state.config.monitor.shaping, None),
+        };
+        parameters.is_on().then_some(Self { parameters, mahalanobis })
+    }
+
+    /// Fails the inputs that could not be shaped, before they are scored.
+    fn refuse_what_lacks_a_term(&self, work: &mut Work) {
+        for (index, input) in work.inputs.iter_mut().enumerate() {
+            // The values do not matter yet.
+            let terms = ShapingTerms {
+                distance: self.mahalanobis.as_ref().map(|_| 0.0),
+                reward_std: (work.draws > 0).then_some(0.0),
+                log_ratio: work.log_ratios.get(index).copied().flatten().map(|_| 0.0),
+            };
+            if let (Ok(_), Err(error)) = (&input, self.parameters.shape(0.0, &terms)) {
+                *input = Err(shaping_error(error));
+            }
+        }
+    }
+
+    fn apply(&self, outcome: &mut Outcome, log_ratio: Option<f64>) {
+        outcome.is_shaped = true;
+        let Ok(scored) = &mut outcome.scored else { return };
+        let latent = scored.score.latent.as_ref();
+        let terms = ShapingTerms {
+            distance: self.mahalanobis.as_ref().zip(latent).map(|(m, l)| m.distance(&l.mean)),
+            reward_std: scored.reward_std.map(f64::from),
+            log_ratio,
+        };
+        outcome.raw_reward = Some(scored.score.reward);
+        match self.parameters.shape(scored.score.reward, &terms) {
+            Ok(shaped) => scored.score.reward = shaped,
+            Err(error) => outcome.scored = Err(shaping_error(error)),
+        }
+    }
+}
+
+fn shaping_error(error: ShapingError) -> ItemError {
+    let code = match error {
+        ShapingError::Missing(_) => "shaping_unavailable",
+        ShapingError::NonFinite => "non_finite_reward",
+    };
+    ItemError::new(code, error.to_string())
 }
 
 fn outcomes(
@@ -95,8 +181,8 @@ fn outcomes(
     let mut answers = answers.into_iter();
     let mut outcomes = Vec::with_capacity(encodings.len());
     for encoding in encodings {
-        outcomes.push(match encoding {
-            Err(error) => Outcome { tokens: None, truncated: false, scored: Err(error) },
+        let (tokens, truncated, scored) = match encoding {
+            Err(error) => (None, false, Err(error)),
             Ok(encoding) => {
                 let answer = answers.next().ok_or_else(|| {
                     ApiError::internal("the engine answered fewer inputs than it was given")
@@ -106,10 +192,11 @@ fn outcomes(
                     state.metrics.item_errors.with_label_values(&[error.code]).inc();
                     error
                 });
-                let tokens = Some(encoding.ids.len());
-                Outcome { tokens, truncated: encoding.truncated, scored }
+                (Some(encoding.ids.len()), encoding.truncated, scored)
             }
-        });
+        };
+        let (is_shaped, raw_reward) = (false, None);
+        outcomes.push(Outcome { tokens, truncated, scored, is_shaped, raw_reward });
     }
     Ok(outcomes)
 }

@@ -3,11 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use ndarray::Array2;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Sample;
-use super::statistics::csi::CsiParameters;
+use super::journal::BaselineRecord;
+use super::statistics::csi::{CsiParameters, EpsMode};
 use super::statistics::mahalanobis::Mahalanobis;
+use super::statistics::null::Null;
 use super::statistics::reference::Reference;
 
 /// Where a baseline comes from.
@@ -18,6 +21,8 @@ pub enum BaselineOrigin {
     Checkpoint,
     /// Requests with `role = "baseline"`.
     Recorded,
+    /// `PUT /runs/{run}/baseline`.
+    Uploaded,
 }
 
 /// SFT answers: what a baseline is made of.
@@ -42,6 +47,13 @@ impl BaselineAnswers {
     /// Whether there is no answer.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Keeps the first `count` answers.
+    pub(super) fn truncate(&mut self, count: usize) {
+        self.latents.truncate(count * self.dimension);
+        self.rewards.truncate(count);
+        self.prompts.truncate(count);
     }
 
     /// Adds an answer; one of another dimension is left out.
@@ -73,7 +85,12 @@ pub struct BaselineSet {
     /// Absent where the latents have no covariance to speak of.
     pub mahalanobis: Option<Arc<Mahalanobis>>,
     reference: OnceLock<Reference>,
+    /// By what windows are clustered with: runs that share a baseline may differ in it.
+    nulls: Mutex<Vec<(CsiParameters, Arc<Null>)>>,
 }
+
+/// Nulls of different clusterings that a baseline keeps.
+const MAX_NULLS: usize = 4;
 
 impl BaselineSet {
     /// Fits what windows are compared with. `None` where there is no answer.
@@ -96,6 +113,7 @@ impl BaselineSet {
             version,
             mahalanobis,
             reference: OnceLock::new(),
+            nulls: Mutex::default(),
         })
     }
 
@@ -111,6 +129,44 @@ impl BaselineSet {
                 csi.min_samples,
             )
         })
+    }
+
+    /// What fresh answers of the SFT model give. The first call computes it, which takes seconds.
+    /// Where the baseline gives no radius, CSI has no null.
+    pub fn null(&self, csi: &CsiParameters) -> Arc<Null> {
+        let mut nulls = self.nulls.lock();
+        if let Some((_, null)) = nulls.iter().find(|(known, _)| known == csi) {
+            return null.clone();
+        }
+        let reference = self.reference(csi);
+        let eps = reference.eps(csi).unwrap_or(f64::NAN);
+        let fixed = CsiParameters { eps, eps_mode: EpsMode::Fixed, ..csi.clone() };
+        let null = Null::fit(self.latents.view(), reference.held_out(), fixed);
+        let null = Arc::new(null);
+        if nulls.len() == MAX_NULLS {
+            nulls.remove(0);
+        }
+        nulls.push((csi.clone(), null.clone()));
+        null
+    }
+
+    /// What the journal keeps of it. Recorded answers are there already.
+    pub(super) fn record(&self) -> BaselineRecord {
+        let recorded = self.origin == BaselineOrigin::Recorded;
+        BaselineRecord {
+            version: self.version,
+            origin: self.origin,
+            rows: self.len(),
+            dimension: self.latents.ncols(),
+            latents: if recorded {
+                Vec::new()
+            } else {
+                // They were f32 when they came.
+                self.latents.iter().map(|&value| value as f32).collect()
+            },
+            rewards: self.rewards.clone().filter(|_| !recorded),
+            prompts: self.prompts.clone().filter(|_| !recorded),
+        }
     }
 
     /// Number of latents.

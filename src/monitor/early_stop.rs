@@ -13,17 +13,19 @@ const MIN_CHANGES: usize = 2;
 const ROUNDING: f64 = 1e-9;
 
 /// When a change of CSI is too large.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EarlyStopParameters {
     /// Largest tolerable ratio of a change to the mean of the changes before it (the paper's
     /// `epsilon_max`).
+    #[schema(exclusive_minimum = 0)]
     pub max_ratio: f64,
     /// Largest tolerable change, in units of the index that is pushed, where that mean is zero and
     /// the ratio infinite.
     ///
     /// The monitor pushes CSI per sample. The default of 0.01 is what 2 % of a window add to it when
     /// they move by the default `eps` of [`CsiParameters`](super::statistics::csi::CsiParameters), 0.5.
+    #[schema(minimum = 0)]
     pub absolute_floor: f64,
 }
 
@@ -45,7 +47,7 @@ pub enum EarlyStopError {
 }
 
 /// The early-stopping rule over the CSI per sample of one training run, `C_0, C_1, ...`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EarlyStop {
     parameters: EarlyStopParameters,
     previous: Option<f64>,
@@ -82,6 +84,19 @@ impl EarlyStop {
             return Err(EarlyStopError::AbsoluteFloor(absolute_floor));
         }
         Ok(Self { parameters, previous: None, changes: 0, sum_of_changes: 0.0 })
+    }
+
+    /// Judges by other parameters from now on; what was seen stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`EarlyStop::new`].
+    pub fn set_parameters(
+        &mut self,
+        parameters: EarlyStopParameters,
+    ) -> Result<(), EarlyStopError> {
+        self.parameters = Self::new(parameters)?.parameters;
+        Ok(())
     }
 
     /// Takes the CSI of the next evaluation and judges its change.
@@ -167,7 +182,7 @@ fn undecided(change: Option<f64>, reason: String) -> EarlyStopVerdict {
 }
 
 /// Three significant digits, without an exponent where that stays short.
-fn significant(value: f64) -> String {
+pub(super) fn significant(value: f64) -> String {
     let scientific = format!("{value:.2e}");
     let exponent = scientific.split_once('e').and_then(|(_, exponent)| exponent.parse().ok());
     match exponent {

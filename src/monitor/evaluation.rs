@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::alerts::AlertKind;
 use super::baseline::BaselineOrigin;
 use super::statistics::WindowStatistics;
 
@@ -19,6 +20,14 @@ pub struct Evaluation {
     /// What was computed of them.
     #[serde(flatten)]
     pub statistics: WindowStatistics,
+    /// Quantile 0.95 of CSI per sample on windows of fresh SFT answers.
+    pub csi_null_p95: Option<f64>,
+    /// The same of the energy distance.
+    pub energy_null_p95: Option<f64>,
+    /// Probability of such an energy distance on a window of fresh SFT answers.
+    pub energy_p: Option<f64>,
+    /// Quantile 0.95 of MOP on windows of fresh SFT answers.
+    pub mop_null_p95: Option<f64>,
     /// Change of CSI per sample since the evaluation before.
     pub csi_change: Option<f64>,
     /// That change over the mean of the changes before it (appendix G).
@@ -27,6 +36,8 @@ pub struct Evaluation {
     pub early_stop: bool,
     /// Why training should stop, or why a value is missing.
     pub reason: Option<String>,
+    /// Alerts that last after this window.
+    pub alerts: Vec<AlertKind>,
     /// Latents that the window was compared with, and where they come from.
     pub baseline_samples: usize,
     /// See `baseline_samples`.

@@ -3,13 +3,18 @@
 //! The engine shows it every scored answer; a thread of its own sorts them into runs and windows
 //! (`worker.rs`), and another evaluates each window (`evaluator.rs`). Scoring never waits for them.
 
+pub mod alerts;
 mod baseline;
 mod config;
 pub mod early_stop;
 mod evaluation;
 mod evaluator;
+mod journal;
+mod judgement;
+mod resume;
 mod run;
 mod sample;
+pub mod shaping;
 pub mod statistics;
 mod window;
 mod worker;
@@ -21,16 +26,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
 pub use baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
-pub use config::{MonitorConfig, StatisticsConfig};
+pub use config::{MonitorConfig, OverrideError, RunConfig, StatisticsConfig};
 pub use evaluation::Evaluation;
+use evaluator::Evaluator;
+use journal::Journal;
+pub use journal::{JournalConfig, JournalError};
 use run::Run;
 pub use run::{Latest, RunView};
-pub use sample::{Observation, Origin, Role, Sample, Subject, fingerprint};
+pub use sample::{Observation, Origin, Role, Sample, Subject, fingerprint, prompt_fingerprint};
+use shaping::ShapingParameters;
 use statistics::mahalanobis::Mahalanobis;
 pub use window::Window;
 use worker::{Message, Runs, Worker};
@@ -55,7 +65,19 @@ pub enum MonitorError {
     /// There is nothing to evaluate.
     #[error("the open window of run `{0}` is empty")]
     EmptyWindow(String),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A run cannot have these settings of its own.
+    #[error("{}: {}", .0.pointer, .0.message)]
+    Override(OverrideError),
+    /// A baseline that nothing can be compared with.
+    #[error("a baseline needs at least one latent")]
+    EmptyBaseline,
 }
+
+/// Time between two looks for room, where requests wait for it.
+const FULL_RETRY: Duration = Duration::from_millis(5);
 
 /// Handle to the monitor. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -65,18 +87,22 @@ pub struct Monitor {
     max_pending: usize,
     baseline: Option<Arc<BaselineSet>>,
     runs: Runs,
+    config: Arc<MonitorConfig>,
+    journal: Option<Journal>,
     metrics: Metrics,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl Monitor {
-    /// Starts the monitor. `baseline` holds the checkpoint's SFT latents, if it has any.
+    /// Starts the monitor, with the runs of its journal that are of the same weights. `baseline` holds the
+    /// checkpoint's SFT latents, if it has any; `weights` is the hash of the weights.
     ///
     /// # Errors
-    /// A setting out of range, or no thread.
+    /// A setting out of range, a journal that cannot be used, or no thread.
     pub fn start(
         config: MonitorConfig,
         baseline: Option<&Baseline>,
+        weights: &str,
         metrics: Metrics,
     ) -> Result<Self, MonitorError> {
         config.check()?;
@@ -84,10 +110,19 @@ impl Monitor {
             let answers = BaselineAnswers {
                 latents: baseline.latents.iter().map(|&value| f64::from(value)).collect(),
                 dimension: baseline.dimension,
-                ..BaselineAnswers::default()
+                rewards: baseline.rewards.clone().unwrap_or_default(),
+                prompts: baseline.prompts.iter().flatten().map(|&prompt| Some(prompt)).collect(),
             };
             BaselineSet::new(answers, BaselineOrigin::Checkpoint, 0).map(Arc::new)
         });
+        let config = Arc::new(config);
+        let (journal, stored, next_run) = if config.journal.is_on() {
+            let journal = &config.journal;
+            let opened = Journal::open(journal, weights, config.max_pending, metrics.clone())?;
+            (Some(opened.0), opened.1, opened.2)
+        } else {
+            (None, Vec::new(), 0)
+        };
         let (messages, inbox) = channel();
         let monitor = Self {
             messages,
@@ -95,16 +130,25 @@ impl Monitor {
             max_pending: config.max_pending,
             baseline: baseline.clone(),
             runs: Runs::default(),
+            config: config.clone(),
+            journal: journal.clone(),
             metrics: metrics.clone(),
             thread: Arc::default(),
         };
-        let worker = Worker::new(
-            Arc::new(config),
+        let evaluator =
+            Evaluator::start(journal.clone(), monitor.pending.clone(), metrics.clone())?;
+        let mut worker = Worker {
+            config,
             baseline,
-            monitor.runs.clone(),
-            monitor.pending.clone(),
+            weights: weights.to_owned(),
+            runs: monitor.runs.clone(),
+            next_run,
+            journal,
+            pending: monitor.pending.clone(),
             metrics,
-        )?;
+            evaluator,
+        };
+        worker.resume(stored);
         let thread = std::thread::Builder::new()
             .name("monitor".to_owned())
             .spawn(move || worker.run(&inbox))?;
@@ -112,19 +156,39 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Takes an observation; never waits. Answers of an evaluation are not monitored.
-    pub fn observe(&self, observation: Observation) {
+    /// Takes an observation. Never waits, but with a journal whose `flush_ms` is 0: then until there is
+    /// room, and until the journal holds the observation or is known to fail. Answers of an evaluation
+    /// are not monitored.
+    pub async fn observe(&self, observation: Observation) {
         let count = observation.samples.len();
         if count == 0 || observation.origin.role == Role::Eval {
             return;
         }
-        if self.pending.load(Ordering::Relaxed) + count > self.max_pending {
-            self.metrics.monitor_dropped.inc_by(count as u64);
-            return;
+        let durable = self.journal.as_ref().is_some_and(Journal::is_durable);
+        let is_full = || {
+            let pending = self.pending.load(Ordering::Relaxed);
+            // What is larger than the whole limit fits when nothing else waits.
+            pending + count > self.max_pending && (!durable || pending > 0)
+        };
+        while is_full() {
+            if !durable {
+                self.metrics.monitor_dropped.inc_by(count as u64);
+                return;
+            }
+            tokio::time::sleep(FULL_RETRY).await;
         }
         self.pending.fetch_add(count, Ordering::Relaxed);
+        if let Some(journal) = &self.journal {
+            journal.expect(count);
+        }
+        let (committed, done) = tokio::sync::oneshot::channel();
+        let committed = durable.then_some(committed);
         // Fails only after `stop`, when nobody asks for the samples any more.
-        let _ = self.messages.send(Message::Observed(observation));
+        let _ = self.messages.send(Message::Observed(observation, committed));
+        if durable {
+            // An error is a journal that fails, which the metrics say.
+            let _ = done.await;
+        }
     }
 
     /// The last finished evaluation of a run.
@@ -138,6 +202,18 @@ impl Monitor {
             Ok(run) => run.lock().baseline()?.mahalanobis.clone(),
             Err(_) => self.baseline.as_ref()?.mahalanobis.clone(),
         }
+    }
+
+    /// What is taken off the rewards of a run, and the distances for that.
+    pub fn shaping(&self, run: &str) -> (ShapingParameters, Option<Arc<Mahalanobis>>) {
+        let (shaping, baseline) = match self.find(run) {
+            Ok(run) => {
+                let run = run.lock();
+                (run.config().shaping, run.baseline())
+            }
+            Err(_) => (self.config.shaping, self.baseline.clone()),
+        };
+        (shaping, baseline.and_then(|baseline| baseline.mahalanobis.clone()))
     }
 
     /// The last evaluation of a run, with its window; `None` before the first.
@@ -182,12 +258,55 @@ impl Monitor {
         self.ask(run, |answer| Message::Evaluate(run.to_owned(), answer))
     }
 
-    /// Forgets a run.
+    /// Most latents of a baseline.
+    pub fn max_baseline(&self) -> usize {
+        self.config.max_window
+    }
+
+    /// Gives a run a baseline, in place of the one it has; makes the run, if there is none. Blocks until
+    /// that is done, and in the journal.
+    ///
+    /// # Errors
+    /// Where there is no answer in it.
+    pub fn set_baseline(
+        &self,
+        run: &str,
+        answers: BaselineAnswers,
+    ) -> Result<Arc<BaselineSet>, MonitorError> {
+        let set = self.ask(run, |answer| Message::SetBaseline(run.to_owned(), answers, answer))?;
+        self.flush();
+        Ok(set)
+    }
+
+    /// Gives a run settings of its own; makes the run, if there is none. Blocks until that is done, and in
+    /// the journal.
+    ///
+    /// # Errors
+    /// [`MonitorError::Override`] where a setting cannot be had; then nothing changes.
+    pub fn configure(
+        &self,
+        run: &str,
+        overrides: Map<String, Value>,
+    ) -> Result<RunView, MonitorError> {
+        let view = self.ask(run, |answer| Message::Configure(run.to_owned(), overrides, answer))?;
+        self.flush();
+        Ok(view)
+    }
+
+    /// Forgets a run. Blocks until that is done, and in the journal.
     ///
     /// # Errors
     /// Where there is no such run.
     pub fn remove(&self, run: &str) -> Result<(), MonitorError> {
-        self.ask(run, |answer| Message::Remove(run.to_owned(), answer))
+        self.ask(run, |answer| Message::Remove(run.to_owned(), answer))?;
+        self.flush();
+        Ok(())
+    }
+
+    fn flush(&self) {
+        if let Some(journal) = &self.journal {
+            journal.flush();
+        }
     }
 
     /// Finishes what was observed and is due, and ends the threads.
@@ -195,6 +314,9 @@ impl Monitor {
         let _ = self.messages.send(Message::Stop);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
+        }
+        if let Some(journal) = &self.journal {
+            journal.close();
         }
     }
 

@@ -4,14 +4,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::alerts::{Alert, Alerts, Changes, Look};
 use super::baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
 use super::early_stop::EarlyStop;
 use super::evaluation::Evaluation;
+use super::journal::StateRecord;
+use super::judgement::Judgement;
 use super::statistics::WindowEvaluation;
 use super::window::{Window, Windows};
-use super::{MonitorConfig, Sample, unix_seconds};
+use super::{MonitorConfig, OverrideError, RunConfig, Sample, unix_seconds};
 
 /// A run as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
@@ -36,9 +40,22 @@ pub struct RunView {
     pub stopped_at: Option<Evaluation>,
     /// The last evaluation.
     pub last_evaluation: Option<Evaluation>,
+    /// Alerts of the run, those that ended and those that last, oldest first.
+    pub alerts: Vec<Alert>,
     /// The settings that the run is monitored with.
-    #[schema(value_type = Object)]
-    pub config: MonitorConfig,
+    pub config: RunConfig,
+}
+
+/// What evaluations go on from.
+#[derive(Serialize, Deserialize)]
+struct RunState {
+    evaluations: u64,
+    versions: u64,
+    early_stop: Option<EarlyStop>,
+    stopped: Option<Evaluation>,
+    alerts: Option<Alerts>,
+    /// Version of the baseline.
+    compared_with: Option<u64>,
 }
 
 /// The last evaluation of a run, with what it looked at.
@@ -56,17 +73,21 @@ pub struct Latest {
 #[derive(Debug)]
 pub(super) struct Run {
     name: String,
+    /// Its number in the journal.
+    id: u64,
     config: Arc<MonitorConfig>,
+    /// What of it is the run's own.
+    overrides: Map<String, Value>,
     /// The checkpoint's, until one was recorded.
     baseline: Option<Arc<BaselineSet>>,
     recorded: BaselineAnswers,
     /// Baselines that this run has had of its own.
     versions: u64,
     windows: Windows,
-    samples: u64,
     evaluations: VecDeque<Evaluation>,
     count: u64,
     early_stop: Option<EarlyStop>,
+    alerts: Alerts,
     /// What the last window was compared with.
     compared_with: Option<Arc<BaselineSet>>,
     stopped: Option<Evaluation>,
@@ -78,19 +99,22 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn new(
         name: String,
+        id: u64,
         config: Arc<MonitorConfig>,
         baseline: Option<Arc<BaselineSet>>,
     ) -> Self {
         Self {
             name,
+            id,
+            overrides: Map::new(),
             windows: Windows::new(config.window, config.min_window, config.max_window),
             // The configuration was checked when the monitor started.
             early_stop: EarlyStop::new(config.early_stop.clone()).ok(),
+            alerts: alerts(&config),
             config,
             baseline,
             recorded: BaselineAnswers::default(),
             versions: 0,
-            samples: 0,
             evaluations: VecDeque::new(),
             count: 0,
             compared_with: None,
@@ -105,6 +129,43 @@ impl Run {
         &self.name
     }
 
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn config(&self) -> &Arc<MonitorConfig> {
+        &self.config
+    }
+
+    pub(super) fn overrides(&self) -> &Map<String, Value> {
+        &self.overrides
+    }
+
+    /// Takes over settings of its own, beside those that it has. `server` are the server's.
+    pub(super) fn configure(
+        &mut self,
+        server: &MonitorConfig,
+        overrides: &Map<String, Value>,
+    ) -> Result<(), OverrideError> {
+        let mut all = self.overrides.clone();
+        add(&mut all, overrides);
+        let config = server.with(&all)?;
+        self.windows.set_limits(config.window, config.min_window, config.max_window);
+        if let Some(early_stop) = &mut self.early_stop {
+            // They were checked with the rest.
+            let _ = early_stop.set_parameters(config.early_stop.clone());
+        }
+        let _ = self.alerts.set_parameters(config.alerts.clone(), enough(&config));
+        self.config = Arc::new(config);
+        self.overrides = all;
+        Ok(())
+    }
+
+    /// Answers of the policy seen so far.
+    pub(super) fn samples(&self) -> u64 {
+        self.windows.seen()
+    }
+
     pub(super) fn last_seen(&self) -> Instant {
         self.last_seen
     }
@@ -112,7 +173,6 @@ impl Run {
     /// Adds an answer; returns the window that is to be evaluated now, if any.
     pub(super) fn add(&mut self, step: Option<u64>, sample: Sample) -> Option<Window> {
         self.last_seen = Instant::now();
-        self.samples += 1;
         self.windows.add(step, sample)
     }
 
@@ -121,13 +181,34 @@ impl Run {
         self.windows.take()
     }
 
-    /// Adds SFT answers, up to `max_window`.
-    pub(super) fn record_baseline(&mut self, samples: &[Sample]) {
+    /// Adds SFT answers, up to `max_window`; answers how many there was room for.
+    pub(super) fn record_baseline(&mut self, samples: &[Sample]) -> usize {
         self.last_seen = Instant::now();
         let room = self.config.max_window.saturating_sub(self.recorded.len());
-        for sample in samples.iter().take(room) {
+        let kept = room.min(samples.len());
+        for sample in &samples[..kept] {
             self.recorded.push(sample);
         }
+        kept
+    }
+
+    /// Recorded SFT answers.
+    pub(super) fn recorded(&self) -> usize {
+        self.recorded.len()
+    }
+
+    pub(super) fn recorded_answers(&self) -> &BaselineAnswers {
+        &self.recorded
+    }
+
+    /// Answers that are recorded from now on make a baseline of their own.
+    pub(super) fn forget_recorded(&mut self) {
+        self.recorded = BaselineAnswers::default();
+    }
+
+    /// The version that the next baseline of its own has.
+    pub(super) fn next_version(&self) -> u64 {
+        self.versions + 1
     }
 
     /// The recorded answers, and the version that they become, where they are to be the baseline in use:
@@ -150,13 +231,14 @@ impl Run {
             } else {
                 recorded >= 2 * in_use.max(1)
             };
-        due.then(|| (self.recorded.clone(), self.versions + 1))
+        due.then(|| (self.recorded.clone(), self.next_version()))
     }
 
     /// Replaces the baseline in use.
-    pub(super) fn use_baseline(&mut self, baseline: BaselineSet) {
+    pub(super) fn use_baseline(&mut self, baseline: Arc<BaselineSet>) {
+        self.last_seen = Instant::now();
         self.versions = self.versions.max(baseline.version);
-        self.baseline = Some(Arc::new(baseline));
+        self.baseline = Some(baseline);
     }
 
     /// The baseline in use.
@@ -170,6 +252,7 @@ impl Run {
         window: Window,
         baseline: Option<&Arc<BaselineSet>>,
         evaluated: WindowEvaluation,
+        judgement: &Judgement,
         elapsed: Duration,
     ) -> Evaluation {
         if baseline.map(Arc::as_ptr) != self.compared_with.as_ref().map(Arc::as_ptr) {
@@ -184,7 +267,7 @@ impl Run {
             (None, None) => Some("no baseline: CSI needs the latents of SFT answers".to_owned()),
         };
         let samples = window.samples.len();
-        let enough = self.config.min_window.min(self.config.window);
+        let enough = enough(&self.config);
         let judged = statistics.csi_per_sample.filter(|_| samples >= enough);
         if statistics.csi.is_some() && judged.is_none() {
             reason = Some(format!(
@@ -200,20 +283,40 @@ impl Run {
             // A verdict stays until the run is removed: a trainer may look less often than windows end.
             reason.clone_from(&stopped.reason);
         }
+        let finished_at = unix_seconds();
+        let null = judgement.null.as_ref();
+        let changes = self.alerts.push(&Look {
+            number: self.count,
+            step: window.last_step,
+            at: finished_at,
+            samples,
+            baseline: baseline.map(|baseline| baseline.version),
+            null,
+            // Tokens, since characters are not known of every protocol's answers.
+            length: Some(statistics.tokens_mean),
+            outlying: &judgement.outlying,
+        });
+        self.log(&changes);
+        let energy = null.and_then(|null| null.energy);
         let evaluation = Evaluation {
             number: self.count,
             first_step: window.first_step,
             last_step: window.last_step,
             samples,
             statistics,
+            csi_null_p95: null.and_then(|null| Some(null.csi?.quantile)).filter(finite),
+            energy_null_p95: energy.map(|judged| judged.quantile).filter(finite),
+            energy_p: energy.and_then(|judged| judged.p).filter(finite),
+            mop_null_p95: null.and_then(|null| Some(null.mop?.quantile)).filter(finite),
             csi_change: verdict.as_ref().and_then(|verdict| verdict.change),
             csi_ratio: verdict.as_ref().and_then(|verdict| verdict.ratio),
             early_stop: stops || self.stopped.is_some(),
             reason,
+            alerts: self.alerts.active().map(|alert| alert.kind).collect(),
             baseline_samples: baseline.map_or(0, |baseline| baseline.len()),
             baseline: baseline.map(|baseline| baseline.origin),
             baseline_version: baseline.map(|baseline| baseline.version),
-            finished_at: unix_seconds(),
+            finished_at,
             seconds: elapsed.as_secs_f64(),
         };
         if stops && self.stopped.is_none() {
@@ -226,6 +329,88 @@ impl Run {
         }
         self.last_window = Some(Arc::new(window));
         evaluation
+    }
+
+    fn log(&self, changes: &Changes) {
+        for alert in self.alerts.active().filter(|alert| changes.raised.contains(&alert.kind)) {
+            let kind = alert.kind.name();
+            tracing::warn!(run = self.name, kind, message = alert.message, "alert");
+        }
+        for kind in &changes.resolved {
+            tracing::info!(run = self.name, kind = kind.name(), "alert ended");
+        }
+    }
+
+    /// What the journal keeps, beside the samples, the baseline and the rows.
+    pub(super) fn state(&self) -> StateRecord {
+        let window = self.last_window.as_ref();
+        let state = RunState {
+            evaluations: self.count,
+            versions: self.versions,
+            early_stop: self.early_stop.clone(),
+            stopped: self.stopped.clone(),
+            alerts: Some(self.alerts.clone()),
+            compared_with: self.compared_with.as_ref().map(|baseline| baseline.version),
+        };
+        StateRecord {
+            window: window.map_or(0, |window| window.first),
+            consumed: window.map_or(0, |window| window.end),
+            // Numbers and texts: this cannot fail.
+            state: serde_json::to_value(state).unwrap_or_default(),
+        }
+    }
+
+    /// The run as it was when the state was kept. `last_window` is what its last evaluation looked at, as
+    /// far as its samples are kept. The baseline must be in use already.
+    pub(super) fn restore(
+        &mut self,
+        record: StateRecord,
+        evaluations: Vec<Evaluation>,
+        last_window: Option<Window>,
+    ) -> Result<(), serde_json::Error> {
+        let state: RunState = serde_json::from_value(record.state)?;
+        self.count = state.evaluations;
+        self.versions = self.versions.max(state.versions);
+        self.stopped = state.stopped;
+        if let Some(alerts) = state.alerts {
+            self.alerts = alerts;
+            let config = &self.config;
+            let _ = self.alerts.set_parameters(config.alerts.clone(), enough(config));
+        }
+        let in_use = self.baseline.as_ref();
+        if state.compared_with == in_use.map(|baseline| baseline.version) {
+            self.compared_with = in_use.cloned();
+            self.early_stop = state.early_stop;
+            if let Some(early_stop) = &mut self.early_stop {
+                let _ = early_stop.set_parameters(self.config.early_stop.clone());
+            }
+        }
+        let surplus = evaluations.len().saturating_sub(self.config.history);
+        self.evaluations = evaluations.into_iter().skip(surplus).collect();
+        self.last_window = last_window.map(Arc::new);
+        self.windows.go_on_at(record.consumed);
+        Ok(())
+    }
+
+    /// Adds an answer that was seen before the restart, under its number.
+    pub(super) fn add_again(
+        &mut self,
+        number: u64,
+        step: Option<u64>,
+        sample: Sample,
+    ) -> Option<Window> {
+        self.windows.go_on_at(number);
+        self.windows.add(step, sample)
+    }
+
+    /// The next answer has this number, unless it has a later one.
+    pub(super) fn go_on_at(&mut self, number: u64) {
+        self.windows.go_on_at(number);
+    }
+
+    /// When something of the run came last.
+    pub(super) fn seen_at(&mut self, at: Instant) {
+        self.last_seen = at;
     }
 
     /// What the last evaluation looked at.
@@ -262,7 +447,7 @@ impl Run {
         let baseline = self.baseline.as_ref();
         RunView {
             id: self.name.clone(),
-            samples: self.samples,
+            samples: self.samples(),
             open_window: self.windows.len(),
             baseline_samples: baseline.map_or(0, |baseline| baseline.len()),
             baseline: baseline.map(|baseline| baseline.origin),
@@ -271,7 +456,32 @@ impl Run {
             early_stop: self.stopped.is_some(),
             stopped_at: self.stopped.clone(),
             last_evaluation: self.last().cloned(),
-            config: (*self.config).clone(),
+            alerts: self.alerts.all(),
+            config: self.config.of_run(),
+        }
+    }
+}
+
+/// Fewest answers of a window that anything is judged by.
+fn enough(config: &MonitorConfig) -> usize {
+    config.min_window.min(config.window)
+}
+
+/// Alerts of a run that has none. The configuration was checked when the monitor started.
+fn alerts(config: &MonitorConfig) -> Alerts {
+    Alerts::new(config.alerts.clone(), enough(config)).unwrap_or_default()
+}
+
+fn finite(value: &f64) -> bool {
+    value.is_finite()
+}
+
+/// Adds settings to others, object by object.
+fn add(settings: &mut Map<String, Value>, given: &Map<String, Value>) {
+    for (name, value) in given {
+        match (settings.get_mut(name), value) {
+            (Some(Value::Object(settings)), Value::Object(given)) => add(settings, given),
+            _ => drop(settings.insert(name.clone(), value.clone())),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::Input;
+use crate::checkpoint::{Input, Message};
 
 /// What an answer is to its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -37,7 +37,7 @@ pub struct Origin {
 /// What is known of a text besides its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Subject {
-    /// [`fingerprint`] of the prompt, where the input has it apart.
+    /// [`prompt_fingerprint`], where the input has the prompt apart.
     pub prompt: Option<u64>,
     /// Characters (Unicode scalar values) of the response, where the input has it apart.
     pub response_characters: Option<u32>,
@@ -48,10 +48,8 @@ impl Subject {
     pub fn of(input: &Input) -> Self {
         let Input::Messages(messages) = input else { return Self::default() };
         let Some((response, prompt)) = messages.split_last() else { return Self::default() };
-        // Serialisation of strings does not fail.
-        let prompt = serde_json::to_vec(prompt).unwrap_or_default();
         Self {
-            prompt: Some(fingerprint(&prompt)),
+            prompt: Some(prompt_fingerprint(prompt)),
             response_characters: u32::try_from(response.content.chars().count()).ok(),
         }
     }
@@ -103,4 +101,10 @@ pub fn fingerprint(bytes: &[u8]) -> u64 {
     let digest: [u8; 32] = Sha256::digest(bytes).into();
     let (first, _) = digest.split_first_chunk().unwrap_or((&[0; 8], &[]));
     u64::from_le_bytes(*first)
+}
+
+/// The [`fingerprint`] of a prompt: of its messages, as JSON.
+pub fn prompt_fingerprint(messages: &[Message]) -> u64 {
+    // Serialisation of strings does not fail.
+    fingerprint(&serde_json::to_vec(messages).unwrap_or_default())
 }

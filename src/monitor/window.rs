@@ -5,6 +5,10 @@ use super::Sample;
 /// The answers of one window.
 #[derive(Debug, Clone, Default)]
 pub struct Window {
+    /// Number of the first answer among those of its run, from 0.
+    pub first: u64,
+    /// Number of the answer after the last one.
+    pub end: u64,
     /// First step, where steps are named.
     pub first_step: Option<u64>,
     /// Last step, where steps are named.
@@ -17,6 +21,8 @@ pub struct Window {
 #[derive(Debug)]
 pub(super) struct Windows {
     open: Window,
+    /// Answers seen so far: the number of the next one.
+    seen: u64,
     window: usize,
     min_window: usize,
     max_window: usize,
@@ -24,7 +30,22 @@ pub(super) struct Windows {
 
 impl Windows {
     pub(super) fn new(window: usize, min_window: usize, max_window: usize) -> Self {
-        Self { open: Window::default(), window, min_window, max_window }
+        Self { open: Window::default(), seen: 0, window, min_window, max_window }
+    }
+
+    /// Other limits from now on; the open window stays.
+    pub(super) fn set_limits(&mut self, window: usize, min_window: usize, max_window: usize) {
+        (self.window, self.min_window, self.max_window) = (window, min_window, max_window);
+    }
+
+    /// Answers seen so far.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// The next answer has this number: those before it were seen by another process, or lost.
+    pub(super) fn go_on_at(&mut self, number: u64) {
+        self.seen = self.seen.max(number);
     }
 
     /// Adds an answer and returns the window that is complete with it, or that its step completes.
@@ -40,6 +61,11 @@ impl Windows {
             if later && self.open.samples.len() >= self.min_window { self.take() } else { None };
         self.open.first_step = self.open.first_step.into_iter().chain(step).min();
         self.open.last_step = self.open.last_step.max(step);
+        if self.open.samples.is_empty() {
+            self.open.first = self.seen;
+        }
+        self.seen += 1;
+        self.open.end = self.seen;
         self.open.samples.push(sample);
         let limit = if self.open.last_step.is_some() { self.max_window } else { self.window };
         if complete.is_none() && self.open.samples.len() >= limit { self.take() } else { complete }

@@ -8,12 +8,16 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
+use serde_json::{Map, Value};
 
-use super::baseline::BaselineSet;
-use super::evaluator::{Evaluator, Task};
-use super::run::Run;
+use super::alerts::AlertKind;
+use super::baseline::{BaselineAnswers, BaselineSet};
+use super::evaluator::{Evaluator, Task, publish};
+use super::journal::{Committed, Entry, Journal, ObservationRecord, RunRecord, StoredRun};
+use super::resume::resume;
+use super::run::{Run, RunView};
 use super::window::Window;
-use super::{Evaluation, MonitorConfig, MonitorError, Observation, Role};
+use super::{Evaluation, MonitorConfig, MonitorError, Observation, Role, unix_seconds};
 use crate::metrics::Metrics;
 
 /// The runs that are known, by name.
@@ -22,42 +26,64 @@ pub(super) type Runs = Arc<RwLock<BTreeMap<String, Arc<Mutex<Run>>>>>;
 /// What becomes of a request to evaluate.
 pub(super) type EvaluationSender = Sender<Result<Evaluation, MonitorError>>;
 
+/// What becomes of a request for another baseline.
+pub(super) type BaselineSender = Sender<Result<Arc<BaselineSet>, MonitorError>>;
+
 pub(super) enum Message {
-    Observed(Observation),
+    Observed(Observation, Option<Committed>),
     Evaluate(String, EvaluationSender),
+    SetBaseline(String, BaselineAnswers, BaselineSender),
+    Configure(String, Map<String, Value>, Sender<Result<RunView, MonitorError>>),
     Remove(String, Sender<Result<(), MonitorError>>),
     Stop,
 }
 
 /// The thread's state. It only sorts: an answer costs a copy of its latent.
 pub(super) struct Worker {
-    config: Arc<MonitorConfig>,
-    baseline: Option<Arc<BaselineSet>>,
-    runs: Runs,
+    pub(super) config: Arc<MonitorConfig>,
+    /// The checkpoint's.
+    pub(super) baseline: Option<Arc<BaselineSet>>,
+    /// Hash of the weights.
+    pub(super) weights: String,
+    pub(super) runs: Runs,
+    /// Number in the journal of the next new run.
+    pub(super) next_run: u64,
+    pub(super) journal: Option<Journal>,
     /// Samples that wait to be sorted, or in a window to be evaluated.
-    pending: Arc<AtomicUsize>,
-    metrics: Metrics,
-    evaluator: Evaluator,
+    pub(super) pending: Arc<AtomicUsize>,
+    pub(super) metrics: Metrics,
+    pub(super) evaluator: Evaluator,
 }
 
 impl Worker {
-    pub(super) fn new(
-        config: Arc<MonitorConfig>,
-        baseline: Option<Arc<BaselineSet>>,
-        runs: Runs,
-        pending: Arc<AtomicUsize>,
-        metrics: Metrics,
-    ) -> std::io::Result<Self> {
-        let evaluator = Evaluator::start(config.clone(), pending.clone(), metrics.clone())?;
-        Ok(Self { config, baseline, runs, pending, metrics, evaluator })
+    /// Goes on with the runs of the journal; those beyond `max_runs` that were idle longest are forgotten.
+    pub(super) fn resume(&mut self, mut stored: Vec<StoredRun>) {
+        stored.sort_by(|a, b| b.last_seen.total_cmp(&a.last_seen));
+        for stored in stored.drain(self.config.max_runs.min(stored.len())..) {
+            self.append(|| Entry::Removed { run: stored.id });
+        }
+        for stored in stored {
+            let name = stored.record.name.clone();
+            let (run, windows) = resume(stored, &self.config, self.baseline.as_ref());
+            if let Some(last) = run.last() {
+                publish(&self.metrics, &name, last);
+            }
+            let samples = run.samples();
+            tracing::info!(run = name, samples, "goes on from the journal");
+            let run = Arc::new(Mutex::new(run));
+            self.runs.write().insert(name, run.clone());
+            for window in windows {
+                self.hand_over(&run, window, None);
+            }
+        }
     }
 
-    pub(super) fn run(self, inbox: &Receiver<Message>) {
+    pub(super) fn run(mut self, inbox: &Receiver<Message>) {
         while let Ok(message) = inbox.recv() {
             let samples = match &message {
                 Message::Stop => break,
-                Message::Observed(observation) => observation.samples.len(),
-                Message::Evaluate(..) | Message::Remove(..) => 0,
+                Message::Observed(observation, _) => observation.samples.len(),
+                _ => 0,
             };
             // A fault in one run must not end the others'.
             if catch_unwind(AssertUnwindSafe(|| self.handle(message))).is_err() {
@@ -68,11 +94,18 @@ impl Worker {
         self.evaluator.stop();
     }
 
-    fn handle(&self, message: Message) {
+    fn handle(&mut self, message: Message) {
         match message {
-            Message::Observed(observation) => {
+            Message::Observed(observation, committed) => {
                 self.metrics.monitor_lag_seconds.set(observation.at.elapsed().as_secs_f64());
-                self.observe(observation);
+                self.observe(observation, committed);
+            }
+            Message::SetBaseline(name, answers, answer) => {
+                let run = self.run_named(&name);
+                self.evaluator.send(Task::SetBaseline { run, answers, answer });
+            }
+            Message::Configure(name, overrides, answer) => {
+                let _ = answer.send(self.configure(&name, &overrides));
             }
             Message::Evaluate(run, answer) => self.evaluate(&run, answer),
             Message::Remove(name, answer) => {
@@ -87,18 +120,67 @@ impl Worker {
         }
     }
 
-    fn observe(&self, observation: Observation) {
-        let Observation { origin, samples, .. } = observation;
+    fn observe(&mut self, observation: Observation, committed: Option<Committed>) {
+        let Observation { origin, samples, at } = observation;
         let run = self.run_named(&origin.run);
+        let at = unix_seconds() - at.elapsed().as_secs_f64();
         if origin.role == Role::Baseline {
-            run.lock().record_baseline(&samples);
+            let mut run_now = run.lock();
+            let (first, id) = (run_now.recorded(), run_now.id());
+            let kept = run_now.record_baseline(&samples);
+            if let Some(journal) = &self.journal {
+                let record = ObservationRecord::new(at, origin.step, &samples[..kept]);
+                let first = first as u64;
+                let entry = Entry::observed(id, origin.role, first, samples.len(), &record);
+                journal.append(entry, committed);
+            }
+            drop(run_now);
             return self.evaluator.send(Task::FitBaseline(run));
         }
+        if let Some(journal) = &self.journal {
+            let record = ObservationRecord::new(at, origin.step, &samples);
+            let (first, id) = {
+                let run = run.lock();
+                (run.samples(), run.id())
+            };
+            let entry = Entry::observed(id, origin.role, first, samples.len(), &record);
+            journal.append(entry, committed);
+        }
+        let seen = self.metrics.runs.samples.with_label_values(&[origin.run.as_str()]);
+        seen.inc_by(samples.len() as u64);
         for sample in samples {
             let window = run.lock().add(origin.step, sample);
             if let Some(window) = window {
                 self.hand_over(&run, window, None);
             }
+        }
+    }
+
+    fn configure(
+        &mut self,
+        name: &str,
+        overrides: &Map<String, Value>,
+    ) -> Result<RunView, MonitorError> {
+        // Before a run is made for it.
+        self.config.with(overrides).map_err(MonitorError::Override)?;
+        let run = self.run_named(name);
+        let mut run = run.lock();
+        run.configure(&self.config, overrides).map_err(MonitorError::Override)?;
+        self.append(|| Entry::run(run.id(), &self.record(&run)));
+        Ok(run.view())
+    }
+
+    fn append(&self, entry: impl FnOnce() -> Entry) {
+        if let Some(journal) = &self.journal {
+            journal.append(entry(), None);
+        }
+    }
+
+    fn record(&self, run: &Run) -> RunRecord {
+        RunRecord {
+            weights: self.weights.clone(),
+            name: run.name().to_owned(),
+            config: run.overrides().clone(),
         }
     }
 
@@ -121,8 +203,9 @@ impl Worker {
     }
 
     /// The run of that name; makes it, at the cost of the run that was idle longest, if need be.
-    fn run_named(&self, name: &str) -> Arc<Mutex<Run>> {
-        let mut runs = self.runs.write();
+    fn run_named(&mut self, name: &str) -> Arc<Mutex<Run>> {
+        let runs = self.runs.clone();
+        let mut runs = runs.write();
         if let Some(run) = runs.get(name) {
             return run.clone();
         }
@@ -134,7 +217,10 @@ impl Worker {
                 self.forget(&name, &run);
             }
         }
-        let run = Run::new(name.to_owned(), self.config.clone(), self.baseline.clone());
+        let (config, baseline) = (self.config.clone(), self.baseline.clone());
+        let run = Run::new(name.to_owned(), self.next_run, config, baseline);
+        self.next_run += 1;
+        self.append(|| Entry::run(run.id(), &self.record(&run)));
         let run = Arc::new(Mutex::new(run));
         runs.insert(name.to_owned(), run.clone());
         run
@@ -144,6 +230,7 @@ impl Worker {
     fn forget(&self, name: &str, run: &Mutex<Run>) {
         let mut run = run.lock();
         run.mark_removed();
-        self.metrics.runs.remove(name);
+        self.append(|| Entry::Removed { run: run.id() });
+        self.metrics.runs.remove(name, &AlertKind::ALL.map(AlertKind::name));
     }
 }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::{EncodeError, Input, Message, TextEncoder};
+use crate::monitor::prompt_fingerprint;
 
 /// Two answers to one prompt. Both conversations end with the assistant's message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +174,8 @@ pub struct EncodedPair {
     pub chosen: Vec<u32>,
     /// Ids of the other.
     pub rejected: Vec<u32>,
+    /// [`prompt_fingerprint`].
+    pub prompt: u64,
 }
 
 /// Pairs that were left out, by reason.
@@ -200,9 +203,10 @@ pub fn encode_pairs(
     };
     let encoded: Vec<_> =
         pairs.par_iter().map(|pair| (encode(&pair.chosen), encode(&pair.rejected))).collect();
+    let prompts = pairs.iter().map(|pair| prompt_fingerprint(pair.prompt()));
     let mut kept = Vec::with_capacity(pairs.len());
     let mut dropped = Dropped::default();
-    for pair in encoded {
+    for (pair, prompt) in encoded.into_iter().zip(prompts) {
         let (chosen, rejected) = match pair {
             (Ok(chosen), Ok(rejected)) => (chosen, rejected),
             (Err(EncodeError::TooLong { .. }), _) | (_, Err(EncodeError::TooLong { .. })) => {
@@ -220,7 +224,7 @@ pub fn encode_pairs(
         } else if chosen == rejected {
             dropped.identical += 1;
         } else {
-            kept.push(EncodedPair { chosen, rejected });
+            kept.push(EncodedPair { chosen, rejected, prompt });
         }
     }
     Ok((kept, dropped))

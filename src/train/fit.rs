@@ -329,16 +329,20 @@ impl Finished {
             .filter(|_| !samples.is_empty())
             .map(|dimension| {
                 let mut latents = Vec::with_capacity(samples.len() * dimension);
+                let mut rewards = Vec::with_capacity(samples.len());
                 for batch in samples.chunks(BASELINE_BATCH) {
                     let sequences: Vec<&[u32]> =
                         batch.iter().map(|pair| pair.chosen.as_slice()).collect();
                     for score in scorer.score(&sequences)? {
+                        rewards.push(score.reward);
                         latents.extend(score.latent.into_iter().flat_map(|latent| latent.mean));
                     }
                 }
                 anyhow::Ok(Baseline {
                     latents,
                     dimension,
+                    rewards: Some(rewards),
+                    prompts: Some(samples.iter().map(|pair| pair.prompt).collect()),
                     weights: stored.weights.clone(),
                     source: format!("chosen answers of {} held-out pairs", samples.len()),
                 })

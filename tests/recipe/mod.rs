@@ -50,6 +50,7 @@ impl SplitMix64 {
     }
 }
 
+#[allow(dead_code, reason = "not every test compares with tolerance")]
 pub(super) fn close(found: f64, expected: f64, tolerance: f64) -> bool {
     (found - expected).abs() <= tolerance * expected.abs()
 }

@@ -207,6 +207,11 @@ impl Client {
         self.post_bytes(path, body.to_string().as_bytes())
     }
 
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Answer {
+        let headers = [("content-type", "application/json")];
+        self.send("PUT", path, &headers, body.to_string().as_bytes())
+    }
+
     /// A successful `POST /reward`.
     pub(crate) fn reward(&self, body: &Value) -> Value {
         self.post("/reward", body).ok()
@@ -284,4 +289,32 @@ pub(crate) fn bits(answer: &Value, index: usize) -> (u32, Vec<u32>) {
     let latent = floats(&answer["latents"][index]);
     let latent = latent.into_iter().map(f32::to_bits).collect();
     (float(&answer["rewards"][index]).to_bits(), latent)
+}
+
+/// A pair as the demo's chat template writes it.
+pub(crate) fn templated(prompt: &str, response: &str) -> String {
+    format!("<|user|>\n{prompt}<|end|>\n<|assistant|>\n{response}<|end|>\n")
+}
+
+/// Every foreign scoring route with a body of one input.
+pub(crate) fn scoring_routes(prompt: &str, response: &str) -> Vec<(&'static str, Value)> {
+    let text = templated(prompt, response);
+    vec![
+        ("/get_reward", json!({"query": [text]})),
+        ("/slime", json!({"prompt": prompt, "response": response})),
+        ("/v1/score/evaluation", json!({"messages": [text]})),
+        ("/", json!({"inputs": text})),
+        ("/v1/embeddings", json!({"input": text})),
+        ("/classify", json!({"input": text})),
+        ("/classify", json!({"text": text})),
+        ("/pooling", json!({"input": text})),
+        ("/score", json!({"text_1": prompt, "text_2": response})),
+        ("/v1/score", json!({"text_1": prompt, "text_2": response})),
+        ("/v1/score", json!({"query": prompt, "items": response})),
+        ("/rerank", json!({"query": prompt, "documents": [response]})),
+        ("/rerank", json!({"query": prompt, "texts": [response]})),
+        ("/v1/rerank", json!({"query": prompt, "documents": [response]})),
+        ("/v2/rerank", json!({"query": prompt, "documents": [response]})),
+        ("/predict", json!({"inputs": text})),
+    ]
 }

@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::super::body::JsonBody;
+use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, TeiErrors};
 use super::super::inputs::Truncation;
@@ -55,7 +55,7 @@ enum OutputTransform {
 pub(in crate::http) async fn text_classification(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<TextClassificationRequest>,
+    AdmittedBody(request): AdmittedBody<TextClassificationRequest>,
 ) -> Result<Json<Vec<Vec<Prediction>>>, ApiError> {
     let parameters = request.parameters.unwrap_or_default();
     let sigmoid = parameters.function_to_apply == Some(OutputTransform::Sigmoid);

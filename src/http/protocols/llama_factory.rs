@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::AppState;
-use super::super::body::JsonBody;
+use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::{ItemError, Truncation};
@@ -55,7 +55,7 @@ pub(in crate::http) struct ScoreEvaluationResponse {
 pub(in crate::http) async fn score_evaluation(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<ScoreEvaluationRequest>,
+    AdmittedBody(request): AdmittedBody<ScoreEvaluationRequest>,
 ) -> Result<Json<ScoreEvaluationResponse>, ApiError> {
     let inputs = request.messages.into_iter().map(|text| Ok(Input::Text(text))).collect();
     let outcomes = score_all(&state, &caller, inputs, Truncation::Refuse).await?;

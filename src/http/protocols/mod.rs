@@ -90,6 +90,7 @@ async fn score_all(
         cache: true,
         origin: caller.origin(None, None, Role::Policy)?,
         deadline: Instant::now() + deadline,
+        log_ratios: Vec::new(),
     };
     let outcomes = score(state, caller, work).await?;
     if !outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.scored.is_err()) {

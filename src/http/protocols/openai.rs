@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::AppState;
-use super::super::body::JsonBody;
+use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::{ItemError, Truncation};
@@ -97,7 +97,7 @@ impl Vector {
 pub(in crate::http) async fn embeddings(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<EmbeddingsRequest>,
+    AdmittedBody(request): AdmittedBody<EmbeddingsRequest>,
 ) -> Result<Json<EmbeddingsResponse>, ApiError> {
     let latents_name = format!("{}{LATENTS}", state.model);
     let latents = request.model.as_deref() == Some(latents_name.as_str());

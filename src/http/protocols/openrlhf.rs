@@ -10,7 +10,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::super::AppState;
-use super::super::body::JsonBody;
+use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::{ItemError, Truncation};
@@ -66,7 +66,7 @@ struct ExtraLogs {}
 pub(in crate::http) async fn get_reward(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<GetRewardRequest>,
+    AdmittedBody(request): AdmittedBody<GetRewardRequest>,
 ) -> Result<Json<GetRewardResponse>, ApiError> {
     let inputs = request.query.into_iter().map(|text| Ok(Input::Text(text))).collect();
     let outcomes = score_all(&state, &caller, inputs, Truncation::Refuse).await?;

@@ -11,7 +11,8 @@ use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::super::AppState;
-use super::super::body::{JsonBody, typed};
+use super::super::admission::AdmittedBody;
+use super::super::body::typed;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{AnyErrors, ApiError, ErrorShape, ScoringErrors};
 use super::vllm::Vllm;
@@ -66,7 +67,7 @@ type ClassifyResponse = Either<vllm::VllmClassifyResponse, sglang::SglangClassif
 pub(in crate::http) async fn classify(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(body): JsonBody<Value>,
+    AdmittedBody(body): AdmittedBody<Value>,
 ) -> Result<Json<ClassifyResponse>, ApiError> {
     let sglang = has(&body, &["text", "input_ids"]);
     if sglang && has(&body, &["input", "messages"]) {
@@ -102,7 +103,7 @@ type ScoreResponse = Either<vllm::VllmScoreResponse, sglang::SglangScoreResponse
 pub(in crate::http) async fn score_v1(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(body): JsonBody<Value>,
+    AdmittedBody(body): AdmittedBody<Value>,
 ) -> Result<Json<ScoreResponse>, ApiError> {
     Ok(Json(if has(&body, &["query"]) {
         Either::Second(sglang::score(&state, &caller, typed(&body)?).await?)
@@ -130,7 +131,7 @@ type RerankResponse = Either<vllm::VllmRerankResponse, tei::TeiRanks>;
 pub(in crate::http) async fn rerank(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(body): JsonBody<Value>,
+    AdmittedBody(body): AdmittedBody<Value>,
 ) -> Result<Json<RerankResponse>, ApiError> {
     let tei = has(&body, &["texts"]);
     if tei && has(&body, &["documents"]) {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::super::body::JsonBody;
+use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::Truncation;
@@ -73,7 +73,7 @@ pub(in crate::http) async fn slime(
     State(state): State<AppState>,
     caller: Caller,
     Query(query): Query<SlimeQuery>,
-    JsonBody(request): JsonBody<SlimeRequest>,
+    AdmittedBody(request): AdmittedBody<SlimeRequest>,
 ) -> Result<Json<SlimeResponse>, ApiError> {
     let input = match request.prompt {
         SlimePrompt::Text(prompt) => Input::Text(prompt + &request.response),

@@ -8,7 +8,7 @@ use utoipa::openapi::schema::{ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::super::AppState;
-use super::super::body::JsonBody;
+use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, TeiErrors};
 use super::super::inputs::{ItemError, MaybeInput, Truncation};
@@ -134,7 +134,7 @@ pub(in crate::http) enum PredictResponse {
 pub(in crate::http) async fn predict(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(request): JsonBody<PredictRequest>,
+    AdmittedBody(request): AdmittedBody<PredictRequest>,
 ) -> Result<Json<PredictResponse>, ApiError> {
     let batch = matches!(request.inputs, PredictInputs::Batch(_));
     let inputs = match request.inputs {

@@ -13,7 +13,8 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::super::body::{JsonBody, typed};
+use super::super::admission::AdmittedBody;
+use super::super::body::typed;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::{ItemError, MaybeInput, Truncation};
@@ -257,7 +258,7 @@ struct Pooled {
 pub(in crate::http) async fn pooling(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(body): JsonBody<Value>,
+    AdmittedBody(body): AdmittedBody<Value>,
 ) -> Result<Json<VllmPoolingResponse>, ApiError> {
     let Vllm { own, options } = Vllm::read_form(&body)?;
     let base64 = own.base64();
@@ -328,7 +329,7 @@ struct PairScore {
 pub(in crate::http) async fn score(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(body): JsonBody<Value>,
+    AdmittedBody(body): AdmittedBody<Value>,
 ) -> Result<Json<VllmScoreResponse>, ApiError> {
     score_pairs(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
@@ -422,7 +423,7 @@ struct Document {
 pub(in crate::http) async fn rerank_v1(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(body): JsonBody<Value>,
+    AdmittedBody(body): AdmittedBody<Value>,
 ) -> Result<Json<VllmRerankResponse>, ApiError> {
     rerank(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
@@ -441,7 +442,7 @@ pub(in crate::http) async fn rerank_v1(
 pub(in crate::http) async fn rerank_v2(
     State(state): State<AppState>,
     caller: Caller,
-    JsonBody(body): JsonBody<Value>,
+    AdmittedBody(body): AdmittedBody<Value>,
 ) -> Result<Json<VllmRerankResponse>, ApiError> {
     rerank(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }

@@ -15,7 +15,7 @@ use super::pairs::{Points, between};
 use super::rewards::quantile;
 
 /// What becomes of the latents that DBSCAN leaves out of every cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NoisePolicy {
     /// All noise is one cluster with one centroid: Algorithm 3 loops over the set of labels, and
@@ -29,7 +29,7 @@ pub enum NoisePolicy {
 }
 
 /// Where the radius of DBSCAN comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EpsMode {
     /// It is [`CsiParameters::eps`].
@@ -41,16 +41,18 @@ pub enum EpsMode {
 }
 
 /// How the policy's latents are clustered. The defaults are scikit-learn's, as in Algorithm 3.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CsiParameters {
     /// Euclidean distance, in latent units, up to which two latents are neighbours, inclusive.
+    #[schema(exclusive_minimum = 0)]
     pub eps: f64,
     /// Whether `eps` is used, or a distance calibrated on the baseline.
     pub eps_mode: EpsMode,
     /// The quantile of the baseline's k-distances that is the calibrated `eps`, from 0 to 1.
     pub eps_quantile: f64,
     /// Neighbours that make a latent a core point, itself included.
+    #[schema(minimum = 1)]
     pub min_samples: usize,
     /// What becomes of noise.
     pub noise: NoisePolicy,

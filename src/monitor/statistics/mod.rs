@@ -13,6 +13,7 @@ mod gram;
 pub mod mahalanobis;
 pub mod nearest;
 pub mod neighbours;
+pub mod null;
 pub mod paired;
 mod pairs;
 pub mod pca;

@@ -111,6 +111,12 @@ impl Reference {
         self.mahalanobis.as_deref()
     }
 
+    /// Mahalanobis distances of the baseline's latents, each by a fit without it; empty where the
+    /// baseline is too small for that.
+    pub fn held_out(&self) -> &[f64] {
+        &self.held_out
+    }
+
     /// The Mahalanobis distance that a share `alpha` of held-out baseline latents exceeds; `None` where
     /// the baseline is too small to hold some of it out.
     pub fn outlier_distance(&self, alpha: f64) -> Option<f64> {

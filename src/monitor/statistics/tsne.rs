@@ -19,8 +19,9 @@ pub struct TsneMap {
 /// arguments give the same map.
 ///
 /// `None` below four points or two dimensions, or where there is no map, as of points that are all the
-/// same. Costs a thousand steps of `O(n log n)` for `n` points (Barnes-Hut, threshold 0.5; exact below
-/// 200 points) on the calling thread; the perplexity is 30, or a third of the points where they are fewer.
+/// same. Costs a thousand steps of `O(n^2)` for `n` points on one thread: the library's approximation by
+/// trees begins with random pivots, and would give another map each time. The perplexity is 30, or a third
+/// of the points where they are fewer.
 pub fn tsne(points: ArrayView2<'_, f64>, limit: usize, seed: u64) -> Option<TsneMap> {
     const STEPS: usize = 1000;
     let rows = if points.nrows() <= limit {
@@ -38,12 +39,16 @@ pub fn tsne(points: ArrayView2<'_, f64>, limit: usize, seed: u64) -> Option<Tsne
         return None;
     }
     let perplexity = 30_f64.min((count - 1) as f64 / 3.0);
-    let coordinates = TSneParams::embedding_size(2)
-        .perplexity(perplexity)
-        .approx_threshold(if count < 200 { 0.0 } else { 0.5 })
-        .max_iter(STEPS)
-        .transform(drawn)
-        .ok()?;
+    // One thread: sums of several differ from call to call, and scoring needs the others.
+    let thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().ok()?;
+    let embed = || {
+        TSneParams::embedding_size(2)
+            .perplexity(perplexity)
+            .approx_threshold(0.0)
+            .max_iter(STEPS)
+            .transform(drawn)
+    };
+    let coordinates = thread.install(embed).ok()?;
     let finite = coordinates.iter().all(|value: &f64| value.is_finite());
     finite.then_some(TsneMap { rows, coordinates })
 }

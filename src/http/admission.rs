@@ -1,0 +1,43 @@
+//! Refusals before the body is read: under overload most requests are refused, and what is spent on
+//! them is taken from those that are not.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::{FromRequest, Request};
+use serde::de::DeserializeOwned;
+
+use super::AppState;
+use super::body::{JsonBody, discard};
+use super::caller::{DEFAULT_RUN, run_of_head};
+use super::error::ApiError;
+use crate::engine::EngineError;
+
+/// The route whose body may name a run and a deadline.
+const NATIVE: &str = "/reward";
+
+/// The JSON body of a scoring request, read where the engine may have room for it.
+#[derive(Debug)]
+pub(super) struct AdmittedBody<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for AdmittedBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        if let Err(error) = check_head(&request, state) {
+            discard(request, &state.config.limits).await;
+            return Err(error.into());
+        }
+        let JsonBody(body) = JsonBody::from_request(request, state).await?;
+        Ok(Self(body))
+    }
+}
+
+/// Whether a request might be admitted that has this head and one input.
+fn check_head(request: &Request, state: &AppState) -> Result<(), EngineError> {
+    let limits = &state.config.limits;
+    let run = run_of_head(request.headers(), request.uri());
+    let is_native = request.uri().path() == NATIVE;
+    let deadline = if is_native { limits.max_deadline_ms } else { limits.default_deadline_ms };
+    let run = run.as_deref().or((!is_native).then_some(DEFAULT_RUN));
+    state.engine.check_room(run, 1, Instant::now() + Duration::from_millis(deadline))
+}

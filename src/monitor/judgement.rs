@@ -1,0 +1,72 @@
+//! A window's statistics beside what fresh SFT answers give: what alerts are raised by.
+
+use ndarray::Array2;
+
+use super::alerts::OutlyingSample;
+use super::baseline::BaselineSet;
+use super::statistics::null::{NullValues, Observed};
+use super::statistics::{StatisticsParameters, WindowEvaluation};
+use super::window::Window;
+
+/// Answers of a window that are named as the most outlying.
+const OUTLYING: usize = 10;
+
+/// What a window is judged by.
+#[derive(Debug, Default)]
+pub(super) struct Judgement {
+    /// `None` without a baseline.
+    pub(super) null: Option<NullValues>,
+    /// The answers farthest from the baseline, the farthest first.
+    pub(super) outlying: Vec<OutlyingSample>,
+}
+
+/// Judges a window against a baseline. The first window of a baseline pays for its nulls.
+pub(super) fn judge(
+    window: &Window,
+    baseline: &BaselineSet,
+    evaluated: &WindowEvaluation,
+    parameters: &StatisticsParameters,
+) -> Judgement {
+    let null = baseline.null(&parameters.csi);
+    let statistics = &evaluated.statistics;
+    let samples = window.samples.len();
+    let effective_samples = if statistics.groups > 0 {
+        let prompts: Vec<Option<u64>> = window.samples.iter().map(|s| s.prompt).collect();
+        let latents = window.samples.iter().flat_map(|sample| &sample.latent);
+        let latents: Vec<f64> = latents.map(|&value| f64::from(value)).collect();
+        // Of one dimension where there are statistics of them.
+        Array2::from_shape_vec((samples, baseline.latents.ncols()), latents)
+            .map_or(samples as f64, |latents| null.effective_samples(latents.view(), &prompts))
+    } else {
+        samples as f64
+    };
+    let observed = Observed {
+        samples,
+        effective_samples,
+        energy: statistics.energy,
+        csi_per_sample: statistics.csi_per_sample,
+        mop: statistics.mop,
+        mop_threshold: baseline.reference(&parameters.csi).outlier_distance(parameters.mop_alpha),
+        dispersion_ratio: statistics.dispersion_ratio,
+        distinct_ratio: statistics.distinct_ratio,
+    };
+    Judgement {
+        null: Some(null.judge(baseline.latents.view(), &observed)),
+        outlying: outlying(window, &evaluated.distances),
+    }
+}
+
+fn outlying(window: &Window, distances: &[f64]) -> Vec<OutlyingSample> {
+    let mut order: Vec<usize> = (0..distances.len().min(window.samples.len())).collect();
+    order.sort_by(|&a, &b| distances[b].total_cmp(&distances[a]));
+    let named = order.into_iter().take(OUTLYING).map(|row| {
+        let sample = &window.samples[row];
+        OutlyingSample {
+            request: sample.request.to_string(),
+            index: sample.index,
+            mahalanobis: Some(distances[row]).filter(|distance| distance.is_finite()),
+            reward: sample.reward,
+        }
+    });
+    named.collect()
+}
