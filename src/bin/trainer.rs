@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
+use inform::config::ServerConfig;
 use inform::model::RewardModel;
 use inform::ops::cpu::{CpuOps, Precision};
+use inform::replay::Replay;
 use inform::train::{
     FitConfig, TRAINING_FILE, TrainingRecord, encode_pairs, evaluate, fit, init_head, read_pairs,
 };
@@ -58,6 +60,23 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// What the monitor would have said of a run, from a file of its answers
+    MonitorReplay {
+        /// Answers, one a line, JSONL or JSONL.gz
+        file: PathBuf,
+        /// SFT answers in the same forms, instead of the checkpoint's baseline
+        #[arg(long, value_name = "FILE")]
+        baseline: Option<PathBuf>,
+        /// Checkpoint folder: scores answers that are texts, and has a baseline
+        #[arg(long, value_name = "DIR")]
+        model: Option<PathBuf>,
+        /// Settings of the server, TOML
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Folder for the evaluations
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
     },
     /// Put a fresh reward head on a language model
     InitHead {
@@ -120,6 +139,19 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Eval { model, data, held_out, max_tokens, threads, json } => {
             evaluate_checkpoint(&model, &data, held_out, max_tokens, threads, json)
+        }
+        Command::MonitorReplay { file, baseline, model, config, output } => {
+            let replayed = Replay {
+                config: ServerConfig::read(config.as_deref(), &[])?,
+                model: model.as_deref(),
+                baseline: baseline.as_deref(),
+            }
+            .run(&file)?;
+            for problem in &replayed.skipped {
+                eprintln!("left out: {problem}");
+            }
+            print!("{replayed}");
+            output.map_or(Ok(()), |folder| replayed.write(&folder))
         }
         Command::InitHead { model, output, seed, head, latent_dim, decode } => {
             anyhow::ensure!(latent_dim > 0, "--latent-dim must be at least 1");

@@ -13,7 +13,6 @@ use super::error::ApiError;
 use super::{object, whole};
 use crate::checkpoint::{EncodeError, Encoding, Input, Message, TextEncoder};
 use crate::engine::Tokeniser;
-use crate::monitor::{Subject, prompt_fingerprint};
 
 /// One input of a request; exactly one of the forms.
 #[derive(Debug, Default, Deserialize)]
@@ -215,16 +214,6 @@ impl Truncation {
 
 /// Token ids of each input, or why it has none.
 pub(super) type Encodings = Vec<Result<Encoding, ItemError>>;
-
-/// What the monitor is told of an input besides its tokens.
-pub(super) fn subject(input: &Input) -> Subject {
-    let Input::Messages(messages) = input else { return Subject::default() };
-    let Some((response, prompt)) = messages.split_last() else { return Subject::default() };
-    Subject {
-        prompt: Some(prompt_fingerprint(prompt)),
-        response_characters: u32::try_from(response.content.chars().count()).ok(),
-    }
-}
 
 /// Encodes a request's inputs off the event loop. An input that cannot be encoded fails alone.
 ///

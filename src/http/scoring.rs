@@ -6,9 +6,7 @@ use std::time::Instant;
 use super::AppState;
 use super::caller::Caller;
 use super::error::ApiError;
-use super::inputs::{
-    Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode, subject,
-};
+use super::inputs::{Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode};
 use crate::engine::{Job, JobError, Scored};
 use crate::monitor::shaping::{ShapingError, ShapingParameters, ShapingTerms};
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
@@ -79,7 +77,7 @@ pub(super) async fn score(
         Some(_) => work
             .inputs
             .iter()
-            .map(|input| input.as_ref().map(subject))
+            .map(|input| input.as_ref().map(Subject::of))
             .map(Result::unwrap_or_default)
             .collect(),
         None => vec![Subject::default(); work.inputs.len()],

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::Message;
+use crate::checkpoint::{Input, Message};
 
 /// What an answer is to its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -41,6 +41,18 @@ pub struct Subject {
     pub prompt: Option<u64>,
     /// Characters (Unicode scalar values) of the response, where the input has it apart.
     pub response_characters: Option<u32>,
+}
+
+impl Subject {
+    /// What an input tells: prompt and response of a conversation, nothing of a text without parts.
+    pub fn of(input: &Input) -> Self {
+        let Input::Messages(messages) = input else { return Self::default() };
+        let Some((response, prompt)) = messages.split_last() else { return Self::default() };
+        Self {
+            prompt: Some(prompt_fingerprint(prompt)),
+            response_characters: u32::try_from(response.content.chars().count()).ok(),
+        }
+    }
 }
 
 /// One scored answer.

@@ -58,7 +58,8 @@ pub fn read_pairs(files: &[PathBuf]) -> anyhow::Result<Vec<Pair>> {
     Ok(pairs)
 }
 
-fn lines(file: &Path) -> anyhow::Result<impl Iterator<Item = std::io::Result<String>>> {
+/// The lines of a file, which is unpacked where its name ends in `.gz`.
+pub(crate) fn lines(file: &Path) -> anyhow::Result<impl Iterator<Item = std::io::Result<String>>> {
     let open = File::open(file).with_context(|| file.display().to_string())?;
     let reader: Box<dyn Read> = if file.extension().is_some_and(|extension| extension == "gz") {
         Box::new(MultiGzDecoder::new(open))

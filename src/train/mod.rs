@@ -12,6 +12,7 @@ mod schedule;
 mod scratch;
 
 pub use config::FitConfig;
+pub(crate) use data::lines;
 pub use data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
 pub use evaluate::{PairAccuracy, evaluate, wilson_interval};
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};

@@ -1,0 +1,435 @@
+//! `trainer monitor-replay`: what the monitor would have said of a run, from a file of its answers.
+//!
+//! Nothing is computed here: answers go through the engine and the monitor that serve, with the same
+//! settings. What is different is where they come from, and that nothing is dropped or forgotten.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::checkpoint::{Checkpoint, Input, Message};
+use crate::config::ServerConfig;
+use crate::engine::{Engine, Job, ScoreCache};
+use crate::metrics::Metrics;
+use crate::model::RewardModel;
+use crate::monitor::{
+    Evaluation, Monitor, MonitorError, Observation, Origin, Role, RunView, Sample, Subject,
+    fingerprint,
+};
+use crate::ops::cpu::CpuOps;
+use crate::train::lines;
+
+/// Answers that are scored at a time.
+const REQUEST: usize = 256;
+/// Nobody waits offline.
+const DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// File of the evaluations in the output folder.
+const EVALUATIONS_FILE: &str = "evaluations.jsonl";
+
+/// A replay, before it is run.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    /// The server's settings.
+    pub config: ServerConfig,
+    /// Checkpoint that scores texts and has a baseline.
+    pub model: Option<&'a Path>,
+    /// SFT answers instead of the checkpoint's baseline.
+    pub baseline: Option<&'a Path>,
+}
+
+/// What came of it. Displayed as a table.
+#[derive(Debug)]
+pub struct Replayed {
+    /// One a window.
+    pub evaluations: Vec<Evaluation>,
+    /// The run at its end.
+    pub run: RunView,
+    /// Answers that could not be scored, with file, line and reason.
+    pub skipped: Vec<String>,
+}
+
+/// A line of a file: an answer that is scored already, or one to score.
+#[derive(Debug, Deserialize)]
+struct Row {
+    step: Option<u64>,
+    latent: Option<Vec<f32>>,
+    reward: Option<f32>,
+    tokens: Option<u32>,
+    sigma: Option<f32>,
+    divergence: Option<f32>,
+    prompt: Option<Prompt>,
+    response: Option<String>,
+    messages: Option<Vec<Message>>,
+    text: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Prompt {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+/// An answer of a file.
+struct Answer {
+    line: usize,
+    step: Option<u64>,
+    content: Content,
+}
+
+enum Content {
+    Scored(Box<Sample>),
+    Input(Input),
+}
+
+/// The answers of a file.
+struct Answers {
+    file: PathBuf,
+    answers: Vec<Answer>,
+}
+
+impl Row {
+    /// The input, where the row has one in full or the prompt's part of it.
+    fn input(&mut self) -> anyhow::Result<Option<Input>> {
+        if let Some(messages) = self.messages.take() {
+            return Ok(Some(Input::Messages(messages)));
+        }
+        if let Some(text) = self.text.take() {
+            return Ok(Some(Input::Text(text)));
+        }
+        let Some(response) = self.response.take() else { return Ok(None) };
+        let mut messages = match self.prompt.take() {
+            Some(Prompt::Text(text)) => vec![Message::new("user", text)],
+            Some(Prompt::Messages(messages)) => messages,
+            None => bail!("`response` needs its `prompt`"),
+        };
+        messages.push(Message::new("assistant", response));
+        Ok(Some(Input::Messages(messages)))
+    }
+
+    fn content(mut self, file: &Arc<str>, line: usize) -> anyhow::Result<Content> {
+        let input = self.input()?;
+        let Some(latent) = self.latent else {
+            let forms =
+                "`latent`, `reward` and `tokens`; `prompt` and `response`; `messages`; or `text`";
+            return Ok(Content::Input(input.with_context(|| format!("needs {forms}"))?));
+        };
+        let reward = self.reward.context("`latent` needs its `reward`")?;
+        let tokens = self.tokens.context("`latent` needs its `tokens`")?;
+        ensure!(!latent.is_empty(), "`latent` is empty");
+        ensure!(
+            reward.is_finite() && latent.iter().all(|value| value.is_finite()),
+            "`latent` and `reward` must be finite"
+        );
+        let bytes: Vec<u8> = latent.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let subject = input.as_ref().map(Subject::of).unwrap_or_default();
+        Ok(Content::Scored(Box::new(Sample {
+            // The same text has the same latent, bit for bit.
+            sequence: fingerprint(&bytes),
+            latent,
+            // A mean over something that is not known is not known either.
+            sigma: self.sigma.unwrap_or(f32::NAN),
+            divergence: self.divergence.unwrap_or(f32::NAN),
+            reward,
+            tokens,
+            response_characters: subject.response_characters,
+            prompt: subject.prompt,
+            request: file.clone(),
+            index: u32::try_from(line).unwrap_or(u32::MAX),
+        })))
+    }
+}
+
+impl Answers {
+    fn read(file: &Path) -> anyhow::Result<Self> {
+        let name: Arc<str> = file.display().to_string().into();
+        let mut answers: Vec<Answer> = Vec::new();
+        let mut dimension = None;
+        for (number, text) in lines(file)?.enumerate() {
+            let line = number + 1;
+            let at = || format!("{name}, line {line}");
+            let text = text.with_context(at)?;
+            if text.trim().is_empty() {
+                continue;
+            }
+            let row: Row = serde_json::from_str(&text).with_context(at)?;
+            let step = row.step;
+            let content = row.content(&name, line).with_context(at)?;
+            if let Content::Scored(sample) = &content {
+                let found = sample.latent.len();
+                let expected = *dimension.get_or_insert(found);
+                ensure!(
+                    found == expected,
+                    "{name}, line {line}: a latent of {found} numbers after ones of {expected}"
+                );
+            }
+            answers.push(Answer { line, step, content });
+        }
+        ensure!(!answers.is_empty(), "{name}: no answer");
+        Ok(Self { file: file.to_owned(), answers })
+    }
+
+    fn has_texts(&self) -> bool {
+        self.answers.iter().any(|answer| matches!(answer.content, Content::Input(_)))
+    }
+
+    fn dimension(&self) -> Option<usize> {
+        self.answers.iter().find_map(|answer| match &answer.content {
+            Content::Scored(sample) => Some(sample.latent.len()),
+            Content::Input(_) => None,
+        })
+    }
+}
+
+/// What scores and what watches.
+struct Stage {
+    monitor: Monitor,
+    engine: Option<(Engine, Checkpoint)>,
+    runtime: tokio::runtime::Runtime,
+    skipped: Vec<String>,
+}
+
+impl Replay<'_> {
+    /// Replays a file.
+    ///
+    /// # Errors
+    /// A file or line that cannot be read, texts without a checkpoint, latents of different dimensions,
+    /// too few baseline answers.
+    pub fn run(self, file: &Path) -> anyhow::Result<Replayed> {
+        let answers = Answers::read(file)?;
+        let baseline = self.baseline.map(Answers::read).transpose()?;
+        let mut config = self.config;
+        // Offline nothing is too late, and all of it is wanted.
+        config.monitor.max_pending = usize::MAX;
+        config.monitor.history = usize::MAX;
+        // That is the server's.
+        config.monitor.journal.path = std::path::PathBuf::new();
+        if let Some(baseline) = &baseline {
+            let (found, least) = (baseline.answers.len(), config.monitor.min_window);
+            let most = config.monitor.max_window;
+            ensure!(
+                (least..=most).contains(&found),
+                "{}: {found} answers; a baseline has from {least} (monitor.min_window) to {most} \
+                 (monitor.max_window)",
+                baseline.file.display()
+            );
+        }
+        let texts = answers.has_texts() || baseline.as_ref().is_some_and(Answers::has_texts);
+        ensure!(
+            !texts || self.model.is_some(),
+            "{}: texts need a checkpoint to score them: give --model",
+            file.display()
+        );
+        let checkpoint = self.model.map(Checkpoint::open).transpose()?;
+        let latent_dim = checkpoint.as_ref().map(|checkpoint| {
+            let dimension = checkpoint.config.head.latent_dim();
+            dimension.context("this checkpoint has a standard reward head: it has no latents")
+        });
+        let dimensions = [
+            latent_dim.transpose()?,
+            baseline.as_ref().and_then(Answers::dimension),
+            answers.dimension(),
+        ];
+        let known: Vec<usize> = dimensions.into_iter().flatten().collect();
+        ensure!(
+            known.windows(2).all(|pair| pair[0] == pair[1]),
+            "latents of checkpoint, baseline and answers have different dimensions: {known:?}"
+        );
+
+        let metrics = Metrics::new()?;
+        let own = checkpoint.as_ref().and_then(|checkpoint| checkpoint.baseline.as_ref());
+        let monitor = Monitor::start(config.monitor.clone(), own, metrics.clone())?;
+        let engine = match checkpoint {
+            Some(checkpoint) if texts => {
+                let ops = CpuOps::new(config.threads, config.dtype).context("dtype or threads")?;
+                let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+                let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
+                let monitor = Some(monitor.clone());
+                let engine =
+                    Engine::start(Box::new(model), &config.engine, cache, monitor, metrics)?;
+                Some((engine, checkpoint))
+            }
+            _ => None,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let mut stage = Stage { monitor, engine, runtime, skipped: Vec::new() };
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.split('.').next().unwrap_or_default();
+        if let Some(baseline) = baseline {
+            stage.feed(name, Role::Baseline, baseline)?;
+        }
+        stage.feed(name, Role::Policy, answers)?;
+        stage.finish(name)
+    }
+}
+
+impl Stage {
+    /// Shows the monitor answers in their order, scored where they are not.
+    fn feed(&mut self, run: &str, role: Role, answers: Answers) -> anyhow::Result<()> {
+        let Answers { file, answers } = answers;
+        let request: Arc<str> = file.display().to_string().into();
+        let mut rest = answers.into_iter().peekable();
+        while let Some(first) = rest.next() {
+            // A request has one step, and one kind of answers is shown at a time: order is kept.
+            let step = first.step;
+            let scored = matches!(first.content, Content::Scored(_));
+            let mut together = vec![first];
+            while together.len() < REQUEST {
+                let same = |answer: &Answer| {
+                    answer.step == step && matches!(answer.content, Content::Scored(_)) == scored
+                };
+                match rest.next_if(same) {
+                    Some(answer) => together.push(answer),
+                    None => break,
+                }
+            }
+            let origin = Origin { run: run.to_owned(), step, role, request: request.clone() };
+            self.show(&origin, together)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, origin: &Origin, answers: Vec<Answer>) -> anyhow::Result<()> {
+        let mut samples = Vec::new();
+        let mut inputs = Vec::new();
+        for Answer { line, content, .. } in answers {
+            match content {
+                Content::Scored(sample) => samples.push(*sample),
+                Content::Input(input) => inputs.push((line, input)),
+            }
+        }
+        let shown = Observation::new(origin.clone(), samples);
+        self.runtime.block_on(self.monitor.observe(shown));
+        let Some((engine, checkpoint)) = &self.engine else { return Ok(()) };
+        let at = |line: usize| format!("{}, line {line}", origin.request);
+        let mut jobs = Vec::with_capacity(inputs.len());
+        for (line, input) in inputs {
+            match checkpoint.encoder.encode(&input, false) {
+                Ok(encoding) => jobs.push(Job {
+                    ids: encoding.ids,
+                    draws: 0,
+                    cache: true,
+                    index: line,
+                    subject: Subject::of(&input),
+                }),
+                Err(error) => self.skipped.push(format!("{}: {error}", at(line))),
+            }
+        }
+        let lines: Vec<usize> = jobs.iter().map(|job| job.index).collect();
+        let deadline = Instant::now() + DEADLINE;
+        let answers = self.runtime.block_on(engine.score(jobs, deadline, origin))?;
+        for (line, answer) in lines.into_iter().zip(answers) {
+            if let Err(error) = answer {
+                self.skipped.push(format!("{}: {error}", at(line)));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, run: &str) -> anyhow::Result<Replayed> {
+        if let Some((engine, _)) = &self.engine {
+            engine.join();
+        }
+        match self.monitor.evaluate(run) {
+            Ok(_) | Err(MonitorError::EmptyWindow(_)) => {}
+            Err(MonitorError::UnknownRun(_)) => bail!("no answer could be scored"),
+            Err(error) => return Err(error.into()),
+        }
+        let evaluations = self.monitor.evaluations(run, None)?;
+        let run = self.monitor.run(run)?;
+        self.monitor.stop();
+        Ok(Replayed { evaluations, run, skipped: self.skipped })
+    }
+}
+
+impl Replayed {
+    /// Writes the evaluations into a folder, which is made where it is missing.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be written.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let mut rows = String::new();
+        for evaluation in &self.evaluations {
+            rows.push_str(&serde_json::to_string(evaluation)?);
+            rows.push('\n');
+        }
+        let file = folder.join(EVALUATIONS_FILE);
+        std::fs::write(&file, rows).with_context(|| file.display().to_string())
+    }
+}
+
+/// Columns of the table: field of an evaluation, and heading. One that is empty throughout is left out.
+const COLUMNS: [(&str, &str); 17] = [
+    ("number", "#"),
+    ("last_step", "step"),
+    ("samples", "answers"),
+    ("csi_per_sample", "CSI/n"),
+    ("csi_null_p95", "null 95%"),
+    ("csi_ratio", "change"),
+    ("energy", "energy"),
+    ("energy_null_p95", "null 95%"),
+    ("energy_p", "p"),
+    ("mop", "MOP"),
+    ("dispersion_ratio", "dispersion"),
+    ("distinct_ratio", "distinct"),
+    ("paired_distance", "paired"),
+    ("reward_mean", "reward"),
+    ("tokens_mean", "tokens"),
+    ("early_stop", "stop"),
+    ("alerts", "alerts"),
+];
+
+impl fmt::Display for Replayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows: Vec<Value> = self
+            .evaluations
+            .iter()
+            .map(|row| serde_json::to_value(row).unwrap_or_default())
+            .collect();
+        let columns =
+            COLUMNS.iter().filter(|(field, _)| rows.iter().any(|row| !row[field].is_null()));
+        let columns: Vec<Vec<String>> = columns
+            .map(|(field, heading)| {
+                let cells = rows.iter().map(|row| cell(&row[field]));
+                std::iter::once((*heading).to_owned()).chain(cells).collect()
+            })
+            .collect();
+        for line in 0..=rows.len() {
+            for column in &columns {
+                let width = column.iter().map(String::len).max().unwrap_or_default();
+                write!(f, "{:>width$}  ", column[line])?;
+            }
+            writeln!(f)?;
+        }
+        if let Some(stopped) = &self.run.stopped_at {
+            let reason = stopped.reason.as_deref().unwrap_or_default();
+            writeln!(f, "early stop at evaluation {}: {reason}", stopped.number)?;
+        }
+        if let Some(reason) = self.run.last_evaluation.iter().find_map(|row| row.reason.as_deref())
+        {
+            writeln!(f, "the last evaluation: {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::Bool(true) => "STOP".to_owned(),
+        Value::Bool(false) => String::new(),
+        Value::Number(number) if number.is_f64() => {
+            format!("{:.4}", number.as_f64().unwrap_or_default())
+        }
+        Value::Array(list) => {
+            list.iter().map(|one| one.as_str().unwrap_or_default()).collect::<Vec<_>>().join(" ")
+        }
+        other => other.to_string(),
+    }
+}
