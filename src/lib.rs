@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod model;
 pub mod monitor;
 pub mod ops;
+pub mod plots;
 pub mod server;
 pub mod telemetry;
 pub mod train;

@@ -74,6 +74,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         baseline_samples,
         device,
         keys: Arc::new(keys),
+        plots: Arc::default(),
         config: Arc::new(config),
     })
 }

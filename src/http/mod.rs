@@ -8,6 +8,8 @@ mod error;
 mod inputs;
 mod object;
 mod operations;
+mod page;
+mod plots;
 mod protocols;
 mod reward;
 mod runs;
@@ -41,6 +43,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
+pub use plots::PlotCache;
 
 /// What every handler sees.
 #[derive(Debug, Clone)]
@@ -63,6 +66,7 @@ pub struct AppState {
     /// The device, in words.
     pub device: String,
     pub keys: Arc<Keys>,
+    pub plots: Arc<PlotCache>,
 }
 
 /// Answers of fewer bytes are sent as they are: packing them costs more than it saves.
@@ -79,6 +83,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::show, runs::remove))
         .routes(routes!(runs::evaluations))
         .routes(routes!(runs::evaluate))
+        .routes(routes!(plots::plot))
+        .routes(routes!(page::page))
+        .routes(routes!(page::asset))
         .routes(routes!(operations::health))
         .routes(routes!(operations::ready))
         .routes(routes!(operations::metrics))

@@ -50,7 +50,7 @@ impl FromRequestParts<AppState> for RunName {
     }
 }
 
-fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
+pub(super) fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     state.monitor.as_ref().ok_or_else(|| {
         ApiError::new(
             StatusCode::NOT_FOUND,
@@ -140,7 +140,7 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn off_the_event_loop<T: Send + 'static>(
+pub(super) async fn off_the_event_loop<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(error.to_string()))
