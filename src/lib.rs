@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod model;
 pub mod monitor;
 pub mod ops;
+pub mod plots;
 pub mod replay;
 pub mod server;
 pub mod telemetry;

@@ -243,7 +243,8 @@ impl Replay<'_> {
 
         let metrics = Metrics::new()?;
         let own = checkpoint.as_ref().and_then(|checkpoint| checkpoint.baseline.as_ref());
-        let monitor = Monitor::start(config.monitor.clone(), own, metrics.clone())?;
+        let weights = checkpoint.as_ref().map_or("", |checkpoint| checkpoint.weights.as_str());
+        let monitor = Monitor::start(config.monitor.clone(), own, weights, metrics.clone())?;
         let engine = match checkpoint {
             Some(checkpoint) if texts => {
                 let ops = CpuOps::new(config.threads, config.dtype).context("dtype or threads")?;

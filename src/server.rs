@@ -1,6 +1,7 @@
 //! Puts the server together: checkpoint, device, engine, monitor, HTTP.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         baseline_samples,
         device,
         keys,
+        plots: Arc::default(),
         config,
     }))
 }

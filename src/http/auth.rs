@@ -203,12 +203,30 @@ impl Quota {
     }
 }
 
+/// Whether a person with a browser asks: it shows a form where it is asked for a password.
+fn accepts_html(headers: &HeaderMap) -> bool {
+    let accepted = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accepted.is_some_and(|accept| accept.contains("text/html"))
+}
+
+/// Whether a page of another site makes a browser send this, with the key that the browser keeps for this
+/// server. To look at something is all that such a request may do.
+fn is_forged(request: &Request) -> bool {
+    let site = request.headers().get("sec-fetch-site").and_then(|site| site.to_str().ok());
+    !request.method().is_safe() && matches!(site, Some("cross-site" | "same-site"))
+}
+
 /// Lets through requests to open routes, and those with a key where keys are set.
 pub(super) async fn check(
     State(state): State<AppState>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    if is_forged(&request) {
+        super::body::discard(request, &state.config.limits).await;
+        let message = "a page of another site sent this request; browsers may only look";
+        return ApiError::new(StatusCode::FORBIDDEN, "cross_site", message).into_response();
+    }
     if !state.keys.are_set() || OPEN.contains(&request.uri().path()) {
         return next.run(request).await;
     }
@@ -218,9 +236,12 @@ pub(super) async fn check(
             next.run(request).await
         }
         None => {
+            let browser = accepts_html(request.headers());
             super::body::discard(request, &state.config.limits).await;
             let message = "send one of the server's keys as `Authorization: Bearer KEY`";
-            ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message).into_response()
+            ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+                .asking_for_password(browser)
+                .into_response()
         }
     }
 }

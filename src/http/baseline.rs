@@ -14,7 +14,7 @@ use super::AppState;
 use super::body::JsonBody;
 use super::caller::{Caller, check_run};
 use super::error::{ApiError, ErrorAnswer, ScoringErrors};
-use super::inputs::{InputItem, Prompt, Truncation, check_not_too_many, inputs, subject};
+use super::inputs::{InputItem, Prompt, Truncation, check_not_too_many, inputs};
 use super::runs::{RunName, monitor, off_the_event_loop};
 use super::scoring::{Work, nothing_to_score, score};
 use super::{object, whole};
@@ -148,7 +148,7 @@ async fn scored(
     check_not_too_many(items.len(), state)?;
     let inputs = inputs(items)?;
     let subjects: Vec<Subject> =
-        inputs.iter().map(|input| input.as_ref().map(subject).unwrap_or_default()).collect();
+        inputs.iter().map(|input| input.as_ref().map(Subject::of).unwrap_or_default()).collect();
     let deadline = Duration::from_millis(state.config.limits.default_deadline_ms);
     let work = Work {
         inputs,

@@ -36,6 +36,8 @@ pub(super) struct ApiError {
     /// Seconds after which it is worth trying again.
     retry_after: Option<u64>,
     shape: ErrorShape,
+    /// Whether a browser is to ask its user for the key.
+    password: bool,
 }
 
 /// The body of an error answer.
@@ -154,6 +156,7 @@ impl ApiError {
             pointer: None,
             retry_after: overloaded.then_some(1),
             shape: ErrorShape::Native,
+            password: false,
         }
     }
 
@@ -163,6 +166,11 @@ impl ApiError {
             pointer: Some(pointer.into()),
             ..Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
         }
+    }
+
+    /// The same; where `browser`, a browser asks its user for the key.
+    pub(super) fn asking_for_password(self, browser: bool) -> Self {
+        Self { password: browser, ..self }
     }
 
     /// 429: the caller has used up its own quota.
@@ -274,6 +282,12 @@ impl ApiError {
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            if self.password {
+                let basic = HeaderValue::from_static(
+                    "Basic realm=\"a key of inform-server as the password\"",
+                );
+                headers.append(header::WWW_AUTHENTICATE, basic);
+            }
         }
         response
     }

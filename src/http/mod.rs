@@ -10,6 +10,8 @@ mod error;
 mod inputs;
 mod object;
 mod operations;
+mod page;
+mod plots;
 mod protocols;
 mod refusals;
 mod reward;
@@ -46,6 +48,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
+pub use plots::PlotCache;
 use refusals::Refusals;
 use timing::Timing;
 
@@ -88,6 +91,7 @@ pub struct App {
     /// The device, in words.
     pub device: String,
     pub keys: Keys,
+    pub plots: Arc<PlotCache>,
 }
 
 /// Answers of fewer bytes are sent as they are: packing them costs more than it saves.
@@ -106,6 +110,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::evaluate))
         .routes(routes!(baseline::put))
         .routes(routes!(runs::configure))
+        .routes(routes!(plots::plot))
+        .routes(routes!(page::page))
+        .routes(routes!(page::asset))
         .routes(routes!(operations::health))
         .routes(routes!(operations::ready))
         .routes(routes!(operations::metrics))

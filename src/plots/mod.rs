@@ -1,0 +1,43 @@
+//! Plots of a run as SVG: its statistics over the steps, and its latent map.
+//!
+//! Drawn by plotters, with text as text. What stands here knows the monitor's evaluations and nothing of who
+//! asks: the page, the routes and `trainer` all draw with it.
+
+mod chart;
+mod curves;
+mod document;
+mod map;
+mod number;
+mod palette;
+mod projection;
+mod sparkline;
+
+use plotters::drawing::DrawingAreaErrorKind;
+use thiserror::Error;
+
+pub use curves::{Curve, RunCurves};
+pub use document::{Drawing, page_style};
+pub use map::{LatentMap, MapOutlier};
+pub use number::short;
+pub use palette::Theme;
+pub use projection::{Projection, farthest, project};
+pub use sparkline::sparkline;
+
+/// Width and height in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub struct Size {
+    pub width: u32,
+    pub height: u32,
+}
+
+/// A plot that could not be drawn.
+#[derive(Debug, Error)]
+#[error("the plot could not be drawn: {0}")]
+pub struct PlotError(String);
+
+impl From<DrawingAreaErrorKind<std::io::Error>> for PlotError {
+    fn from(error: DrawingAreaErrorKind<std::io::Error>) -> Self {
+        Self(error.to_string())
+    }
+}
