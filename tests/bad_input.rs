@@ -230,7 +230,7 @@ fn only_json_is_read() {
 fn unknown_routes_methods_and_names_are_answered_as_errors() {
     let server = Server::start(&[]);
     for (method, path, status, code, pointer) in [
-        ("GET", "/", 405, "method_not_allowed", None),
+        ("DELETE", "/", 405, "method_not_allowed", None),
         ("GET", "/rewards", 404, "not_found", None),
         ("POST", "/reward/", 404, "not_found", None),
         ("GET", "/reward", 405, "method_not_allowed", None),
