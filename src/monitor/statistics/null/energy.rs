@@ -37,7 +37,7 @@ pub(super) const MIN_ROWS: usize = 16;
 const LEADING: usize = 12;
 const ITERATIONS: usize = 40;
 
-/// The law, see the [module](self).
+/// The law of the energy distance between a window and the baseline; the formulas head this file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EnergyNull {
     /// Pairs of an eigenvalue and how often it stands there, which need not be whole.
