@@ -115,12 +115,10 @@ struct Known {
     answers: Vec<(Instant, u64)>,
 }
 
-/// Sends requests, one after the other, until the server is gone.
-fn load(client: &Client, run: &str, gone: &AtomicBool) -> Known {
-    let mut known = Known::default();
-    let mut number = next_request(run, samples(client, run));
-    known.answered = samples(client, run);
-    known.sent = known.answered;
+/// Sends requests, one after the other, until the server is gone; it begins with `found` samples.
+fn load(client: &Client, run: &str, found: u64, gone: &AtomicBool) -> Known {
+    let mut known = Known { sent: found, answered: found, ..Known::default() };
+    let mut number = next_request(run, found);
     loop {
         known.sent += inputs(run, number);
         let body = request(run, number).to_string();
@@ -164,7 +162,8 @@ fn kill_and_compare(flush_ms: u64, seed: u64) {
         let (known, killed) = std::thread::scope(|scope| {
             let clients = runs.map(|run| {
                 let (client, gone) = (server.client(), &gone);
-                scope.spawn(move || load(&client, run, gone))
+                let found = samples(&client, run);
+                scope.spawn(move || load(&client, run, found, gone))
             });
             std::thread::sleep(alive);
             gone.store(true, Ordering::SeqCst);
@@ -358,10 +357,12 @@ fn the_file_keeps_within_its_size_and_forgets_the_oldest() {
     for step in 0..120 {
         let body = json!({"inputs": inputs, "run": "r", "step": step, "return_latents": false});
         server.reward(&body);
+        // One at a time: an evaluator that is behind takes several steps as one window.
+        until("the evaluation", || server.read("/runs/r")["evaluations"] == step);
         let bytes = fs::metadata(&file).unwrap().len();
         assert!(bytes <= limit, "{bytes} after {step} steps");
     }
-    until("evaluations", || server.read("/runs/r")["open_window"] == 256);
+    until("the window", || server.read("/runs/r")["open_window"] == 256);
     until_written(&server);
     let kept = evaluations(&server, "r");
     server.signal("KILL");
@@ -369,6 +370,7 @@ fn the_file_keeps_within_its_size_and_forgets_the_oldest() {
     let server = journalled(&file, &flags);
     let rows = evaluations(&server, "r");
     assert_eq!(samples(&server, "r"), 120 * 256);
+    assert_eq!(kept.len(), 119);
     assert!(rows.len() > 4 && rows.len() < kept.len(), "{} of {}", rows.len(), kept.len());
     assert_eq!(rows[..], kept[kept.len() - rows.len()..]);
     assert_eq!(server.read("/runs/r")["evaluations"], kept.len());
