@@ -18,6 +18,10 @@ const MIN_SHARED: usize = 16;
 /// Share of a sequence, as a divisor, that must be common.
 const SHARED_PART: usize = 4;
 
+/// Part of a short batch, as a divisor, up to which runs with much to do fill it up beside one with little:
+/// that one waits for the whole batch, and theirs may come in the next.
+const FILLED: usize = 4;
+
 /// What bounds a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
@@ -66,13 +70,20 @@ pub(super) struct Selection {
 /// Tokens of the next batch. Where several runs are active and one of them has less to do than its share
 /// of a batch, batches are short: its next request would wait for a whole one.
 pub(super) fn limit(backlog: &Backlog, bounds: Bounds, now: Instant) -> usize {
+    match light(backlog, bounds, now) {
+        Some(_) => bounds.turn.min(bounds.budget),
+        None => bounds.budget,
+    }
+}
+
+/// Tokens up to which a run has little to do, where there is such a run beside others.
+fn light(backlog: &Backlog, bounds: Bounds, now: Instant) -> Option<usize> {
     let (mut runs, mut least) = (0, usize::MAX);
     for (_, lane) in backlog.active_lanes(now) {
         runs += 1;
         least = least.min(lane.tokens);
     }
-    let is_light = runs > 1 && least <= bounds.budget / runs;
-    if is_light { bounds.turn.min(bounds.budget) } else { bounds.budget }
+    (runs > 1 && least <= bounds.budget / runs).then(|| bounds.budget / runs)
 }
 
 /// Chooses the next batch. `running` are the tokens that the device has before it.
@@ -84,10 +95,13 @@ pub(super) fn select(
     now: Instant,
 ) -> Selection {
     let limit = limit(backlog, bounds, now);
+    let light = if limit < bounds.budget { light(backlog, bounds, now) } else { None };
     let mut picker = Picker {
         backlog,
         now,
         limit,
+        light: light.unwrap_or(0),
+        holds_light: false,
         tokens: 0,
         out_of_turn: 0,
         seen: HashSet::new(),
@@ -129,6 +143,10 @@ struct Picker<'a> {
     backlog: &'a Backlog,
     now: Instant,
     limit: usize,
+    /// Tokens up to which a run has little to do; 0 where batches are as long as they may be.
+    light: usize,
+    /// Whether work of such a run was taken.
+    holds_light: bool,
     tokens: usize,
     /// Tokens that were computed before their turn.
     out_of_turn: usize,
@@ -190,9 +208,14 @@ impl Picker<'_> {
                 order.push(Reverse((served, index)));
                 continue;
             }
+            let is_light = lane.tokens <= self.light;
+            if self.holds_light && !is_light && !everything && self.tokens >= self.limit / FILLED {
+                return;
+            }
             // A run whose next work does not fit has had its turn.
             let cost = if everything { self.take(place) } else { self.take_family(place, lane) };
             if let Some(cost) = cost {
+                self.holds_light |= is_light && cost > 0;
                 order.push(Reverse((served + cost as u64, index)));
             }
             if self.is_full() {
@@ -324,6 +347,23 @@ mod tests {
 
     fn last(batch: &[Arc<Work>]) -> Vec<u32> {
         batch.iter().map(|work| *work.ids.last().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_run_with_little_to_do_does_not_wait_for_the_work_of_others() {
+        let mut bench = Bench::new();
+        for text in 0..40 {
+            bench.push("flood", (7, 1), (100 + text, 19), 60);
+        }
+        let bounds = Bounds { budget: 400, turn: 200 };
+        let served = |batch: &[Arc<Work>]| batch.iter().map(|work| work.cost()).sum::<usize>();
+        assert_eq!(served(&bench.batch(bounds, Pace::default())), 400);
+        bench.push("polite", (8, 1), (1, 59), 60);
+        // Once a quarter of the short batch is full, and theirs is in it, it goes.
+        let batch = bench.batch(bounds, Pace::default());
+        assert!(last(&batch).contains(&1), "{:?}", last(&batch));
+        assert!(served(&batch) <= 60 + 50, "{}", served(&batch));
+        assert_eq!(served(&bench.batch(bounds, Pace::default())), 200);
     }
 
     #[test]

@@ -54,7 +54,9 @@ impl<T: Element> Buffer<T> {
                 }
             }
         });
-        let memory = found.ok().flatten().unwrap_or_else(|| vec![T::default(); length]);
+        // Batches differ a little in size: room for the next ones that are larger.
+        let room = || length.next_multiple_of((length.next_power_of_two() / 16).max(1));
+        let memory = found.ok().flatten().unwrap_or_else(|| vec![T::default(); room()]);
         Self { memory, length }
     }
 }
@@ -75,7 +77,13 @@ impl<T: Element> Drop for Buffer<T> {
         let _ = T::shelf().try_with(|shelf| {
             let mut shelf = shelf.borrow_mut();
             if shelf.len() < KEPT {
-                shelf.push(memory);
+                return shelf.push(memory);
+            }
+            // The large ones are worth keeping.
+            if let Some(smallest) = shelf.iter_mut().min_by_key(|kept| kept.len())
+                && smallest.len() < memory.len()
+            {
+                *smallest = memory;
             }
         });
     }
