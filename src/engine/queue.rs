@@ -19,7 +19,7 @@ use crate::model::Score;
 use crate::ops::Packing;
 
 /// Part of the time to a deadline, as `left / MARGIN`, that the work ahead of a request may take.
-const MARGIN: f64 = 1.25;
+const MARGIN: f64 = 1.6;
 
 /// A job on its way into the queue.
 pub(super) struct Request {
