@@ -75,6 +75,9 @@ pub(super) fn limit(backlog: &Backlog, bounds: Bounds, now: Instant) -> usize {
     if is_light { bounds.turn.min(bounds.budget) } else { bounds.budget }
 }
 
+/// What chooses the next batch, see [`select`].
+pub(super) type Policy = fn(&Backlog, Bounds, Pace, usize, Instant) -> Selection;
+
 /// Chooses the next batch. `running` are the tokens that the device has before it.
 pub(super) fn select(
     backlog: &Backlog,
