@@ -201,6 +201,30 @@ fn a_policy_that_collapses_to_one_refusal_is_stopped_and_stays_so() {
 }
 
 #[test]
+fn an_answer_names_the_alerts_of_its_run() {
+    let server = Server::start(&[]);
+    for (run, inputs) in [("collapse", refusals()), ("healthy", answers())] {
+        record(&server, run, &answers());
+        for step in 0..4 {
+            send(&server, run, Some(step), &inputs);
+        }
+        let last = evaluate(&server, run);
+        let status = send(&server, run, Some(4), &inputs[..1])["run"].clone();
+        assert_eq!((&status["step"], &status["alerts"]), (&json!(3), &last["alerts"]));
+        let kinds = status["alerts"].as_array().unwrap();
+        if run == "healthy" {
+            assert!(kinds.is_empty(), "{last}");
+        } else {
+            assert!(kinds.contains(&json!("collapse")), "{last}");
+            let view = server.read(&format!("/runs/{run}"));
+            let lasting = |alert: &&Value| alert["resolved_at"].is_null();
+            let lasting = view["alerts"].as_array().unwrap().iter().filter(lasting).count();
+            assert_eq!(kinds.len(), lasting);
+        }
+    }
+}
+
+#[test]
 fn csi_is_that_of_the_latents_that_were_answered() {
     let server = Server::start(&[]);
     let baseline = latents(&record(&server, "r", &answers()));
