@@ -30,6 +30,7 @@ pub mod model;
 pub mod monitor;
 pub mod ops;
 pub mod plots;
+mod pointer;
 pub mod replay;
 pub mod server;
 pub mod telemetry;

@@ -151,6 +151,96 @@ fn texts_and_latents_give_what_the_server_gave() {
     }
 }
 
+/// A file of scored answers: from `from` on they lie elsewhere and are all but the same.
+fn latents_that_change(scratch: &Scratch, name: &str, steps: u64, from: u64) -> PathBuf {
+    // Halton sequences: spread over the square, and the same each time.
+    let halton = |mut number: u64, base: u64| {
+        let (mut value, mut part) = (0.0, 1.0 / base as f64);
+        while number > 0 {
+            value += (number % base) as f64 * part;
+            (number, part) = (number / base, part / base as f64);
+        }
+        value
+    };
+    let rows: Vec<Value> = (0..steps * 64)
+        .map(|number| {
+            let step = 1 + number / 64;
+            let (scale, shift) = if step >= from { (0.05, 4.0) } else { (2.0, 0.0) };
+            let at = |base| shift + scale * halton(1 + number, base);
+            json!({"step": step, "latent": [at(2), at(3)], "reward": at(5), "tokens": 20})
+        })
+        .collect();
+    scratch.file(name, &rows)
+}
+
+#[test]
+fn alerts_are_named_and_plots_drawn() {
+    let scratch = Scratch::new();
+    let baseline = latents_that_change(&scratch, "sft.jsonl", 4, 100);
+    let file = latents_that_change(&scratch, "run.jsonl", 8, 6);
+    let plots = scratch.path("new/plots");
+    let run = replay(&[text(&file), "--baseline", text(&baseline), "--plots", text(&plots)]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let said = String::from_utf8(run.stdout).unwrap();
+
+    let alerts: Vec<&str> = said.lines().filter(|line| line.starts_with("alert ")).collect();
+    assert!(!alerts.is_empty(), "{said}");
+    let energy = alerts.iter().find(|line| line.starts_with("alert energy")).unwrap();
+    for part in [
+        "alert energy (warning) since step 6 (evaluation 5), lasts: energy = ",
+        "null mean ",
+        "95 % limit ",
+        "p = ",
+    ] {
+        assert!(energy.contains(part), "{energy}");
+    }
+    // The window that raised it holds lines 321 to 384.
+    let (_, lines) = energy.rsplit_once("run.jsonl, lines ").unwrap();
+    let lines: Vec<u64> = lines.split(", ").map(|line| line.parse().unwrap()).collect();
+    assert!(!lines.is_empty() && lines.iter().all(|line| (321..=384).contains(line)), "{energy}");
+
+    let mut names: Vec<String> = fs::read_dir(&plots)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let expected = [
+        "csi.svg",
+        "dispersion.svg",
+        "energy.svg",
+        "latents-tsne.svg",
+        "latents.svg",
+        "length.svg",
+        "mop.svg",
+        "ratio.svg",
+        "rewards.svg",
+    ];
+    assert_eq!(names, expected);
+    let words = |name: &str| {
+        let svg = fs::read_to_string(plots.join(name)).unwrap();
+        let document = roxmltree::Document::parse(&svg).unwrap();
+        let text = |tag| document.descendants().find(|node| node.has_tag_name(tag)).unwrap();
+        let words = [text("title"), text("desc")].map(|node| node.text().unwrap().to_owned());
+        (words[0].clone(), words[1].clone())
+    };
+    let (title, description) = words("energy.svg");
+    assert_eq!(title, "Energy distance of run");
+    assert!(description.contains("8 evaluations, step 1 to 8."), "{description}");
+    assert!(description.contains("active at 3 of them, and is active now"), "{description}");
+    for (name, projection) in [("latents.svg", "PCA"), ("latents-tsne.svg", "t-SNE")] {
+        let (title, description) = words(name);
+        assert_eq!(title, "Latent map of run");
+        let start = format!("{projection} of 256 answers of the SFT baseline and 64 answers");
+        assert!(description.starts_with(&start), "{description}");
+    }
+
+    // Of a run that does not change nothing is said.
+    let file = latents_that_change(&scratch, "still.jsonl", 8, 100);
+    let run = replay(&[text(&file), "--baseline", text(&baseline)]);
+    let said = String::from_utf8(run.stdout).unwrap();
+    assert!(!said.lines().any(|line| line.starts_with("alert ")), "{said}");
+}
+
 #[test]
 fn settings_are_the_servers() {
     let scratch = Scratch::new();

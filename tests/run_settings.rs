@@ -134,12 +134,15 @@ fn what_is_no_baseline_is_refused_with_its_place() {
 #[test]
 fn a_run_has_settings_of_its_own() {
     let server = Server::start(&[]);
-    let config = json!({"window": 4, "min_window": 2, "csi": {"noise": "drop"}});
+    let config = json!({
+        "window": 4, "min_window": 2, "csi": {"noise": "drop"}, "alerts": {"kinds": ["mop"]},
+    });
     let run = server.put("/runs/own/config", &config).ok();
     let expected = json!({
         "window": 4, "min_window": 2,
         "csi": {"eps": 0.5, "min_samples": 5, "noise": "drop"},
         "early_stop": {"max_ratio": 10.0, "absolute_floor": 0.01},
+        "alerts": {"kinds": ["mop"], "consecutive": 3, "length_ratio": 1.5},
         "shaping": {"gamma": 0.0, "spread": 0.0, "beta_kl": 0.0},
     });
     for (name, value) in expected.as_object().unwrap() {
@@ -176,6 +179,8 @@ fn a_run_has_settings_of_its_own() {
         (json!({"window": 4097}), 422, "/window"),
         (json!({"shaping": {"gamma": -1}}), 422, "/shaping"),
         (json!({"early_stop": {"max_ratio": 0}}), 422, "/early_stop"),
+        (json!({"alerts": {"kinds": ["loud"]}}), 400, "/alerts/kinds/0"),
+        (json!({"alerts": {"consecutive": 0}}), 422, "/alerts"),
     ] {
         let (found, _, at) = server.put("/runs/own/config", &config).error();
         assert_eq!((found, at.as_deref()), (status, Some(pointer)), "{config}");

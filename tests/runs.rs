@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use inform::checkpoint::{Baseline, Message};
+use inform::monitor::prompt_fingerprint;
 use inform::monitor::statistics::csi::{CsiParameters, csi};
 use ndarray::Array2;
 use serde_json::{Value, json};
@@ -199,6 +201,30 @@ fn a_policy_that_collapses_to_one_refusal_is_stopped_and_stays_so() {
 }
 
 #[test]
+fn an_answer_names_the_alerts_of_its_run() {
+    let server = Server::start(&[]);
+    for (run, inputs) in [("collapse", refusals()), ("healthy", answers())] {
+        record(&server, run, &answers());
+        for step in 0..4 {
+            send(&server, run, Some(step), &inputs);
+        }
+        let last = evaluate(&server, run);
+        let status = send(&server, run, Some(4), &inputs[..1])["run"].clone();
+        assert_eq!((&status["step"], &status["alerts"]), (&json!(3), &last["alerts"]));
+        let kinds = status["alerts"].as_array().unwrap();
+        if run == "healthy" {
+            assert!(kinds.is_empty(), "{last}");
+        } else {
+            assert!(kinds.contains(&json!("collapse")), "{last}");
+            let view = server.read(&format!("/runs/{run}"));
+            let lasting = |alert: &&Value| alert["resolved_at"].is_null();
+            let lasting = view["alerts"].as_array().unwrap().iter().filter(lasting).count();
+            assert_eq!(kinds.len(), lasting);
+        }
+    }
+}
+
+#[test]
 fn csi_is_that_of_the_latents_that_were_answered() {
     let server = Server::start(&[]);
     let baseline = latents(&record(&server, "r", &answers()));
@@ -253,6 +279,86 @@ fn the_checkpoint_is_the_baseline_until_enough_is_recorded() {
     assert_eq!(origins, [checkpoint.clone(), checkpoint, (json!("recorded"), json!(10))]);
     // Only the policy's answers are samples of the run.
     assert_eq!(server.read("/runs/r")["samples"], 36);
+}
+
+/// A server of the demo with the baseline that `change` makes of these answers, and a window of others.
+fn window_against(scored: &Value, change: impl Fn(&mut Baseline)) -> (Value, Value) {
+    let latents = latents(scored);
+    let prompt = |input: &Value| {
+        prompt_fingerprint(&[Message::new("user", input["prompt"].as_str().unwrap())])
+    };
+    let mut baseline = Baseline {
+        dimension: latents.ncols(),
+        latents: latents.iter().map(|&value| value as f32).collect(),
+        rewards: None,
+        prompts: Some(answers().iter().map(prompt).collect()),
+        weights: scored["weights"].as_str().unwrap().to_owned(),
+        source: "answers of this test".to_owned(),
+    };
+    change(&mut baseline);
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir("configs/demo").unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let bytes = baseline.to_bytes().unwrap();
+    std::fs::write(folder.path().join("baseline.safetensors"), bytes).unwrap();
+    let server = Server::start(&["--model", folder.path().to_str().unwrap()]);
+    let others = answers().into_iter().enumerate().map(|(number, mut input)| {
+        input["response"] = json!(format!("Try it {number} times, and then rest."));
+        if number % 2 == 1 {
+            input["prompt"] = json!(format!("Question {number}?"));
+        }
+        input
+    });
+    let others: Vec<Value> = others.collect();
+    let body = json!({"inputs": others, "run": "r", "latents_format": "base64-f32"});
+    let answer = server.reward(&body);
+    (answer, evaluate(&server, "r"))
+}
+
+#[test]
+fn rewards_and_prompts_of_the_checkpoints_baseline_are_used() {
+    let demo = Server::start(&[]);
+    let body = json!({"inputs": answers(), "role": "eval", "latents_format": "base64-f32"});
+    let scored = demo.reward(&body);
+
+    let (_, without) = window_against(&scored, |baseline| baseline.prompts = None);
+    assert_eq!(
+        (&without["baseline"], &without["baseline_samples"]),
+        (&json!("checkpoint"), &json!(TEXTS))
+    );
+    assert!(without["saturation"].is_null() && without["paired_distance"].is_null(), "{without}");
+    assert_eq!(without["paired_samples"], 0);
+    let said = "the baseline has no rewards: no saturation; the baseline names no prompts: no paired distance";
+    assert!(without["reason"].as_str().unwrap().ends_with(said), "{without}");
+
+    let (answer, with) =
+        window_against(&scored, |baseline| baseline.rewards = Some(vec![1.5; TEXTS]));
+    let rewards: Vec<f64> = answer["rewards"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|reward| reward.as_f64().unwrap())
+        .collect();
+    let above = rewards.iter().filter(|&&reward| reward > 1.5).count();
+    assert!(above > 0 && above < TEXTS, "choose another limit: {rewards:?}");
+    assert_eq!(with["saturation"], above as f64 / TEXTS as f64);
+    // Every other prompt is one of the baseline, which has an answer to each.
+    let (own, sft) = (latents(&answer), latents(&scored));
+    let distances: Vec<f64> = (0..TEXTS)
+        .step_by(2)
+        .map(|row| (&own.row(row) - &sft.row(row)).mapv(|part| part * part).sum().sqrt())
+        .collect();
+    let mean = distances.iter().sum::<f64>() / distances.len() as f64;
+    assert_eq!(with["paired_samples"], distances.len());
+    let found = with["paired_distance"].as_f64().unwrap();
+    assert!((found / mean - 1.0).abs() < 1e-9, "{found}, not {mean}");
+    assert!(with["reason"].as_str().is_none_or(|reason| !reason.contains("baseline")), "{with}");
+
+    let (_, with) = window_against(&scored, |_| {});
+    let reason = with["reason"].as_str().unwrap();
+    assert!(reason.ends_with("; the baseline has no rewards: no saturation"), "{with}");
 }
 
 #[test]

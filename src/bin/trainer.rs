@@ -77,6 +77,9 @@ enum Command {
         /// Folder for the evaluations
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
+        /// Folder for the plots, SVG
+        #[arg(long, value_name = "DIR")]
+        plots: Option<PathBuf>,
     },
     /// Put a fresh reward head on a language model
     InitHead {
@@ -140,7 +143,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval { model, data, held_out, max_tokens, threads, json } => {
             evaluate_checkpoint(&model, &data, held_out, max_tokens, threads, json)
         }
-        Command::MonitorReplay { file, baseline, model, config, output } => {
+        Command::MonitorReplay { file, baseline, model, config, output, plots } => {
             let replayed = Replay {
                 config: ServerConfig::read(config.as_deref(), &[])?,
                 model: model.as_deref(),
@@ -151,7 +154,8 @@ fn run(command: Command) -> anyhow::Result<()> {
                 eprintln!("left out: {problem}");
             }
             print!("{replayed}");
-            output.map_or(Ok(()), |folder| replayed.write(&folder))
+            output.map_or(Ok(()), |folder| replayed.write(&folder))?;
+            plots.map_or(Ok(()), |folder| replayed.plot(&folder))
         }
         Command::InitHead { model, output, seed, head, latent_dim, decode } => {
             anyhow::ensure!(latent_dim > 0, "--latent-dim must be at least 1");

@@ -10,6 +10,9 @@ mod cache;
 mod device_thread;
 mod plan;
 mod queue;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod tokeniser;
 mod work;
 
@@ -28,7 +31,7 @@ use crate::monitor::{Monitor, Observation, Origin, Sample, Subject, fingerprint}
 pub use cache::{CacheConfig, ScoreCache};
 use cache::{Key, Known};
 use device_thread::Device;
-use plan::Bounds;
+use plan::{Bounds, Policy};
 use queue::{Admitted, Queue, Request, Ticket};
 pub use tokeniser::Tokeniser;
 use work::Work;
@@ -203,9 +206,20 @@ impl Engine {
         monitor: Option<Monitor>,
         metrics: Metrics,
     ) -> std::io::Result<Self> {
+        Self::start_with(plan::select, scorer, config, cache, monitor, metrics)
+    }
+
+    fn start_with(
+        policy: Policy,
+        scorer: Box<dyn Scorer>,
+        config: &EngineConfig,
+        cache: ScoreCache,
+        monitor: Option<Monitor>,
+        metrics: Metrics,
+    ) -> std::io::Result<Self> {
         let bounds = Bounds { budget: config.token_budget, turn: config.turn_tokens };
         let gauge = metrics.queue_tokens.clone();
-        let queue = Arc::new(Queue::new(config.queue_tokens, bounds, gauge));
+        let queue = Arc::new(Queue::new(config.queue_tokens, bounds, policy, gauge));
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let planner = thread("planner").spawn({
             let queue = queue.clone();

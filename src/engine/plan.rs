@@ -86,6 +86,9 @@ fn light(backlog: &Backlog, bounds: Bounds, now: Instant) -> Option<usize> {
     (runs > 1 && least <= bounds.budget / runs).then(|| bounds.budget / runs)
 }
 
+/// What chooses the next batch, see [`select`].
+pub(super) type Policy = fn(&Backlog, Bounds, Pace, usize, Instant) -> Selection;
+
 /// Chooses the next batch. `running` are the tokens that the device has before it.
 pub(super) fn select(
     backlog: &Backlog,

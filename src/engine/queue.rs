@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::backlog::Backlog;
 use super::cache::{Key, Known, ScoreCache};
-use super::plan::{self, Bounds, Pace, Selection};
+use super::plan::{self, Bounds, Pace, Policy, Selection};
 use super::work::{Waiter, Work};
 use super::{EngineError, JobError, Scored};
 use crate::model::Score;
@@ -73,6 +73,7 @@ pub(super) struct Queue {
     plannable: Condvar,
     limit: usize,
     bounds: Bounds,
+    policy: Policy,
     gauge: IntGauge,
 }
 
@@ -107,13 +108,14 @@ impl fmt::Debug for Queue {
 }
 
 impl Queue {
-    pub(super) fn new(limit: usize, bounds: Bounds, gauge: IntGauge) -> Self {
+    pub(super) fn new(limit: usize, bounds: Bounds, policy: Policy, gauge: IntGauge) -> Self {
         Self {
             state: Mutex::default(),
             arrived: Condvar::new(),
             plannable: Condvar::new(),
             limit,
             bounds,
+            policy,
             gauge,
         }
     }
@@ -291,7 +293,7 @@ impl Queue {
     /// The selection of the next batch. Where the policy itself fails, the oldest work: requests must
     /// not be stuck behind a fault of ours.
     fn select(&self, state: &State, now: Instant) -> Selection {
-        let select = || plan::select(&state.backlog, self.bounds, state.pace, state.running, now);
+        let select = || (self.policy)(&state.backlog, self.bounds, state.pace, state.running, now);
         catch_unwind(AssertUnwindSafe(select)).unwrap_or_else(|_| {
             tracing::error!("planning failed: the oldest work goes alone");
             let places = state.backlog.oldest().into_iter().collect();

@@ -8,11 +8,11 @@ use axum::http::{StatusCode, header};
 use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
-use serde_path_to_error::{Path, Segment};
 
 use super::AppState;
 use super::error::ApiError;
 use crate::config::Limits;
+use crate::pointer::pointer;
 
 /// A body is read up to this many times the limit before the connection is given up.
 const DISCARD_FACTOR: usize = 4;
@@ -142,16 +142,4 @@ fn shortened(message: &str) -> String {
     let start: String = message.chars().take(KEPT).collect();
     let end: Vec<char> = message.chars().rev().take(KEPT).collect();
     format!("{start}...{}", end.into_iter().rev().collect::<String>())
-}
-
-/// The path as a JSON pointer (RFC 6901).
-fn pointer(path: &Path) -> String {
-    path.iter()
-        .map(|segment| match segment {
-            Segment::Seq { index } => format!("/{index}"),
-            Segment::Map { key } => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
-            Segment::Enum { variant } => format!("/{variant}"),
-            Segment::Unknown => String::new(),
-        })
-        .collect()
 }

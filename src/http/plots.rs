@@ -32,7 +32,6 @@ const NICENESS: i32 = 10;
 /// Shortest time over which a rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
-const DEFAULT_SIZE: Size = Size { width: 640, height: 360 };
 const WIDTHS: std::ops::RangeInclusive<u32> = 240..=2000;
 const HEIGHTS: std::ops::RangeInclusive<u32> = 160..=2000;
 
@@ -151,12 +150,7 @@ impl PlotCache {
         let rows = monitor.evaluations(run, None)?;
         let snapshot = Arc::new(Snapshot {
             version: version(rows.last()),
-            curves: RunCurves {
-                run: run.to_owned(),
-                rows,
-                stopped_at: view.stopped_at.map(|row| row.number),
-                max_ratio: view.config.early_stop.max_ratio,
-            },
+            curves: RunCurves::of(&view, rows),
         });
         self.curves.insert(run.to_owned(), snapshot.clone());
         Ok(snapshot)
@@ -391,8 +385,8 @@ fn named(file: &str) -> Option<Plot> {
 impl PlotQuery {
     fn size(&self, plot: Plot) -> Result<Size, ApiError> {
         let default = match plot {
-            Plot::Curve(_) => DEFAULT_SIZE,
-            Plot::Map(_) => Size { height: 480, ..DEFAULT_SIZE },
+            Plot::Curve(_) => Size::CURVE,
+            Plot::Map(_) => Size::MAP,
         };
         let within = |name: &str, value: Option<u32>, range: std::ops::RangeInclusive<u32>| {
             let wrong = value.filter(|value| !range.contains(value));

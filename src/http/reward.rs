@@ -19,6 +19,7 @@ use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
 use super::scoring::{Outcome, Work, score};
 use super::{object, whole};
 use crate::engine::Scored;
+use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
 
@@ -135,6 +136,8 @@ struct RunStatus {
     csi_ratio: Option<f64>,
     early_stop: bool,
     reason: Option<String>,
+    /// Kinds of the alerts that last
+    alerts: Vec<AlertKind>,
 }
 
 /// Score prompts with responses
@@ -286,5 +289,6 @@ fn run_status(state: &AppState, origin: &Origin) -> Option<RunStatus> {
         csi_ratio: evaluation.csi_ratio,
         early_stop: evaluation.early_stop,
         reason: evaluation.reason,
+        alerts: evaluation.alerts,
     })
 }

@@ -126,7 +126,8 @@ pub(super) async fn evaluate(
 
 /// Change settings of a run
 ///
-/// What is left out stays as it is. A run that is not known yet is made.
+/// Any of `window`, `min_window`, `csi`, `statistics`, `early_stop`, `alerts` and `shaping`; what is left out stays as it
+/// is. A run that is not known yet is made.
 #[utoipa::path(
     put,
     path = "/runs/{run}/config",

@@ -168,6 +168,16 @@ pub enum Severity {
     Critical,
 }
 
+impl Severity {
+    /// The name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
 /// An answer that lies far from the SFT answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OutlyingSample {

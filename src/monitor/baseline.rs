@@ -150,6 +150,17 @@ impl BaselineSet {
         null
     }
 
+    /// What cannot be computed because the answers came without it.
+    pub(super) fn lacks(&self) -> Option<String> {
+        let has_prompts = self.prompts.iter().flatten().any(Option::is_some);
+        let missing = [
+            self.rewards.is_none().then_some("the baseline has no rewards: no saturation"),
+            (!has_prompts).then_some("the baseline names no prompts: no paired distance"),
+        ];
+        let missing: Vec<&str> = missing.into_iter().flatten().collect();
+        (!missing.is_empty()).then(|| missing.join("; "))
+    }
+
     /// What the journal keeps of it. Recorded answers are there already.
     pub(super) fn record(&self) -> BaselineRecord {
         let recorded = self.origin == BaselineOrigin::Recorded;

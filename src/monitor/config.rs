@@ -10,6 +10,7 @@ use super::journal::JournalConfig;
 use super::shaping::ShapingParameters;
 use super::statistics::StatisticsParameters;
 use super::statistics::csi::CsiParameters;
+use crate::pointer::{pointer, token};
 
 /// Settings of the monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -141,10 +142,8 @@ impl MonitorConfig {
         if let Value::Object(known) = &mut merged {
             merge(known, overrides, "").map_err(|(at, message)| wrong(at, message, false))?;
         }
-        let run: RunConfig = serde_path_to_error::deserialize(merged).map_err(|error| {
-            let at = format!("/{}", error.path().to_string().replace('.', "/"));
-            wrong(at, error.into_inner().to_string(), false)
-        })?;
+        let run: RunConfig = serde_path_to_error::deserialize(merged)
+            .map_err(|error| wrong(pointer(error.path()), error.into_inner().to_string(), false))?;
         let RunConfig { window, min_window, csi, statistics, early_stop, alerts, shaping } = run;
         let server = self.clone();
         let config =
@@ -227,7 +226,7 @@ fn merge(
     at: &str,
 ) -> Result<(), (String, String)> {
     for (name, value) in given {
-        let at = format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
+        let at = format!("{at}{}", token(name));
         match (known.get_mut(name), value) {
             (None, _) => {
                 let names: Vec<&str> = known.keys().map(String::as_str).collect();
@@ -281,6 +280,7 @@ mod tests {
             (json!({"csi": {"a/b": 1}}), "/csi/a~1b", false),
             (json!({"shaping": {"gamma": -1}}), "/shaping", true),
             (json!({"statistics": {"mop_alpha": 1}}), "/statistics/mop_alpha", true),
+            (json!({"alerts": {"kinds": ["mop", "loud"]}}), "/alerts/kinds/1", false),
         ] {
             let error = with(overrides.clone()).unwrap_err();
             assert_eq!((error.pointer.as_str(), error.is_conflict), (pointer, is_conflict));

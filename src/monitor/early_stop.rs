@@ -182,7 +182,7 @@ fn undecided(change: Option<f64>, reason: String) -> EarlyStopVerdict {
 }
 
 /// Three significant digits, without an exponent where that stays short.
-pub(super) fn significant(value: f64) -> String {
+pub(crate) fn significant(value: f64) -> String {
     let scientific = format!("{value:.2e}");
     let exponent = scientific.split_once('e').and_then(|(_, exponent)| exponent.parse().ok());
     match exponent {

@@ -283,6 +283,12 @@ impl Run {
             // A verdict stays until the run is removed: a trainer may look less often than windows end.
             reason.clone_from(&stopped.reason);
         }
+        let early_stop = stops || self.stopped.is_some();
+        if !early_stop {
+            let lacks = baseline.and_then(|baseline| baseline.lacks());
+            let all: Vec<String> = [reason, lacks].into_iter().flatten().collect();
+            reason = (!all.is_empty()).then(|| all.join("; "));
+        }
         let finished_at = unix_seconds();
         let null = judgement.null.as_ref();
         let changes = self.alerts.push(&Look {
@@ -310,7 +316,7 @@ impl Run {
             mop_null_p95: null.and_then(|null| Some(null.mop?.quantile)).filter(finite),
             csi_change: verdict.as_ref().and_then(|verdict| verdict.change),
             csi_ratio: verdict.as_ref().and_then(|verdict| verdict.ratio),
-            early_stop: stops || self.stopped.is_some(),
+            early_stop,
             reason,
             alerts: self.alerts.active().map(|alert| alert.kind).collect(),
             baseline_samples: baseline.map_or(0, |baseline| baseline.len()),

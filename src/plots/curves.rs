@@ -6,9 +6,9 @@ use super::chart::{Band, Chart, Line, Panel};
 use super::number::short;
 use super::palette::Ink;
 use super::{Drawing, PlotError, Size};
-use crate::monitor::Evaluation;
 use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::rewards::Quantiles;
+use crate::monitor::{Evaluation, RunView};
 
 /// A plot of statistics over the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,6 +118,16 @@ impl Curve {
 }
 
 impl RunCurves {
+    /// The curves of a run, of which `rows` are the evaluations.
+    pub fn of(run: &RunView, rows: Vec<Evaluation>) -> Self {
+        Self {
+            run: run.id.clone(),
+            rows,
+            stopped_at: run.stopped_at.as_ref().map(|row| row.number),
+            max_ratio: run.config.early_stop.max_ratio,
+        }
+    }
+
     /// Draws a plot, with its title in it or without.
     ///
     /// # Errors

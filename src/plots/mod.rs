@@ -31,6 +31,13 @@ pub struct Size {
     pub height: u32,
 }
 
+impl Size {
+    /// Of curves where nobody asks for another.
+    pub const CURVE: Self = Self { width: 640, height: 360 };
+    /// Of the latent map where nobody asks for another.
+    pub const MAP: Self = Self { height: 480, ..Self::CURVE };
+}
+
 /// A plot that could not be drawn.
 #[derive(Debug, Error)]
 #[error("the plot could not be drawn: {0}")]

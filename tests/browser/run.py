@@ -228,6 +228,10 @@ def phone(browser, server):
             page.goto(server.url + ("" if name is None else "/?run=" + urllib.parse.quote(name, safe="")))
             expect(page.locator("#server")).to_be_visible()
             fits(page, PHONE["width"])
+            if name is None:
+                edges = "all => all.map((one) => one.getBoundingClientRect().right)"
+                edges = page.eval_on_selector_all("#runs .badge", edges)
+                assert len(edges) == 3 and max(edges) <= PHONE["width"], f"a badge is clipped: {edges}"
             if name == "ppo-7":
                 height = page.locator("#csi svg text").first.evaluate("e => e.getBoundingClientRect().height")
                 assert height >= 9, f"text of {height} pixels"

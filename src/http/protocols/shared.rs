@@ -15,7 +15,7 @@ use super::super::admission::AdmittedBody;
 use super::super::body::typed;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{AnyErrors, ApiError, ErrorShape, ScoringErrors};
-use super::vllm::Vllm;
+use super::vllm::{Vllm, VllmList};
 use super::{has, sglang, tei, vllm};
 
 /// A body of one of two protocols.
@@ -45,7 +45,7 @@ impl<A: ToSchema, B: ToSchema> ToSchema for Either<A, B> {
 
 /// vLLM's `input` or `messages`, or SGLang's `text` or `input_ids`.
 type ClassifyRequest = Either<vllm::PoolingBody, sglang::SglangClassifyRequest>;
-type ClassifyResponse = Either<vllm::VllmClassifyResponse, sglang::SglangClassifyResponse>;
+type ClassifyResponse = Either<VllmList<vllm::Class>, sglang::SglangClassifyResponse>;
 
 /// vLLM, SGLang and verl: rewards as classes
 #[utoipa::path(
@@ -83,7 +83,7 @@ pub(in crate::http) async fn classify(
 
 /// vLLM's `text_1` and `text_2`, or SGLang's `query` and `items`.
 type ScoreRequest = Either<vllm::ScoreBody, sglang::SglangScoreRequest>;
-type ScoreResponse = Either<vllm::VllmScoreResponse, sglang::SglangScoreResponse>;
+type ScoreResponse = Either<VllmList<vllm::PairScore>, sglang::SglangScoreResponse>;
 
 /// vLLM and SGLang: score responses to prompts, or items joined to a query
 #[utoipa::path(

@@ -172,19 +172,45 @@ impl VllmPoolingRequest {
     }
 }
 
-/// The answer of `/classify`.
+/// An answer with an element for each input.
 #[derive(Debug, Serialize, ToSchema)]
-pub(in crate::http) struct VllmClassifyResponse {
+pub(in crate::http) struct VllmList<T> {
     id: String,
     object: &'static str,
     created: u64,
     model: String,
-    data: Vec<Class>,
+    // A reference would name no schema where two protocols share a route.
+    #[schema(inline)]
+    data: Vec<T>,
     usage: Usage,
 }
 
+/// Scores inputs; `element` gets an input's number, its score where there is one, and its error else.
+async fn list<T>(
+    state: &AppState,
+    caller: &Caller,
+    inputs: Vec<MaybeInput>,
+    options: &VllmPoolingOptions,
+    kind: &str,
+    element: impl Fn(usize, Option<f32>, Option<ItemError>) -> T,
+) -> Result<VllmList<T>, ApiError> {
+    let outcomes = score_all(state, caller, inputs, options.truncation()?).await?;
+    let data = outcomes.iter().enumerate().map(|(index, outcome)| {
+        element(index, activated(outcome, options.sigmoid()), outcome.error().cloned())
+    });
+    Ok(VllmList {
+        id: options.id(kind, caller),
+        object: "list",
+        created: unix_seconds(),
+        model: state.model.clone(),
+        data: data.collect(),
+        usage: Usage::of(&outcomes),
+    })
+}
+
+/// An element of the answer of `/classify`.
 #[derive(Debug, Serialize, ToSchema)]
-struct Class {
+pub(in crate::http) struct Class {
     index: usize,
     label: &'static str,
     /// The reward, alone in a list; null where that input failed
@@ -200,39 +226,20 @@ pub(super) async fn classify(
     state: &AppState,
     caller: &Caller,
     Vllm { own, options }: Vllm<VllmPoolingRequest>,
-) -> Result<VllmClassifyResponse, ApiError> {
-    let inputs = own.into_inputs()?;
-    let outcomes = score_all(state, caller, inputs, options.truncation()?).await?;
-    let data = outcomes.iter().enumerate().map(|(index, outcome)| Class {
+) -> Result<VllmList<Class>, ApiError> {
+    list(state, caller, own.into_inputs()?, &options, "classify", |index, score, error| Class {
         index,
         label: LABEL,
-        probs: activated(outcome, options.sigmoid()).map(|score| vec![score]),
+        probs: score.map(|score| vec![score]),
         num_classes: 1,
-        error: outcome.error().cloned(),
-    });
-    Ok(VllmClassifyResponse {
-        id: options.id("classify", caller),
-        object: "list",
-        created: unix_seconds(),
-        model: state.model.clone(),
-        data: data.collect(),
-        usage: Usage::of(&outcomes),
+        error,
     })
+    .await
 }
 
-/// The answer of `/pooling`.
+/// An element of the answer of `/pooling`.
 #[derive(Debug, Serialize, ToSchema)]
-pub(in crate::http) struct VllmPoolingResponse {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
-    data: Vec<Pooled>,
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-struct Pooled {
+pub(in crate::http) struct Pooled {
     index: usize,
     object: &'static str,
     /// The reward, alone in a list; null where that input failed
@@ -253,31 +260,22 @@ struct Pooled {
             {"role": "user", "content": "Is it late?"}, {"role": "assistant", "content": "Yes."}
         ]
     })),
-    responses((status = 200, body = VllmPoolingResponse), ScoringErrors)
+    responses((status = 200, body = VllmList<Pooled>), ScoringErrors)
 )]
 pub(in crate::http) async fn pooling(
     State(state): State<AppState>,
     caller: Caller,
     AdmittedBody(body): AdmittedBody<Value>,
-) -> Result<Json<VllmPoolingResponse>, ApiError> {
+) -> Result<Json<VllmList<Pooled>>, ApiError> {
     let Vllm { own, options } = Vllm::read_form(&body)?;
     let base64 = own.base64();
-    let inputs = own.into_inputs()?;
-    let outcomes = score_all(&state, &caller, inputs, options.truncation()?).await?;
-    let data = outcomes.iter().enumerate().map(|(index, outcome)| Pooled {
+    let pooled = |index, score: Option<f32>, error| Pooled {
         index,
         object: "pooling",
-        data: activated(outcome, options.sigmoid()).map(|score| Vector::new(vec![score], base64)),
-        error: outcome.error().cloned(),
-    });
-    Ok(Json(VllmPoolingResponse {
-        id: options.id("pool", &caller),
-        object: "list",
-        created: unix_seconds(),
-        model: state.model.clone(),
-        data: data.collect(),
-        usage: Usage::of(&outcomes),
-    }))
+        data: score.map(|score| Vector::new(vec![score], base64)),
+        error,
+    };
+    list(&state, &caller, own.into_inputs()?, &options, "pool", pooled).await.map(Json)
 }
 
 /// The body of a request to `/score`: prompts and responses. One prompt goes with all responses, else
@@ -293,19 +291,9 @@ pub(in crate::http) struct VllmScoreRequest {
     text_2: OneOrMany,
 }
 
-/// The answer of `/score`.
+/// An element of the answer of `/score`.
 #[derive(Debug, Serialize, ToSchema)]
-pub(in crate::http) struct VllmScoreResponse {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
-    data: Vec<PairScore>,
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-struct PairScore {
+pub(in crate::http) struct PairScore {
     index: usize,
     object: &'static str,
     /// Null where that input failed
@@ -324,13 +312,13 @@ struct PairScore {
     request_body(content = ScoreBody, example = json!({
         "text_1": "Is it late?", "text_2": ["Yes.", "No."]
     })),
-    responses((status = 200, body = VllmScoreResponse), ScoringErrors)
+    responses((status = 200, body = VllmList<PairScore>), ScoringErrors)
 )]
 pub(in crate::http) async fn score(
     State(state): State<AppState>,
     caller: Caller,
     AdmittedBody(body): AdmittedBody<Value>,
-) -> Result<Json<VllmScoreResponse>, ApiError> {
+) -> Result<Json<VllmList<PairScore>>, ApiError> {
     score_pairs(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
 
@@ -339,7 +327,7 @@ pub(super) async fn score_pairs(
     state: &AppState,
     caller: &Caller,
     Vllm { own: request, options }: Vllm<VllmScoreRequest>,
-) -> Result<VllmScoreResponse, ApiError> {
+) -> Result<VllmList<PairScore>, ApiError> {
     let (prompts, responses) = (request.text_1.into_vec(), request.text_2.into_vec());
     let inputs: Vec<MaybeInput> = match prompts.as_slice() {
         [prompt] => responses.into_iter().map(|response| pair(prompt, response)).collect(),
@@ -353,21 +341,8 @@ pub(super) async fn score_pairs(
             return Err(ApiError::unprocessable(message));
         }
     };
-    let outcomes = score_all(state, caller, inputs, options.truncation()?).await?;
-    let data = outcomes.iter().enumerate().map(|(index, outcome)| PairScore {
-        index,
-        object: "score",
-        score: activated(outcome, options.sigmoid()),
-        error: outcome.error().cloned(),
-    });
-    Ok(VllmScoreResponse {
-        id: options.id("score", caller),
-        object: "list",
-        created: unix_seconds(),
-        model: state.model.clone(),
-        data: data.collect(),
-        usage: Usage::of(&outcomes),
-    })
+    let scored = |index, score, error| PairScore { index, object: "score", score, error };
+    list(state, caller, inputs, &options, "score", scored).await
 }
 
 /// The body of a request to `/rerank`.

@@ -3,14 +3,14 @@
 //! Nothing is computed here: answers go through the engine and the monitor that serve, with the same
 //! settings. What is different is where they come from, and that nothing is dropped or forgotten.
 
-use std::fmt;
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Input, Message};
 use crate::config::ServerConfig;
@@ -18,18 +18,16 @@ use crate::engine::{Engine, Job, ScoreCache};
 use crate::metrics::Metrics;
 use crate::model::RewardModel;
 use crate::monitor::{
-    Evaluation, Monitor, MonitorError, Observation, Origin, Role, RunView, Sample, Subject,
-    fingerprint,
+    Monitor, MonitorError, Observation, Origin, Role, Sample, Subject, fingerprint,
 };
 use crate::ops::cpu::CpuOps;
 use crate::train::lines;
+pub use report::Replayed;
 
 /// Answers that are scored at a time.
 const REQUEST: usize = 256;
 /// Nobody waits offline.
 const DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// File of the evaluations in the output folder.
-const EVALUATIONS_FILE: &str = "evaluations.jsonl";
 
 /// A replay, before it is run.
 #[derive(Debug)]
@@ -40,17 +38,6 @@ pub struct Replay<'a> {
     pub model: Option<&'a Path>,
     /// SFT answers instead of the checkpoint's baseline.
     pub baseline: Option<&'a Path>,
-}
-
-/// What came of it. Displayed as a table.
-#[derive(Debug)]
-pub struct Replayed {
-    /// One a window.
-    pub evaluations: Vec<Evaluation>,
-    /// The run at its end.
-    pub run: RunView,
-    /// Answers that could not be scored, with file, line and reason.
-    pub skipped: Vec<String>,
 }
 
 /// A line of a file: an answer that is scored already, or one to score.
@@ -342,95 +329,9 @@ impl Stage {
             Err(error) => return Err(error.into()),
         }
         let evaluations = self.monitor.evaluations(run, None)?;
+        let latest = self.monitor.latest(run)?;
         let run = self.monitor.run(run)?;
         self.monitor.stop();
-        Ok(Replayed { evaluations, run, skipped: self.skipped })
-    }
-}
-
-impl Replayed {
-    /// Writes the evaluations into a folder, which is made where it is missing.
-    ///
-    /// # Errors
-    /// A folder or file that cannot be written.
-    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        let mut rows = String::new();
-        for evaluation in &self.evaluations {
-            rows.push_str(&serde_json::to_string(evaluation)?);
-            rows.push('\n');
-        }
-        let file = folder.join(EVALUATIONS_FILE);
-        std::fs::write(&file, rows).with_context(|| file.display().to_string())
-    }
-}
-
-/// Columns of the table: field of an evaluation, and heading. One that is empty throughout is left out.
-const COLUMNS: [(&str, &str); 17] = [
-    ("number", "#"),
-    ("last_step", "step"),
-    ("samples", "answers"),
-    ("csi_per_sample", "CSI/n"),
-    ("csi_null_p95", "null 95%"),
-    ("csi_ratio", "change"),
-    ("energy", "energy"),
-    ("energy_null_p95", "null 95%"),
-    ("energy_p", "p"),
-    ("mop", "MOP"),
-    ("dispersion_ratio", "dispersion"),
-    ("distinct_ratio", "distinct"),
-    ("paired_distance", "paired"),
-    ("reward_mean", "reward"),
-    ("tokens_mean", "tokens"),
-    ("early_stop", "stop"),
-    ("alerts", "alerts"),
-];
-
-impl fmt::Display for Replayed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: Vec<Value> = self
-            .evaluations
-            .iter()
-            .map(|row| serde_json::to_value(row).unwrap_or_default())
-            .collect();
-        let columns =
-            COLUMNS.iter().filter(|(field, _)| rows.iter().any(|row| !row[field].is_null()));
-        let columns: Vec<Vec<String>> = columns
-            .map(|(field, heading)| {
-                let cells = rows.iter().map(|row| cell(&row[field]));
-                std::iter::once((*heading).to_owned()).chain(cells).collect()
-            })
-            .collect();
-        for line in 0..=rows.len() {
-            for column in &columns {
-                let width = column.iter().map(String::len).max().unwrap_or_default();
-                write!(f, "{:>width$}  ", column[line])?;
-            }
-            writeln!(f)?;
-        }
-        if let Some(stopped) = &self.run.stopped_at {
-            let reason = stopped.reason.as_deref().unwrap_or_default();
-            writeln!(f, "early stop at evaluation {}: {reason}", stopped.number)?;
-        }
-        if let Some(reason) = self.run.last_evaluation.iter().find_map(|row| row.reason.as_deref())
-        {
-            writeln!(f, "the last evaluation: {reason}")?;
-        }
-        Ok(())
-    }
-}
-
-fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::Bool(true) => "STOP".to_owned(),
-        Value::Bool(false) => String::new(),
-        Value::Number(number) if number.is_f64() => {
-            format!("{:.4}", number.as_f64().unwrap_or_default())
-        }
-        Value::Array(list) => {
-            list.iter().map(|one| one.as_str().unwrap_or_default()).collect::<Vec<_>>().join(" ")
-        }
-        other => other.to_string(),
+        Ok(Replayed { evaluations, run, latest, skipped: self.skipped })
     }
 }
