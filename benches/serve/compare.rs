@@ -7,6 +7,7 @@ use clap::Args;
 use inform::checkpoint::{Checkpoint, Input};
 use inform::config::ServerConfig;
 use inform::model::{RewardModel, Scorer};
+use inform::monitor::Role;
 use inform::ops::Packing;
 use inform::ops::cpu::CpuOps;
 use tokio::runtime::Runtime;
@@ -40,6 +41,21 @@ pub(crate) struct ProcessorOptions {
     #[arg(long, default_value_t = 10_000)]
     requests: usize,
     #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MonitorOptions {
+    #[command(flatten)]
+    server: ServerOptions,
+    #[command(flatten)]
+    texts: TextOptions,
+    #[arg(long, default_value_t = 64)]
+    clients: usize,
+    /// Requests of a round
+    #[arg(long, default_value_t = 10_000)]
+    requests: usize,
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
 }
 
@@ -114,7 +130,7 @@ fn sent(runtime: &Runtime, load: &Load, requests: &[Prepared]) -> anyhow::Result
 pub(crate) fn offline(runtime: &Runtime, options: &OfflineOptions) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&options.server.model)?;
     let texts = options.texts.all(&checkpoint)?;
-    let requests = options.texts.prepare(&checkpoint, &texts, false)?;
+    let requests = options.texts.prepare(&checkpoint, &texts, false, Role::Policy)?;
     let offline = Offline::new(&options.server, &checkpoint, &texts)?;
     let server = Server::start(&options.server)?;
     let load = closed(&server, options.clients, requests.len());
@@ -149,7 +165,7 @@ pub(crate) fn offline(runtime: &Runtime, options: &OfflineOptions) -> anyhow::Re
 pub(crate) fn processor(runtime: &Runtime, options: &ProcessorOptions) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&options.server.model)?;
     let texts = options.texts.all(&checkpoint)?;
-    let requests = options.texts.prepare(&checkpoint, &texts, false)?;
+    let requests = options.texts.prepare(&checkpoint, &texts, false, Role::Policy)?;
     let offline = Offline::new(&options.server, &checkpoint, &texts)?;
     let (server, echo) = (Server::start(&options.server)?, Server::start_echo()?);
     let served = |server: &Server| -> anyhow::Result<f64> {
@@ -187,5 +203,39 @@ pub(crate) fn processor(runtime: &Runtime, options: &ProcessorOptions) -> anyhow
     println!("| offline forward | {forward:.1} |");
     println!("| server | {request:.1} |");
     println!("| server / (echo + forward) | {ratio:.2} |");
+    Ok(())
+}
+
+pub(crate) fn monitor(runtime: &Runtime, options: &MonitorOptions) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(&options.server.model)?;
+    let texts = options.texts.all(&checkpoint)?;
+    let requests = |role| options.texts.prepare(&checkpoint, &texts, false, role);
+    let (on, off) = (requests(Role::Policy)?, requests(Role::Eval)?);
+    let server = Server::start(&options.server)?;
+    let load = closed(&server, options.clients, options.requests);
+    let mut rates = (Vec::new(), Vec::new());
+    println!("{}", load::HEADER);
+    for round in 0..=options.rounds {
+        // In turn which comes first.
+        let turns = if round % 2 == 0 { [true, false] } else { [false, true] };
+        for is_on in turns {
+            let report = sent(runtime, &load, if is_on { &on } else { &off })?;
+            if round > 0 {
+                let name = if is_on { "monitored" } else { "not monitored" };
+                println!("{}", report.row(&format!("round {round}, {name}")));
+                let rates = if is_on { &mut rates.0 } else { &mut rates.1 };
+                rates.push(report.tokens_per_second());
+            }
+        }
+    }
+    let ratios: Vec<f64> = rates.0.iter().zip(&rates.1).map(|(on, off)| on / off).collect();
+    let (on, off) = (median(rates.0), median(rates.1));
+    println!(
+        "\nmedians of {}: monitored {on:.0} tokens/s, not monitored {off:.0}; ratio of the medians {:.2}, \
+         median of the rounds' ratios {:.2}",
+        options.rounds,
+        on / off,
+        median(ratios)
+    );
     Ok(())
 }

@@ -3,6 +3,7 @@
 //!     cargo bench --bench serve -- load --clients 64 --seconds 10
 //!     cargo bench --bench serve -- offline --model DIR --data PAIRS.jsonl.gz --texts 256
 //!     cargo bench --bench serve -- processor
+//!     cargo bench --bench serve -- monitor
 //!     cargo bench --bench serve -- fairness --seconds 20
 //!     cargo bench --bench serve -- overload --seconds 60
 //!
@@ -45,6 +46,8 @@ enum Command {
     Offline(compare::OfflineOptions),
     /// Processor time of a request, against an axum echo of the same JSON and the offline forward
     Processor(compare::ProcessorOptions),
+    /// Throughput of a run that is monitored, against one that is not
+    Monitor(compare::MonitorOptions),
     /// A polite run alone, and beside a flooding one
     Fairness(stress::FairnessOptions),
     /// Ten times what the server can do
@@ -97,6 +100,7 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Load(options)) => runtime.block_on(measure(&options))?,
         Some(Command::Offline(options)) => compare::offline(&runtime, &options)?,
         Some(Command::Processor(options)) => compare::processor(&runtime, &options)?,
+        Some(Command::Monitor(options)) => compare::monitor(&runtime, &options)?,
         Some(Command::Fairness(options)) => runtime.block_on(stress::fairness(&options))?,
         Some(Command::Overload(options)) => runtime.block_on(stress::overload(&options))?,
         Some(Command::Echo) => server::echo()?,

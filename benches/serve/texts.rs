@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use clap::Args;
 use inform::checkpoint::{Checkpoint, Input, Message};
+use inform::monitor::Role;
 use inform::train::read_pairs;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -71,7 +72,7 @@ impl TextOptions {
     pub(crate) fn requests(&self, model: &Path, cache: bool) -> anyhow::Result<Vec<Prepared>> {
         let checkpoint = Checkpoint::open(model)?;
         let texts = self.all(&checkpoint)?;
-        self.prepare(&checkpoint, &texts, cache)
+        self.prepare(&checkpoint, &texts, cache, Role::Policy)
     }
 
     pub(crate) fn prepare(
@@ -79,6 +80,7 @@ impl TextOptions {
         checkpoint: &Checkpoint,
         texts: &[Input],
         cache: bool,
+        role: Role,
     ) -> anyhow::Result<Vec<Prepared>> {
         texts
             .chunks(self.inputs.max(1))
@@ -88,7 +90,7 @@ impl TextOptions {
                     tokens += checkpoint.encoder.encode(input, true)?.ids.len();
                 }
                 let inputs: Vec<_> = inputs.iter().map(as_json).collect();
-                let mut body = json!({"inputs": inputs, "truncate": true});
+                let mut body = json!({"inputs": inputs, "truncate": true, "role": role});
                 if !cache {
                     body["cache"] = json!(false);
                 }
