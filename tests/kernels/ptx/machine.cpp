@@ -62,25 +62,38 @@ void Machine::launch(const std::string& name, unsigned grid_columns, unsigned gr
 void Machine::run_block(Schedule schedule, std::mt19937& random) {
     // What a register holds before it is written: nothing that works by chance.
     std::fill(registers.begin(), registers.end(), 0xfff7fff7fff7fff7u);
-    std::vector<unsigned> order(threads.size());
     for (unsigned i = 0; i < threads.size(); ++i) {
         threads[i].registers = &registers[static_cast<size_t>(i) * kernel->registers];
         threads[i].program_counter = 0;
         threads[i].state = State::READY;
         threads[i].copies.assign(1, {});
-        order[i] = schedule == Schedule::BACKWARD ? threads.size() - 1 - i : i;
     }
+    std::vector<unsigned> warps(threads.size() / 32), lanes(32);
+    for (unsigned i = 0; i < warps.size(); ++i) warps[i] = schedule == Schedule::BACKWARD ? warps.size() - 1 - i : i;
+    for (unsigned i = 0; i < 32; ++i) lanes[i] = schedule == Schedule::BACKWARD ? 31 - i : i;
     while (true) {
-        if (schedule == Schedule::SHUFFLED) std::shuffle(order.begin(), order.end(), random);
+        if (schedule == Schedule::SHUFFLED) std::shuffle(warps.begin(), warps.end(), random);
         bool moved = false;
-        for (unsigned index : order) {
-            if (threads[index].state != State::READY) continue;
-            run_thread(index);
-            moved = true;
-            const unsigned warp = index / 32;
-            bool together = true;
-            for (unsigned lane = 0; lane < 32; ++lane) together &= threads[warp * 32 + lane].state == State::WARP;
-            if (together) collective(warp);
+        for (unsigned warp : warps) {
+            // As far ahead of the others as barriers let it, or some way.
+            unsigned turns = schedule == Schedule::SHUFFLED ? 1 + random() % 64 : ~0u;
+            bool ready = true;
+            while (ready && turns-- > 0) {
+                if (schedule == Schedule::SHUFFLED) std::shuffle(lanes.begin(), lanes.end(), random);
+                bool together = true;
+                ready = false;
+                for (unsigned lane : lanes) {
+                    if (threads[warp * 32 + lane].state == State::READY) {
+                        run_thread(warp * 32 + lane);
+                        moved = true;
+                    }
+                    together &= threads[warp * 32 + lane].state == State::WARP;
+                }
+                if (together) {
+                    collective(warp);
+                    ready = moved = true;
+                }
+            }
         }
         unsigned done = 0, waiting = 0;
         for (const Thread& thread : threads) {

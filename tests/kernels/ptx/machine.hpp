@@ -1,9 +1,9 @@
 // Runs a kernel's PTX on the CPU, one thread at a time, as strictly as the memory model allows.
 //
 // Every access is checked for bounds and alignment. Shared memory begins as NaN. A cp.async destroys what it will
-// overwrite when it is issued and delivers when it is waited for, at the latest moment that is allowed. Threads run
-// from one synchronisation to the next in the order that the schedule gives. Warp-wide instructions need
-// all lanes of their mask at the same instruction.
+// overwrite when it is issued and delivers when it is waited for, at the latest moment that is allowed. Lanes run
+// from one warp-wide instruction to the next, for which all must be at the same one, and warps as far ahead of each
+// other as barriers let them: the first one first, the last one first, or shuffled.
 //
 // The approximate functions (ex2, rcp, ...) are the C library's: their error on a device is not shown here.
 #pragma once
