@@ -38,7 +38,7 @@ MUTANTS = [
     ("packed_attention", "weights of half the columns", "weight[half] += __shfl_xor_sync(0xffffffffu, weight[half], 2);", ""),
     ("packed_attention", "stretch left one position late", "stretch[1].y <= position", "stretch[1].y < position"),
     ("packed_attention", "wrong head of a group", "row % group) * HEAD_DIM", "quad % group) * HEAD_DIM"),
-    ("packed_attention", "rows without a query written", "if (!holds[half]) continue;", ""),
+    ("packed_attention", "rows without a query read beyond the tile", "const int query = min(row / group, queries - 1);", "const int query = row / group;"),
     ("packed_attention", "last block of a warp skipped", "if (first_key <= warp_last) {", "if (first_key < warp_last) {"),
     ("packed_attention", "blocks aligned to the segment, not the position", "const int position = block * KEY_BLOCK + key;", "const int position = block * KEY_BLOCK + (key ^ (first_row & 8));"),
     ("latent_distance", "no barrier before a stage is read", "keep(shared.y[stage], next_y);\n        __syncthreads();", "keep(shared.y[stage], next_y);"),
