@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Interprets the PTX that nvcc emits for the kernels, and compares with f64 references.
+
+    tests/kernels/ptx/run.py [--shapes N] [--seed S] [--sm 80,90,100] [--sanitize] [--mutants] [KERNEL ...]
+
+Needs nvcc (PATH, or $CUDA_HOME/bin) and g++. Compiles kernels/<KERNEL>.cu for each architecture and runs its test,
+tests/kernels/ptx/<KERNEL>.cpp. --sanitize builds the interpreter with AddressSanitizer and UBSan. --mutants also
+compiles each kernel with one seeded fault at a time and expects its test to fail. Exits 1 where anything does
+not go as it should.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+KERNELS = ("latent_distance", "packed_attention")
+
+# (kernel, what is wrong, text, its replacement). The text must be there once.
+MUTANTS = [
+    ("packed_attention", "no barrier before a stage is read", "cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();"),
+    ("packed_attention", "no barrier before a stage is overwritten", "// The next turn overwrites this stage.\n        __syncthreads();", ""),
+    ("packed_attention", "no wait for the copies", "cp_async_wait<1>()", "cp_async_wait<2>()"),
+    ("packed_attention", "no guard at the tail of the keys", "const bool exists = position <= last_position;", "const bool exists = true;"),
+    ("packed_attention", "key fragments swapped", "lane / 8 % 2 * 8", "(1 - lane / 8 % 2) * 8"),
+    ("packed_attention", "value fragments swapped", "lane / 16 * 8);\n                    mma", "(1 - lane / 16) * 8);\n                    mma"),
+    ("packed_attention", "wrong stride of the values", "values + row * STRIDE", "values + row * HEAD_DIM"),
+    ("packed_attention", "window one too long", "behind < problem.window", "behind <= problem.window"),
+    ("packed_attention", "a query that does not see itself", "behind >= 0 &&", "behind > 0 &&"),
+    ("packed_attention", "walk begins at the last query's window", "first_position - problem.window + 1) : 0", "last_position - problem.window + 1) : 0"),
+    ("packed_attention", "mask left out one block late", "first_key <= warp_last - problem.window", "first_key < warp_first - problem.window"),
+    ("packed_attention", "maximum of half the columns", "highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));", ""),
+    ("packed_attention", "weights of half the columns", "weight[half] += __shfl_xor_sync(0xffffffffu, weight[half], 2);", ""),
+    ("packed_attention", "stretch left one position late", "stretch[1].y <= position", "stretch[1].y < position"),
+    ("packed_attention", "wrong head of a group", "row % group) * HEAD_DIM", "quad % group) * HEAD_DIM"),
+    ("packed_attention", "rows without a query read beyond the tile", "const int query = min(row / group, queries - 1);", "const int query = row / group;"),
+    ("packed_attention", "last block of a warp skipped", "if (first_key <= warp_last) {", "if (first_key < warp_last) {"),
+    ("packed_attention", "blocks aligned to the segment, not the position", "const int position = block * KEY_BLOCK + key;", "const int position = block * KEY_BLOCK + (key ^ (first_row & 8));"),
+    ("latent_distance", "no barrier before a stage is read", "keep(shared.y[stage], next_y);\n        __syncthreads();", "keep(shared.y[stage], next_y);"),
+    ("latent_distance", "one stage", "first += DEPTH_STEP, stage ^= 1", "first += DEPTH_STEP"),
+    ("latent_distance", "no guard at the tail of the rows", "row < rows && channel < depth", "channel < depth"),
+    ("latent_distance", "no guard at the tail of the channels", "row < rows && channel < depth", "row < rows"),
+    ("latent_distance", "columns beyond the set are nearest", "if (column < m && sums[i][j] < INFINITY", "if (sums[i][j] < INFINITY"),
+    ("latent_distance", "a NaN is not open", "!(distance <= inner) && !(distance > outer)", "distance > inner && distance <= outer"),
+    ("latent_distance", "words counted twice", "horizontal % 8 == 0 && row < n", "horizontal % 4 == 0 && row < n"),
+    ("latent_distance", "words of half their threads", "distance < 8; distance *= 2", "distance < 4; distance *= 2"),
+    ("latent_distance", "wrong stride", "STRIDE = TILE + 4", "STRIDE = TILE + 2"),
+    ("latent_distance", "columns counted from their tile", "static_cast<unsigned>(column);", "static_cast<unsigned>(place(threadIdx.x % 16, j));"),
+    ("latent_distance", "last row left out", "row < n && column < m) out", "row < n - 1 && column < m) out"),
+]
+
+
+def tool(name: str) -> str:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    path = shutil.which(name) or (shutil.which(name, path=f"{home}/bin") if home else None)
+    if path is None:
+        sys.exit(f"{name} is not in PATH and not in $CUDA_HOME/bin: install the CUDA toolkit")
+    return path
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def compile_ptx(source: Path, architecture: str, ptx: Path) -> None:
+    run([tool("nvcc"), "-std=c++17", "-O3", "--ptx", f"-arch=compute_{architecture}", f"-I{ROOT / 'kernels'}", "-o", str(ptx), str(source)])
+
+
+def build(kernels: list[str], out: Path, sanitize: bool) -> None:
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
+    if sanitize:
+        flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    objects = []
+    for name in ("module", "machine", "arithmetic"):
+        objects.append(str(out / f"{name}.o"))
+        run(["g++", *flags, "-c", "-o", objects[-1], str(HERE / f"{name}.cpp")])
+    for kernel in kernels:
+        run(["g++", *flags, "-o", str(out / kernel), str(HERE / f"{kernel}.cpp"), *objects])
+
+
+def mutants(kernels: list[str], out: Path, shapes: int, seed: int) -> bool:
+    caught = tried = 0
+    for kernel, fault, text, replacement in MUTANTS:
+        if kernel not in kernels:
+            continue
+        source = (ROOT / "kernels" / f"{kernel}.cu").read_text()
+        if source.count(text) != 1:
+            sys.exit(f"{kernel}, {fault}: its text is there {source.count(text)} times")
+        mutant, ptx = out / "mutant.cu", out / "mutant.ptx"
+        mutant.write_text(source.replace(text, replacement))
+        compile_ptx(mutant, "80", ptx)
+        done = subprocess.run([str(out / kernel), str(ptx), str(shapes), str(seed)], capture_output=True, text=True)
+        tried += 1
+        # 1: another result; 3: the interpreter stopped it. Anything else is no finding.
+        found = done.returncode in (1, 3)
+        caught += found
+        said = (done.stdout + done.stderr).strip().splitlines()
+        print(f"{'caught' if found else 'MISSED'}  {kernel}: {fault}: {said[-1] if said else done.returncode}", flush=True)
+    print(f"{caught} of {tried} mutants caught")
+    return caught == tried
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", default=[])
+    parser.add_argument("--shapes", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sm", default="80", help="architectures, separated by commas")
+    parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--mutants", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "target" / "kernels" / "ptx")
+    arguments = parser.parse_args()
+    kernels = arguments.kernels or list(KERNELS)
+    unknown = [kernel for kernel in kernels if kernel not in KERNELS]
+    if unknown:
+        parser.error(f"no test of {', '.join(unknown)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    build(kernels, arguments.out, arguments.sanitize)
+    good = True
+    for kernel in kernels:
+        for architecture in arguments.sm.split(","):
+            ptx = arguments.out / f"{kernel}.sm_{architecture}.ptx"
+            compile_ptx(ROOT / "kernels" / f"{kernel}.cu", architecture, ptx)
+            start = time.monotonic()
+            done = subprocess.run([str(arguments.out / kernel), str(ptx), str(arguments.shapes), str(arguments.seed)])
+            print(f"  sm_{architecture}, {time.monotonic() - start:.1f} s, exit {done.returncode}", flush=True)
+            good &= done.returncode == 0
+    if arguments.mutants:
+        good &= mutants(kernels, arguments.out, arguments.shapes, arguments.seed)
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
