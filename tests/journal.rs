@@ -250,7 +250,9 @@ fn a_restart_brings_everything_back() {
     server.send("PUT", "/runs/set/baseline", &headers, latents.as_bytes()).ok();
     until("evaluations", || server.read("/runs/r")["open_window"].as_u64().unwrap() < 24);
     let evaluation = server.post("/runs/r/evaluate", &json!({})).ok();
+    let settled = samples(&server, "r");
     server.reward(&request("r", 40));
+    until("the last answer", || samples(&server, "r") == settled + inputs("r", 40));
     until("the run", || samples(&server, "gone") == inputs("gone", 0));
     let expected = server.read("/runs");
     let rows = server.read("/runs/r/evaluations");
