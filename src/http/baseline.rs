@@ -40,7 +40,7 @@ pub(super) struct BaselineRequest {
     /// Hash of the weights that the latents are of; others than the server's are refused
     weights: Option<String>,
     /// Rewards of those answers
-    rewards: Option<Vec<f32>>,
+    rewards: Option<Vec<f64>>,
     /// Prompts of those answers, null where one is not known
     prompts: Option<Vec<Option<Prompt>>>,
 }
@@ -251,7 +251,9 @@ fn uploaded(
             return wrong(format!("/latents/{index}"), message);
         }
     }
-    let rewards = request.rewards.unwrap_or_default();
+    // Read as f64: what f32 cannot hold is an error of its own, and no fault of the JSON.
+    let rewards: Vec<f32> =
+        request.rewards.unwrap_or_default().into_iter().map(|reward| reward as f32).collect();
     if let Some(index) = rewards.iter().position(|reward| !reward.is_finite()) {
         return wrong(format!("/rewards/{index}"), "is not finite".to_owned());
     }

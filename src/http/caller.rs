@@ -56,7 +56,7 @@ pub(super) struct RunHeaders {
     step: Option<u64>,
     /// Whether the answer's header `Server-Timing` says where the time went; default false
     #[param(rename = "X-Timing", nullable = false)]
-    timing: Option<bool>,
+    timing: Option<String>,
 }
 
 /// For clients that can be given a URL and no header.

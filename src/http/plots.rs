@@ -401,9 +401,6 @@ impl PlotQuery {
         };
         within("width", self.width, WIDTHS)?;
         within("height", self.height, HEIGHTS)?;
-        if self.projection.is_some() && matches!(plot, Plot::Curve(_)) {
-            return Err(ApiError::invalid("/projection", "only latents.svg has a projection"));
-        }
         Ok(Size {
             width: self.width.unwrap_or(default.width),
             height: self.height.unwrap_or(default.height),
