@@ -404,6 +404,58 @@ fn a_body_that_trickles_is_given_up_and_others_are_served_meanwhile() {
     assert_eq!(count, 64.0);
 }
 
+/// A client keeps its connection after an answer that its request's body had no part in.
+#[test]
+fn a_connection_outlives_a_body_that_nobody_wanted() {
+    let scratch = tempfile::tempdir().unwrap();
+    let server = Server::start(&["--set", &two_keys(&scratch)]);
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let body = "x".repeat(100_000);
+    for (head, status) in [
+        ("POST /reward HTTP/1.1\r\n".to_owned(), "401"),
+        (format!("POST /nowhere HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n"), "404"),
+        (format!("POST /health HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n"), "405"),
+        (format!("POST /reward HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n"), "415"),
+        (format!("POST /runs/none/evaluate HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n"), "404"),
+    ] {
+        let request = format!("{head}Host: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(request.as_bytes()).unwrap();
+        let answer = answer(&mut stream);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(!answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
+    // One that is too much to read, or not sent until it is asked for, ends the connection, and is told so.
+    for (head, sent) in [("", (1 << 20) + 1), ("Expect: 100-continue\r\n", 0)] {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = format!(
+            "POST /reward HTTP/1.1\r\nHost: a\r\n{head}Content-Length: {}\r\n\r\n",
+            1 << 30
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let _ = stream.write_all(&vec![b'x'; sent]);
+        let answer = answer(&mut stream);
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
+}
+
+/// The head of an answer, whose body is read too.
+fn answer(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.to_lowercase().split("content-length: ").nth(1).unwrap().to_owned();
+    let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    head
+}
+
 /// How many files this process may open.
 fn open_files() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();

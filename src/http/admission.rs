@@ -7,7 +7,7 @@ use axum::extract::{FromRequest, Request};
 use serde::de::DeserializeOwned;
 
 use super::AppState;
-use super::body::{JsonBody, discard};
+use super::body::JsonBody;
 use super::caller::{DEFAULT_RUN, run_of_head};
 use super::error::ApiError;
 use crate::engine::EngineError;
@@ -23,10 +23,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for AdmittedBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        if let Err(error) = check_head(&request, state) {
-            discard(request, &state.config.limits).await;
-            return Err(error.into());
-        }
+        check_head(&request, state)?;
         let JsonBody(body) = JsonBody::from_request(request, state).await?;
         Ok(Self(body))
     }

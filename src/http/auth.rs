@@ -223,7 +223,6 @@ pub(super) async fn check(
     next: Next,
 ) -> Response {
     if is_forged(&request) {
-        super::body::discard(request, &state.config.limits).await;
         let message = "a page of another site sent this request; browsers may only look";
         return ApiError::new(StatusCode::FORBIDDEN, "cross_site", message).into_response();
     }
@@ -237,7 +236,6 @@ pub(super) async fn check(
         }
         None => {
             let browser = accepts_html(request.headers());
-            super::body::discard(request, &state.config.limits).await;
             let message = "send one of the server's keys as `Authorization: Bearer KEY`";
             ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
                 .asking_for_password(browser)

@@ -11,14 +11,10 @@ use serde_json::Value;
 
 use super::AppState;
 use super::error::ApiError;
-use crate::config::Limits;
 use crate::pointer::pointer;
 
 /// A body is read up to this many times the limit before the connection is given up.
 const DISCARD_FACTOR: usize = 4;
-
-/// Bytes of an unwanted body that are read.
-const DISCARDED: usize = 1 << 20;
 
 /// Characters that are kept of either end of a long message about a field.
 const KEPT: usize = 200;
@@ -62,26 +58,6 @@ pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         ApiError::invalid(pointer(error.path()), shortened(&error.inner().to_string()))
     })
-}
-
-/// Reads the body of a request that is refused by its head: a client that is still sending would not see
-/// its answer. One that waits to be told to send it (RFC 9110, 10.1.1) is not made to.
-pub(super) async fn discard(request: Request, limits: &Limits) {
-    if request.headers().contains_key(header::EXPECT) {
-        return;
-    }
-    let mut body = request.into_body();
-    let read = async {
-        let mut length = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            length += frame.data_ref().map_or(0, |data| data.len());
-            if length > DISCARDED {
-                break;
-            }
-        }
-    };
-    // Whatever becomes of it, the answer is the same.
-    let _ = tokio::time::timeout(Duration::from_millis(limits.body_timeout_ms), read).await;
 }
 
 /// Reads a body of at most `limit` bytes. A longer one is read on for a while and thrown away: a

@@ -18,6 +18,7 @@ mod reward;
 mod runs;
 mod scoring;
 mod timing;
+mod unread;
 mod whole;
 
 use std::ops::Deref;
@@ -154,6 +155,7 @@ pub fn openapi_json() -> String {
 /// The service behind every connection.
 pub fn router(state: AppState) -> Router {
     let stack = ServiceBuilder::new()
+        .layer(from_fn_with_state(state.clone(), unread::finish))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_FROM)))

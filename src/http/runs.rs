@@ -1,10 +1,7 @@
 //! `/runs`: what the monitor knows.
 
-use std::convert::Infallible;
-
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
@@ -122,24 +119,9 @@ pub(super) async fn evaluations(
 pub(super) async fn evaluate(
     State(state): State<AppState>,
     RunName(run): RunName,
-    _: IgnoredBody,
 ) -> Result<Json<Evaluation>, ApiError> {
     let monitor = monitor(&state)?.clone();
     Ok(Json(off_the_event_loop(move || monitor.evaluate(&run)).await??))
-}
-
-/// A body that says nothing. It is read all the same: a connection whose request was not read to its end is
-/// closed after the answer, and a client that keeps it finds that out with its next request.
-pub(super) struct IgnoredBody;
-
-impl<S: Send + Sync> FromRequest<S> for IgnoredBody {
-    type Rejection = Infallible;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
-        // One that is too long or breaks off is of no interest either.
-        let _ = Bytes::from_request(request, state).await;
-        Ok(Self)
-    }
 }
 
 /// Change settings of a run
