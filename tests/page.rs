@@ -164,14 +164,18 @@ fn what_is_not_there_or_not_right_is_said() {
     for (query, pointer) in [
         ("width=100", "/width"),
         ("height=9999", "/height"),
-        ("projection=tsne", "/projection"),
         ("width=wide", ""),
+        ("projection=umap", ""),
         ("theme=blue", ""),
         ("colour=red", ""),
     ] {
         let (status, code, at) = missing(&format!("/runs/a/csi.svg?{query}"));
         assert_eq!((status, code.as_str(), at.as_deref()), (400, "invalid_request", Some(pointer)));
     }
+    // A client may ask all plots alike: a curve takes no notice of the map's projection.
+    let curve = server.get("/runs/a/csi.svg");
+    assert_eq!(curve.status, 200);
+    assert_eq!(server.get("/runs/a/csi.svg?projection=tsne").text, curve.text);
     let page = server.get("/?run=b");
     assert_eq!(page.status, 404);
     assert!(page.text.contains("There is no such run") && page.text.contains(">a</a>"));

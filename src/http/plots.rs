@@ -270,7 +270,7 @@ pub(super) struct PlotQuery {
     /// Default `auto`: as the reader's system prefers
     #[param(nullable = false, inline)]
     theme: Option<Theme>,
-    /// Of the latent map alone; default `pca`. `tsne` takes seconds
+    /// Of the latent map, curves take no notice of it; default `pca`. `tsne` takes seconds
     #[param(nullable = false, inline)]
     projection: Option<Projection>,
 }
