@@ -139,16 +139,17 @@ impl<O: Ops> RewardModel<O> {
     }
 }
 
-impl<O: Ops + Send> Scorer for RewardModel<O> {
+impl<O: Ops + Send + Sync> Scorer for RewardModel<O> {
     fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
-        let output = self.forward(packing, None)?;
-        let rewards = self.ops.read(&output.reward)?;
-        let Some((posterior, dimension)) = output.posterior.zip(self.config.head.latent_dim())
-        else {
+        let (rewards, posterior) = self.ops.enter(|| -> Result<_, OpsError> {
+            let output = self.forward(packing, None)?;
+            let posterior = output.posterior.map(|posterior| self.ops.read(&posterior)).transpose()?;
+            Ok((self.ops.read(&output.reward)?, posterior))
+        })?;
+        let Some((posterior, dimension)) = posterior.zip(self.config.head.latent_dim()) else {
             let score = |reward| Score { reward: self.normalised(reward), latent: None };
             return Ok(rewards.into_iter().map(score).collect());
         };
-        let posterior = self.ops.read(&posterior)?;
         Ok(rewards
             .into_iter()
             .zip(posterior.chunks_exact(2 * dimension))

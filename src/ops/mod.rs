@@ -129,6 +129,12 @@ pub trait Ops: Debug {
         columns: usize,
     ) -> std::result::Result<Self::Table, CheckpointError>;
 
+    /// Runs `work`, which calls other operations, where they begin at once: on a thread of the device's
+    /// own, if it has some.
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        work()
+    }
+
     /// Prepares a batch for attention.
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Self::Layout>;
 

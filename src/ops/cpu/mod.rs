@@ -318,6 +318,10 @@ impl Ops for CpuOps {
         Ok(Table { columns, values: source.values(name, &[rows, columns])? })
     }
 
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.threads.install(work)
+    }
+
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<AttentionLayout> {
         let positions = packing.positions().iter().max().map_or(0, |last| last + 1);
         Ok(AttentionLayout::new(packing, self.rotary.get(positions, shape)))
