@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
@@ -28,6 +28,10 @@ pub(super) type EvaluationSender = Sender<Result<Evaluation, MonitorError>>;
 
 /// What becomes of a request for another baseline.
 pub(super) type BaselineSender = Sender<Result<Arc<BaselineSet>, MonitorError>>;
+
+/// Pause after the last answer that waits: to wake the thread for each costs those who answer, and it,
+/// more than the sorting.
+const GATHERING: Duration = Duration::from_millis(2);
 
 pub(super) enum Message {
     Observed(Observation, Option<Committed>),
@@ -79,17 +83,26 @@ impl Worker {
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Message>) {
-        while let Ok(message) = inbox.recv() {
-            let samples = match &message {
+        let mut next = inbox.recv();
+        while let Ok(message) = next {
+            let (samples, gathers) = match &message {
                 Message::Stop => break,
-                Message::Observed(observation, _) => observation.samples.len(),
-                _ => 0,
+                Message::Observed(observation, committed) => {
+                    (observation.samples.len(), committed.is_none())
+                }
+                _ => (0, false),
             };
             // A fault in one run must not end the others'.
             if catch_unwind(AssertUnwindSafe(|| self.handle(message))).is_err() {
                 tracing::error!("the monitor failed on a message");
             }
             self.pending.fetch_sub(samples, Ordering::Relaxed);
+            next = inbox.try_recv().or_else(|_| {
+                if gathers {
+                    std::thread::sleep(GATHERING);
+                }
+                inbox.recv()
+            });
         }
         self.evaluator.stop();
     }
