@@ -143,7 +143,8 @@ impl<O: Ops + Send + Sync> Scorer for RewardModel<O> {
     fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
         let (rewards, posterior) = self.ops.enter(|| -> Result<_, OpsError> {
             let output = self.forward(packing, None)?;
-            let posterior = output.posterior.map(|posterior| self.ops.read(&posterior)).transpose()?;
+            let posterior =
+                output.posterior.map(|posterior| self.ops.read(&posterior)).transpose()?;
             Ok((self.ops.read(&output.reward)?, posterior))
         })?;
         let Some((posterior, dimension)) = posterior.zip(self.config.head.latent_dim()) else {
