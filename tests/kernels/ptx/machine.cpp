@@ -35,26 +35,37 @@ void Machine::launch(const std::string& name, unsigned grid_columns, unsigned gr
                      size_t dynamic_shared, const std::vector<Argument>& arguments, Schedule schedule) {
     const auto found = module.kernels.find(name);
     if (found == module.kernels.end()) fail("no kernel " + name);
+    const auto& declared = found->second.parameters;
+    if (arguments.size() != declared.size()) fail(name + ": wrong number of arguments");
+    std::vector<uint8_t> bytes;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+        if (arguments[i].bytes != declared[i].bytes) fail(name + ": argument " + std::to_string(i) + " has the wrong size");
+        bytes.resize(declared[i].offset + declared[i].bytes);
+        std::memcpy(&bytes[declared[i].offset], &arguments[i].bits, declared[i].bytes);
+    }
+    launch(name, {grid_columns, grid_rows}, {count}, dynamic_shared, std::move(bytes), schedule);
+}
+
+void Machine::launch(const std::string& name, Extent grid_size, Extent block_size, size_t dynamic_shared,
+                     std::vector<uint8_t> parameter_bytes, Schedule schedule) {
+    const auto found = module.kernels.find(name);
+    if (found == module.kernels.end()) fail("no kernel " + name);
     kernel = &found->second;
+    const unsigned count = block_size.x * block_size.y * block_size.z;
     if (kernel->maximum_threads == 0 || count > kernel->maximum_threads) fail(name + ": too many threads a block");
     if (count % 32 != 0) fail(name + ": not whole warps");
-    if (arguments.size() != kernel->parameters.size()) fail(name + ": wrong number of arguments");
-    parameters.clear();
-    for (size_t i = 0; i < arguments.size(); ++i) {
-        const Parameter& parameter = kernel->parameters[i];
-        if (arguments[i].bytes != parameter.bytes) fail(name + ": argument " + std::to_string(i) + " has the wrong size");
-        parameters.resize(parameter.offset + parameter.bytes);
-        std::memcpy(&parameters[parameter.offset], &arguments[i].bits, parameter.bytes);
-    }
-    grid_x = grid_columns;
-    grid_y = grid_rows;
+    parameters = std::move(parameter_bytes);
+    grid = grid_size;
+    block = block_size;
     threads.resize(count);
     registers.resize(static_cast<size_t>(count) * kernel->registers);
     std::mt19937 random(12345);
-    for (block_y = 0; block_y < grid_y; ++block_y) {
-        for (block_x = 0; block_x < grid_x; ++block_x) {
-            shared.assign(kernel->static_shared + dynamic_shared, 0xff);
-            run_block(schedule, random);
+    for (place.z = 0; place.z < grid.z; ++place.z) {
+        for (place.y = 0; place.y < grid.y; ++place.y) {
+            for (place.x = 0; place.x < grid.x; ++place.x) {
+                shared.assign(kernel->static_shared + dynamic_shared, 0xff);
+                run_block(schedule, random);
+            }
         }
     }
 }
@@ -135,15 +146,19 @@ uint64_t Machine::read(unsigned index, const Operand& operand) const {
         case Operand::PARAMETER: return operand.index;
         case Operand::SPECIAL:
             switch (operand.index) {
-                case TID_X: return index;
-                case NTID_X: return threads.size();
-                case CTAID_X: return block_x;
-                case CTAID_Y: return block_y;
-                case NCTAID_X: return grid_x;
-                case NCTAID_Y: return grid_y;
+                case TID_X: return index % block.x;
+                case TID_Y: return index / block.x % block.y;
+                case TID_Z: return index / (block.x * block.y);
+                case NTID_X: return block.x;
+                case NTID_Y: return block.y;
+                case NTID_Z: return block.z;
+                case CTAID_X: return place.x;
+                case CTAID_Y: return place.y;
+                case CTAID_Z: return place.z;
+                case NCTAID_X: return grid.x;
+                case NCTAID_Y: return grid.y;
+                case NCTAID_Z: return grid.z;
                 case LANE: return index % 32;
-                case TID_Y: case TID_Z: case CTAID_Z: return 0;
-                case NTID_Y: case NTID_Z: case NCTAID_Z: return 1;
                 default: fail("a special register that has no meaning here");
             }
         default: fail("an operand that is no value");
@@ -160,9 +175,9 @@ uint8_t* Machine::global(uint64_t address, size_t bytes, size_t alignment, const
     if (address % alignment != 0) fail(kernel->name + ": misaligned: " + instruction.text);
     for (const Region& region : regions) {
         if (address >= region.start && address - region.start + bytes <= region.bytes)
-            return reinterpret_cast<uint8_t*>(address);
+            return region.host + (address - region.start);
     }
-    fail(kernel->name + ": out of bounds of global memory: " + instruction.text);
+    fail(kernel->name + ": out of bounds of global memory: " + instruction.text + (describe ? ": " + describe(address) : ""));
 }
 
 uint8_t* Machine::in_shared(uint64_t address, size_t bytes, size_t alignment, const Instruction& instruction) {
@@ -266,8 +281,7 @@ bool Machine::step(unsigned index, const Instruction& instruction) {
             const uint32_t to = read(index, operands[0]) + operands[0].offset;
             const uint64_t from = read(index, operands[1]) + operands[1].offset;
             std::memset(in_shared(to, size, size, instruction), 0xff, size);
-            if (source > 0) global(from, source, size, instruction);
-            thread.copies.back().push_back({to, from, size, source});
+            thread.copies.back().push_back({to, source > 0 ? global(from, source, size, instruction) : nullptr, size, source});
             return true;
         }
         case Op::CP_ASYNC_COMMIT: thread.copies.emplace_back(); return true;
@@ -277,7 +291,7 @@ bool Machine::step(unsigned index, const Instruction& instruction) {
             while (thread.copies.size() - 1 > (all ? 0u : instruction.choice)) {
                 for (const Copy& copy : thread.copies.front()) {
                     std::memset(&shared[copy.to], 0, copy.bytes);
-                    if (copy.source_bytes > 0) std::memcpy(&shared[copy.to], reinterpret_cast<const void*>(copy.from), copy.source_bytes);
+                    if (copy.source_bytes > 0) std::memcpy(&shared[copy.to], copy.from, copy.source_bytes);
                 }
                 thread.copies.erase(thread.copies.begin());
             }

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <functional>
 #include <random>
 
 #include "module.hpp"
@@ -28,22 +29,33 @@ struct Argument {
     }
 };
 
+struct Extent { unsigned x = 1, y = 1, z = 1; };
+
 class Machine {
 public:
     explicit Machine(const Module& module) : module(module) {}
 
     // Memory that kernels may read and write.
-    void allow(const void* start, size_t bytes) { regions.push_back({reinterpret_cast<uint64_t>(start), bytes}); }
+    void allow(const void* start, size_t bytes) {
+        allow(reinterpret_cast<uint64_t>(start), bytes, reinterpret_cast<uint8_t*>(const_cast<void*>(start)));
+    }
+    // The same, where a kernel knows it by another address.
+    void allow(uint64_t address, size_t bytes, uint8_t* host) { regions.push_back({address, bytes, host}); }
     void forget() { regions.clear(); }
+
+    // `parameters`: as the kernel declares them, each at its offset.
+    void launch(const std::string& kernel, Extent grid, Extent block, size_t dynamic_shared,
+                std::vector<uint8_t> parameters, Schedule schedule);
 
     void launch(const std::string& kernel, unsigned grid_x, unsigned grid_y, unsigned threads, size_t dynamic_shared,
                 const std::vector<Argument>& arguments, Schedule schedule);
 
     uint64_t steps = 0;  // instructions executed by threads
+    std::function<std::string(uint64_t)> describe;  // what an address is, where the caller knows more
 
 private:
-    struct Region { uint64_t start, bytes; };
-    struct Copy { uint32_t to; uint64_t from; uint32_t bytes, source_bytes; };
+    struct Region { uint64_t start, bytes; uint8_t* host; };
+    struct Copy { uint32_t to; const uint8_t* from; uint32_t bytes, source_bytes; };
     enum class State : uint8_t { READY, BARRIER, WARP, DONE };
     struct Thread {
         uint64_t* registers = nullptr;
@@ -58,7 +70,7 @@ private:
     std::vector<Thread> threads;
     std::vector<uint64_t> registers;
     std::vector<uint8_t> shared, parameters;
-    unsigned block_x = 0, block_y = 0, grid_x = 0, grid_y = 0;
+    Extent grid, block, place;  // `place`: of the running block in the grid
 
     void run_block(Schedule schedule, std::mt19937& random);
     void run_thread(unsigned index);

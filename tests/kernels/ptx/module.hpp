@@ -78,7 +78,9 @@ struct Kernel {
 
 struct Module {
     std::map<std::string, Kernel> kernels;
+    uint32_t target = 0;  // 80 of ".target sm_80"
     static Module load(const std::string& path);
+    static Module parse(const std::string& text);
 };
 
 enum Comparison : uint8_t { EQ, NE, LT, LE, GT, GE, EQU, NEU, LTU, LEU, GTU, GEU, NUM, NAN_ };
