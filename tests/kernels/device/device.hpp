@@ -144,7 +144,7 @@ struct Device {
 };
 
 // From the environment: EMULATED_DEVICES (1), EMULATED_CAPABILITY (80), EMULATED_MEMORY (bytes, 8 GiB),
-// EMULATED_ORDER (late, early, others), EMULATED_SCHEDULE (forward, backward, shuffled), EMULATED_TRACE (unset).
+// EMULATED_ORDER (late, early, others), EMULATED_SCHEDULE (together, forward, backward, shuffled: machine.hpp), EMULATED_TRACE (unset).
 struct Settings {
     enum class Order { LATE, EARLY, OTHERS };
     int devices, capability;

@@ -161,7 +161,10 @@ Result fill(const std::shared_ptr<Stream>& stream, uint64_t to, T value, size_t 
 
 ptx::Schedule schedule() {
     const std::string& name = Settings::get().schedule;
-    return name == "backward" ? ptx::Schedule::BACKWARD : name == "shuffled" ? ptx::Schedule::SHUFFLED : ptx::Schedule::FORWARD;
+    return name == "forward"    ? ptx::Schedule::FORWARD
+           : name == "backward" ? ptx::Schedule::BACKWARD
+           : name == "shuffled" ? ptx::Schedule::SHUFFLED
+                                : ptx::Schedule::TOGETHER;
 }
 
 void run_kernel(Device& device, Module& module, const ptx::Kernel& kernel, ptx::Extent grid, ptx::Extent block,

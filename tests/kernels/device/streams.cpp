@@ -48,9 +48,9 @@ const Settings& Settings::get() {
         if (name != "late" && name != "early" && name != "others") fault("EMULATED_ORDER is late, early or others, not " + name);
         made->order = name == "early" ? Order::EARLY : name == "others" ? Order::OTHERS : Order::LATE;
         const char* schedule = std::getenv("EMULATED_SCHEDULE");
-        made->schedule = schedule == nullptr ? "forward" : schedule;
-        if (made->schedule != "forward" && made->schedule != "backward" && made->schedule != "shuffled")
-            fault("EMULATED_SCHEDULE is forward, backward or shuffled, not " + made->schedule);
+        made->schedule = schedule == nullptr ? "together" : schedule;
+        if (made->schedule != "together" && made->schedule != "forward" && made->schedule != "backward" && made->schedule != "shuffled")
+            fault("EMULATED_SCHEDULE is together, forward, backward or shuffled, not " + made->schedule);
         made->trace = std::getenv("EMULATED_TRACE") != nullptr;
         return made;
     }();

@@ -511,7 +511,8 @@ private:
                     made.op = Op::CP_ASYNC_COMMIT;
                 } else if (has("wait_group") || has("wait_all")) {
                     made.op = Op::CP_ASYNC_WAIT;
-                    made.choice = has("wait_all") ? 0 : made.operands[0].value;
+                    made.all = has("wait_all");
+                    made.choice = made.all ? 0 : made.operands[0].value;
                 } else {
                     check_modifiers(made, {"async", "cg", "ca", "shared", "shared::cta", "global", "L2::128B", "L2::256B"});
                 }

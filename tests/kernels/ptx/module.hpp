@@ -57,7 +57,7 @@ struct Instruction {
     std::string text;
     std::vector<Operand> operands;
     // Modifiers that are asked for at every step.
-    bool lo = false, hi = false, wide = false, trans = false, flush = false, saturate = false, to = false;
+    bool lo = false, hi = false, wide = false, trans = false, flush = false, saturate = false, to = false, all = false;
     uint8_t choice = 0;                  // comparison, shuffle mode, atomic operation, rounding
     uint8_t width = 1;                   // elements of a vector access, or matrices
 };
