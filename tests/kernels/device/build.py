@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Builds the emulated CUDA device: libcuda.so.1 and libcublas.so.13, for programs on a machine without a GPU.
 
-    tests/kernels/device/build.py OUTDIR
+    tests/kernels/device/build.py OUTDIR           # prints OUTDIR, made absolute
     LD_LIBRARY_PATH=OUTDIR program
+    tests/kernels/device/build.py OUTDIR --check   # tests the device itself; needs nvcc (PATH, or $CUDA_HOME/bin) too
 
-Prints OUTDIR, made absolute. Needs g++ only: the PTX comes from the program. What the device does, and its settings:
+Needs g++ only: the PTX comes from the program. What the device does, and its settings:
 device.hpp. Does nothing where both are newer than the sources.
 """
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -53,12 +56,29 @@ def build(out: Path) -> None:
         link.symlink_to(name)
 
 
+def check(out: Path) -> None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+    if nvcc is None:
+        sys.exit("nvcc is not in PATH and not in $CUDA_HOME/bin: install the CUDA toolkit")
+    kernel, ptx = HERE.parents[2] / "kernels" / "latent_distance.cu", out / "latent_distance.ptx"
+    run([nvcc, "-std=c++17", "-O3", "--ptx", "-arch=compute_80", "-o", str(ptx), str(kernel)])
+    run(["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-o", str(out / "check"), str(HERE / "check.cpp"), "-ldl"])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EMULATED_")}
+    done = subprocess.run([str(out / "check"), str(out), str(ptx)], env={**kept, "EMULATED_DEVICES": "2"})
+    sys.exit(done.returncode)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUTDIR")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
     build(out)
-    print(out)
+    print(out, flush=True)
+    if arguments.check:
+        check(out)
 
 
 if __name__ == "__main__":
