@@ -4,7 +4,7 @@
 // overwrite when it is issued and delivers when it is waited for, at the latest moment that is allowed. Lanes run
 // from one warp-wide instruction to the next, for which all must be at the same one, and warps as far ahead of each
 // other as barriers let them: the first one first, the last one first, or shuffled. Or the lanes of a warp run
-// together where they are at the same instruction, those that are behind first: some six times faster.
+// together where they are at the same instruction, those that are behind first: some ten times faster.
 //
 // The approximate functions (ex2, rcp, ...) are the C library's: their error on a device is not shown here.
 #pragma once
