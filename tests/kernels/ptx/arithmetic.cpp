@@ -128,19 +128,56 @@ uint64_t Machine::convert(const Instruction& instruction, uint64_t value) {
     fail("unknown conversion: " + instruction.text);
 }
 
-uint64_t Machine::arithmetic(unsigned index, const Instruction& instruction) {
+// The instruction for some lanes: what kernels spend their time on in loops of its own, all else one by one.
+void Machine::calculate(unsigned warp, uint32_t lanes, const Instruction& instruction) {
     const auto& operands = instruction.operands;
+    static const Lanes none = {};
+    Lanes scratch[4];
+    const uint64_t* in[4];
+    for (size_t i = 0; i < 4; ++i) in[i] = i + 1 < operands.size() ? read(warp, lanes, operands[i + 1], scratch[i]) : none;
+    const uint64_t *a = in[0], *b = in[1], *c = in[2], *d = in[3];
+    uint64_t* const out = written(warp, operands[0]);
+    auto floats = [&](auto function) {
+        each(lanes, [&](unsigned lane) { out[lane] = bits_of(function(as<float>(a[lane]), as<float>(b[lane]), as<float>(c[lane]))); });
+    };
+    auto integers = [&](auto function) {
+        const uint64_t kept = mask(instruction.type.bytes);
+        each(lanes, [&](unsigned lane) { out[lane] = function(a[lane], b[lane], c[lane]) & kept; });
+    };
+    const Type::Kind kind = instruction.type.kind;
+    if (kind == Type::FLOAT && instruction.type.bytes == 4 && !instruction.flush) {
+        switch (instruction.op) {
+            case Op::FMA: return floats([](float x, float y, float z) { return std::fma(x, y, z); });
+            case Op::ADD: return floats([](float x, float y, float) { return x + y; });
+            case Op::SUB: return floats([](float x, float y, float) { return x - y; });
+            case Op::MUL: return floats([](float x, float y, float) { return x * y; });
+            default: break;
+        }
+    } else if (kind == Type::BITS || kind == Type::SIGNED || kind == Type::UNSIGNED) {
+        switch (instruction.op) {
+            case Op::ADD: return integers([](uint64_t x, uint64_t y, uint64_t) { return x + y; });
+            case Op::SUB: return integers([](uint64_t x, uint64_t y, uint64_t) { return x - y; });
+            case Op::AND: return integers([](uint64_t x, uint64_t y, uint64_t) { return x & y; });
+            case Op::OR: return integers([](uint64_t x, uint64_t y, uint64_t) { return x | y; });
+            case Op::XOR: return integers([](uint64_t x, uint64_t y, uint64_t) { return x ^ y; });
+            // The low half of a product is the same for both signs.
+            case Op::MUL: if (instruction.lo) return integers([](uint64_t x, uint64_t y, uint64_t) { return x * y; }); break;
+            case Op::MAD: if (instruction.lo) return integers([](uint64_t x, uint64_t y, uint64_t z) { return x * y + z; }); break;
+            default: break;
+        }
+    }
+    each(lanes, [&](unsigned lane) { out[lane] = arithmetic(instruction, a[lane], b[lane], c[lane], d[lane]); });
+}
+
+uint64_t Machine::arithmetic(const Instruction& instruction, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
     const Type type = instruction.type;
     const unsigned bytes = type.bytes;
-    const uint64_t a = operands.size() > 1 ? read(index, operands[1]) : 0;
     if (instruction.op == Op::CVT) {
         if (type.kind != Type::BF16X2) return convert(instruction, a);
         // d = {a, b}: a in the upper half.
-        if (instruction.choice != NEAREST || operands.size() != 3) fail("unknown conversion: " + instruction.text);
-        return static_cast<uint32_t>(to_bf16(as<float>(a))) << 16 | to_bf16(as<float>(read(index, operands[2])));
+        if (instruction.choice != NEAREST || instruction.operands.size() != 3) fail("unknown conversion: " + instruction.text);
+        return static_cast<uint32_t>(to_bf16(as<float>(a))) << 16 | to_bf16(as<float>(b));
     }
-    const uint64_t b = operands.size() > 2 ? read(index, operands[2]) : 0;
-    const uint64_t c = operands.size() > 3 ? read(index, operands[3]) : 0;
     if (instruction.op == Op::SELP) return c != 0 ? a : b;
     if (instruction.op == Op::SETP) {
         if (type.kind == Type::FLOAT) {
@@ -223,7 +260,7 @@ uint64_t Machine::arithmetic(unsigned index, const Instruction& instruction) {
         }
         case Op::BFI: {
             // d = b with the low bits of a inserted at c.
-            const unsigned from = c & 0xff, length = read(index, operands[4]) & 0xff;
+            const unsigned from = c & 0xff, length = d & 0xff;
             const uint64_t field = length >= 64 ? ~uint64_t{0} : (uint64_t{1} << length) - 1;
             if (from >= 8 * bytes) return y;
             return ((y & ~(field << from)) | (x & field) << from) & all;
@@ -248,13 +285,12 @@ uint64_t Machine::arithmetic(unsigned index, const Instruction& instruction) {
             return result;
         }
         case Op::LOP3: {
-            const unsigned table = read(index, operands[4]);
-            uint32_t result = 0;
-            for (unsigned i = 0; i < 32; ++i) {
-                const unsigned which = (x >> i & 1) << 2 | (y >> i & 1) << 1 | (c >> i & 1);
-                result |= static_cast<uint32_t>(table >> which & 1) << i;
+            const unsigned table = d;
+            uint64_t result = 0;
+            for (unsigned which = 0; which < 8; ++which) {
+                if (table >> which & 1) result |= (which & 4 ? x : ~x) & (which & 2 ? y : ~y) & (which & 1 ? c : ~c);
             }
-            return result;
+            return result & all;
         }
         default: fail("unknown instruction: " + instruction.text);
     }

@@ -11,7 +11,9 @@ namespace ptx {
 
 void fail(const std::string& message) {
     std::fprintf(stderr, "ptx: %s\n", message.c_str());
-    std::exit(3);
+    std::fflush(nullptr);
+    // No destructors: other threads of a program under test may still run.
+    std::_Exit(3);
 }
 
 namespace {
@@ -101,7 +103,12 @@ public:
         while (true) {
             skip_space();
             if (at == text.size()) return;
-            if (text.compare(at, 8, ".version") == 0 || text.compare(at, 7, ".target") == 0 || text.compare(at, 13, ".address_size") == 0) {
+            if (text.compare(at, 7, ".target") == 0) {
+                const size_t architecture = text.find("sm_", at);
+                if (architecture == std::string::npos) fail("a target without an architecture");
+                module.target = std::strtoul(&text[architecture + 3], nullptr, 10);
+                at = text.find('\n', at);
+            } else if (text.compare(at, 8, ".version") == 0 || text.compare(at, 13, ".address_size") == 0) {
                 at = text.find('\n', at);
             } else if (text.compare(at, 8, ".visible") == 0 || text.compare(at, 6, ".entry") == 0) {
                 kernel();
@@ -504,7 +511,8 @@ private:
                     made.op = Op::CP_ASYNC_COMMIT;
                 } else if (has("wait_group") || has("wait_all")) {
                     made.op = Op::CP_ASYNC_WAIT;
-                    made.choice = has("wait_all") ? 0 : made.operands[0].value;
+                    made.all = has("wait_all");
+                    made.choice = made.all ? 0 : made.operands[0].value;
                 } else {
                     check_modifiers(made, {"async", "cg", "ca", "shared", "shared::cta", "global", "L2::128B", "L2::256B"});
                 }
@@ -521,8 +529,12 @@ Module Module::load(const std::string& path) {
     if (!file) fail("cannot read " + path);
     std::ostringstream text;
     text << file.rdbuf();
+    return parse(text.str());
+}
+
+Module Module::parse(const std::string& text) {
     Module module;
-    Parser(text.str(), module).run();
+    Parser(text, module).run();
     return module;
 }
 

@@ -57,7 +57,7 @@ struct Instruction {
     std::string text;
     std::vector<Operand> operands;
     // Modifiers that are asked for at every step.
-    bool lo = false, hi = false, wide = false, trans = false, flush = false, saturate = false, to = false;
+    bool lo = false, hi = false, wide = false, trans = false, flush = false, saturate = false, to = false, all = false;
     uint8_t choice = 0;                  // comparison, shuffle mode, atomic operation, rounding
     uint8_t width = 1;                   // elements of a vector access, or matrices
 };
@@ -78,7 +78,9 @@ struct Kernel {
 
 struct Module {
     std::map<std::string, Kernel> kernels;
+    uint32_t target = 0;  // 80 of ".target sm_80"
     static Module load(const std::string& path);
+    static Module parse(const std::string& text);
 };
 
 enum Comparison : uint8_t { EQ, NE, LT, LE, GT, GE, EQU, NEU, LTU, LEU, GTU, GEU, NUM, NAN_ };
