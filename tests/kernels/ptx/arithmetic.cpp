@@ -49,14 +49,26 @@ bool compare(uint8_t how, T a, T b) {
     }
 }
 
+// a b + c, rounded towards minus infinity. The product is exact in f64, and so is the error of the sum.
+float fused_down(float a, float b, float c) {
+    const double product = static_cast<double>(a) * b, sum = product + c;
+    if (!std::isfinite(sum)) return static_cast<float>(sum);
+    const double back = sum - product, error = (product - (sum - back)) + (c - back);
+    const float nearest = static_cast<float>(sum);
+    const bool above = nearest > sum || (nearest == sum && error < 0.0);
+    return above ? std::nextafterf(nearest, -INFINITY) : nearest;
+}
+
 template <typename T>
 T of_floats(const Instruction& instruction, T a, T b, T c) {
+    if (instruction.down) return fused_down(static_cast<float>(a), static_cast<float>(b), static_cast<float>(c));
     switch (instruction.op) {
         case Op::ADD: return a + b;
         case Op::SUB: return a - b;
         case Op::MUL: return a * b;
         case Op::DIV: return a / b;
         case Op::FMA: case Op::MAD: return std::fma(a, b, c);
+        case Op::COPYSIGN: return std::copysign(b, a);  // the sign of a
         case Op::MAX: return std::fmax(a, b);
         case Op::MIN: return std::fmin(a, b);
         case Op::NEG: return -a;
@@ -145,7 +157,7 @@ void Machine::calculate(unsigned warp, uint32_t lanes, const Instruction& instru
         each(lanes, [&](unsigned lane) { out[lane] = function(a[lane], b[lane], c[lane]) & kept; });
     };
     const Type::Kind kind = instruction.type.kind;
-    if (kind == Type::FLOAT && instruction.type.bytes == 4 && !instruction.flush) {
+    if (kind == Type::FLOAT && instruction.type.bytes == 4 && !instruction.flush && !instruction.down) {
         switch (instruction.op) {
             case Op::FMA: return floats([](float x, float y, float z) { return std::fma(x, y, z); });
             case Op::ADD: return floats([](float x, float y, float) { return x + y; });

@@ -1,5 +1,6 @@
 #include "module.hpp"
 
+#include <algorithm>
 #include <cctype>
 #include <cstdio>
 #include <cstdlib>
@@ -69,7 +70,7 @@ bool parse_type(const std::string& word, Type& type) {
 
 const std::map<std::string, Op> OPS = {
     {"abs", Op::ABS}, {"add", Op::ADD}, {"and", Op::AND}, {"atom", Op::ATOM}, {"red", Op::ATOM}, {"bar", Op::BAR},
-    {"barrier", Op::BAR}, {"bfe", Op::BFE}, {"bfi", Op::BFI}, {"bra", Op::BRA}, {"brev", Op::BREV}, {"clz", Op::CLZ},
+    {"barrier", Op::BAR}, {"bfe", Op::BFE}, {"bfi", Op::BFI}, {"bra", Op::BRA}, {"brev", Op::BREV}, {"clz", Op::CLZ}, {"copysign", Op::COPYSIGN},
     {"cos", Op::COS}, {"cp", Op::CP_ASYNC}, {"cvt", Op::CVT}, {"cvta", Op::CVTA}, {"div", Op::DIV}, {"ex2", Op::EX2},
     {"membar", Op::FENCE}, {"fence", Op::FENCE}, {"fma", Op::FMA}, {"ld", Op::LD}, {"ldmatrix", Op::LDMATRIX},
     {"lg2", Op::LG2}, {"lop3", Op::LOP3}, {"mad", Op::MAD}, {"max", Op::MAX}, {"min", Op::MIN}, {"mma", Op::MMA},
@@ -434,9 +435,12 @@ private:
         if (has("param")) made.space = Space::PARAM;
         switch (made.op) {
             case Op::ADD: case Op::SUB: case Op::FMA: case Op::DIV: case Op::RCP: case Op::SQRT:
-                check_modifiers(made, {"rn", "ftz", "approx", "full"});
+                check_modifiers(made, {"rn", "rm", "ftz", "approx", "full"});
+                made.down = std::find(made.modifiers.begin(), made.modifiers.end(), "rm") != made.modifiers.end();
+                if (made.down && (made.op != Op::FMA || made.type.bytes != 4)) fail("unknown rounding: " + made.text);
                 if (made.type.kind != Type::FLOAT && !made.modifiers.empty()) fail("unknown variant: " + made.text);
                 break;
+            case Op::COPYSIGN: check_modifiers(made, {}); break;
             case Op::MUL: case Op::MAD: check_modifiers(made, {"rn", "ftz", "lo", "hi", "wide"}); break;
             case Op::EX2: case Op::LG2: case Op::RSQRT: case Op::TANH: case Op::SIN: case Op::COS:
                 check_modifiers(made, {"approx", "ftz"});

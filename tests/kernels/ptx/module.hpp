@@ -39,7 +39,7 @@ struct Operand {
 };
 
 enum class Op : uint8_t {
-    ABS, ADD, AND, ATOM, BAR, BFE, BFI, BRA, BREV, CLZ, COS, CP_ASYNC, CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CVT, CVTA, DIV, EX2,
+    ABS, ADD, AND, ATOM, BAR, BFE, BFI, BRA, BREV, CLZ, COPYSIGN, COS, CP_ASYNC, CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CVT, CVTA, DIV, EX2,
     FENCE, FMA, LD, LDMATRIX, LG2, LOP3, MAD, MAX, MIN, MMA, MOV, MUL, NEG, NOT, OR, POPC, PRMT, RCP, REM, RET, RSQRT,
     SELP, SETP, SHF, SHFL, SHL, SHR, SIN, SQRT, ST, SUB, TANH, VOTE, WARP_SYNC, XOR,
 };
@@ -57,7 +57,7 @@ struct Instruction {
     std::string text;
     std::vector<Operand> operands;
     // Modifiers that are asked for at every step.
-    bool lo = false, hi = false, wide = false, trans = false, flush = false, saturate = false, to = false, all = false;
+    bool lo = false, hi = false, wide = false, trans = false, flush = false, saturate = false, to = false, all = false, down = false;
     uint8_t choice = 0;                  // comparison, shuffle mode, atomic operation, rounding
     uint8_t width = 1;                   // elements of a vector access, or matrices
 };
