@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-KERNELS = ("gated_mlp", "latent_distance", "norm", "packed_attention", "rotary")
+KERNELS = ("gated_mlp", "latent_distance", "norm", "packed_attention", "rotary", "rows")
 
 # (kernel, what is wrong, text, its replacement). The text must be there once.
 MUTANTS = [
@@ -34,6 +34,9 @@ MUTANTS = [
     ("norm", "residual not kept", "store(x + column, values);", ""),
     ("norm", "pieces of 4 where they do not fit", "columns % 4 == 0", "columns % 4 != 1"),
     ("norm", "epsilon left out", "sum / columns + epsilon", "sum / columns + 0.0f * epsilon"),
+    ("rows", "last element left out", "for (int column = threadIdx.x; column < columns;", "for (int column = threadIdx.x; column < columns - 1;"),
+    ("rows", "pieces of 4 where they do not fit", "columns % 4 == 0", "columns % 4 != 1"),
+    ("rows", "rows of a table in order", "static_cast<size_t>(ids[blockIdx.x])", "static_cast<size_t>(ids[0] + 0 * blockIdx.x)"),
     ("rotary", "wrong sign", "a.x * c.x - b.x * s.x", "a.x * c.x + b.x * s.x"),
     ("rotary", "position of the next row", "const sine = sines + static_cast<size_t>(positions[blockIdx.x])", "const sine = sines + static_cast<size_t>(positions[blockIdx.x ^ 1])"),
     ("rotary", "one head left out", "four < rotated_heads * half / 4", "four < (rotated_heads - 1) * half / 4"),
