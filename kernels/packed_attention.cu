@@ -8,7 +8,7 @@
 //
 // Shapes    q, out [rows, heads * head_dim], k, v [rows, key_value_heads * head_dim], bf16, rows
 //           q_stride, out_stride and key_value_stride elements apart (multiples of 8; k and v on 16 bytes, q
-//           and out on 4), so that all may lie in one fused projection. head_dim is 64, 80, 96 or 128.
+//           and out on 4), so that all may lie in one fused projection. head_dim is 16, 32, 48, 64, 80, 96 or 128.
 //           tiles [tiles]        {row of the first query, queries, position of the first, path}: queries at
 //                                consecutive rows and positions of one segment, at most 64 / group.
 //           path_starts [paths + 1]   where each path begins in `stretches`.
@@ -305,6 +305,9 @@ using namespace packed_attention;
         attend<HEAD_DIM>(problem, reinterpret_cast<bf16*>(shared));                                        \
     }
 
+PACKED_ATTENTION(16)
+PACKED_ATTENTION(32)
+PACKED_ATTENTION(48)
 PACKED_ATTENTION(64)
 PACKED_ATTENTION(80)
 PACKED_ATTENTION(96)

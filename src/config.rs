@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
-use crate::ops::cpu::Precision;
 use crate::telemetry::LogConfig;
 
 /// Everything that can be set.
@@ -27,9 +26,11 @@ pub struct ServerConfig {
     /// Device to score on.
     pub device: DeviceChoice,
     /// Precision of products.
-    pub dtype: Precision,
-    /// Threads of the device; 0 for one a processor.
+    pub dtype: DtypeChoice,
+    /// Threads of the CPU device; 0 for one a processor.
     pub threads: usize,
+    /// GPUs.
+    pub cuda: CudaConfig,
     /// Time that accepted requests have to finish at a shutdown, in milliseconds.
     pub shutdown_grace_ms: u64,
     /// What a request may ask.
@@ -53,8 +54,9 @@ impl Default for ServerConfig {
             host: IpAddr::from([127, 0, 0, 1]),
             port: 8080,
             device: DeviceChoice::Auto,
-            dtype: Precision::F32,
+            dtype: DtypeChoice::Auto,
             threads: 0,
+            cuda: CudaConfig::default(),
             shutdown_grace_ms: 60_000,
             limits: Limits::default(),
             auth: AuthConfig::default(),
@@ -66,14 +68,83 @@ impl Default for ServerConfig {
     }
 }
 
-/// A device to score on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Devices to score on: `auto`, `cpu`, `cuda` or `cuda:0,1`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// The best that this build and machine have.
+    /// Every GPU that this build and machine have, else the processor.
     Auto,
     /// The processor.
     Cpu,
+    /// GPUs by their numbers, from 0; empty for all.
+    Cuda(Vec<usize>),
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("found \"{text}\", expected auto, cpu, cuda, or cuda:0 or cuda:0,1");
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(Vec::new())),
+            _ => {
+                let numbers = text.strip_prefix("cuda:").ok_or_else(wrong)?.split(',');
+                let numbers: Vec<usize> = numbers
+                    .map(|n| n.trim().parse().map_err(|_| wrong()))
+                    .collect::<Result<_, _>>()?;
+                let mut distinct = numbers.clone();
+                distinct.sort_unstable();
+                distinct.dedup();
+                if distinct.len() < numbers.len() {
+                    return Err(format!("{text} names a GPU twice"));
+                }
+                Ok(Self::Cuda(numbers))
+            }
+        }
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        match choice {
+            DeviceChoice::Auto => "auto".to_owned(),
+            DeviceChoice::Cpu => "cpu".to_owned(),
+            DeviceChoice::Cuda(numbers) if numbers.is_empty() => "cuda".to_owned(),
+            DeviceChoice::Cuda(numbers) => {
+                let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+                format!("cuda:{}", numbers.join(","))
+            }
+        }
+    }
+}
+
+/// A precision of products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DtypeChoice {
+    /// f32 on the processor, bf16 on GPUs.
+    Auto,
+    /// 32-bit floats; not on GPUs.
+    F32,
+    /// 16-bit brain floats.
+    Bf16,
+}
+
+/// Settings of GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CudaConfig {
+    /// Rows of one call of cuBLAS: a batch is cut into such pieces, of which those are used that give
+    /// every row the same bits.
+    pub product_rows: Vec<usize>,
+}
+
+impl Default for CudaConfig {
+    fn default() -> Self {
+        Self { product_rows: vec![128, 512, 2048] }
+    }
 }
 
 /// Who may ask.
@@ -162,6 +233,11 @@ impl ServerConfig {
         ] {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");
         }
+        let pieces = &self.cuda.product_rows;
+        anyhow::ensure!(
+            !pieces.is_empty() && pieces.iter().all(|rows| (1..=65_536).contains(rows)),
+            "cuda.product_rows: must name at least one number of rows, each from 1 to 65536"
+        );
         let Limits { default_deadline_ms, max_deadline_ms, .. } = self.limits;
         anyhow::ensure!(
             default_deadline_ms > 0 && default_deadline_ms <= max_deadline_ms,

@@ -23,6 +23,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod engine;
 pub mod http;
 pub mod metrics;

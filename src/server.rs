@@ -11,12 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ServerConfig;
+use crate::device::Devices;
 use crate::engine::{Engine, ScoreCache, Tokeniser};
 use crate::http::{App, AppState, Keys, connections, router};
 use crate::metrics::Metrics;
-use crate::model::RewardModel;
 use crate::monitor::Monitor;
-use crate::ops::cpu::CpuOps;
 
 /// Loads the checkpoint and starts engine and monitor.
 ///
@@ -26,14 +25,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let started = Instant::now();
     let keys = keys(&config)?;
     let checkpoint = Checkpoint::open(&config.model)?;
-    let ops = CpuOps::new(config.threads, config.dtype).context("dtype or threads")?;
-    let device = format!(
-        "cpu ({}, {} threads, {})",
-        ops.isa().name(),
-        ops.threads(),
-        ops.precision().name()
-    );
-    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    let Devices { scorers, name: device, precision } = Devices::load(&config, &checkpoint)?;
     let metrics = Metrics::new()?;
     let head = checkpoint.config.head.clone();
     let latent_dim = head.latent_dim();
@@ -45,8 +37,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         })
         .transpose()?;
     let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
-    let engine =
-        Engine::start(Box::new(model), &config.engine, cache, monitor.clone(), metrics.clone())?;
+    let engine = Engine::start(scorers, &config.engine, cache, monitor.clone(), metrics.clone())?;
     let encoder = Tokeniser::new(checkpoint.encoder, config.engine.tokeniser_threads)?;
     let baseline_samples = checkpoint.baseline.as_ref().map_or(0, |baseline| baseline.len());
     tracing::info!(
@@ -74,6 +65,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         latent_dim,
         baseline_samples,
         device,
+        dtype: precision.name(),
         keys,
         plots: Arc::default(),
         config,

@@ -102,7 +102,8 @@ impl Bench {
         let cache = ScoreCache::new("w", &CacheConfig { max_bytes: cache_bytes }, &metrics);
         let device = Box::new(Device(control.clone()));
         let engine =
-            Engine::start(device, config, cache, Some(monitor.clone()), metrics.clone()).unwrap();
+            Engine::start(vec![device], config, cache, Some(monitor.clone()), metrics.clone())
+                .unwrap();
         let runtime = Runtime::new().unwrap();
         Self { engine: Arc::new(engine), control, metrics, monitor, runtime }
     }
@@ -375,7 +376,8 @@ fn a_panic_in_a_kernel_fails_its_text_alone_and_the_device_lives() {
     let metrics = Metrics::new().unwrap();
     let cache = ScoreCache::new("w", &CacheConfig { max_bytes: 0 }, &metrics);
     let config = EngineConfig::default();
-    let engine = Engine::start(Box::new(Faulty(model)), &config, cache, None, metrics).unwrap();
+    let engine =
+        Engine::start(vec![Box::new(Faulty(model))], &config, cache, None, metrics).unwrap();
     let runtime = Runtime::new().unwrap();
     for _ in 0..3 {
         let jobs = (0..30).map(|number| {

@@ -32,12 +32,12 @@ const EDGES: [usize; 18] =
 
 #[test]
 fn demo_bf16() {
-    demo().run(Precision::Bf16);
+    demo().run_on_cpu(Precision::Bf16);
 }
 
 #[test]
 fn demo_f32() {
-    demo().run(Precision::F32);
+    demo().run_on_cpu(Precision::F32);
 }
 
 fn demo() -> Trial {
@@ -65,7 +65,7 @@ fn smollm2_in_short() {
 fn smollm2_bf16() {
     let Some(folder) = smollm2() else { return };
     let trial = Trial { folder, longest: 1500, compositions: 200, progress: true };
-    trial.run(Precision::Bf16);
+    trial.run_on_cpu(Precision::Bf16);
 }
 
 #[test]
@@ -73,7 +73,38 @@ fn smollm2_bf16() {
 fn smollm2_f32() {
     let Some(folder) = smollm2() else { return };
     let trial = Trial { folder, longest: 1500, compositions: 200, progress: true };
-    trial.run(Precision::F32);
+    trial.run_on_cpu(Precision::F32);
+}
+
+/// On a GPU, real or emulated (`tests/cuda.rs`), whose two models cut products into other pieces. A real one is
+/// quick: `CUDA_TRIAL` names its number of compositions, over texts of up to 1,500 tokens.
+#[cfg(feature = "cuda")]
+#[test]
+fn on_a_gpu() {
+    use inform::ops::cuda::CudaOps;
+
+    let whole = std::env::var("CUDA_TRIAL").ok().map(|count| count.parse().unwrap());
+    let (longest, compositions) = whole.map_or((270, 3), |count| (1500, count));
+    let small: [&[usize]; 2] = [&[16, 64], &[64]];
+    let pieces = if whole.is_some() { [&[128, 512, 2048][..], &[512]] } else { small };
+    for folder in [Some(golden("tiny/linear")), whole.and(smollm2())].into_iter().flatten() {
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let load = |pieces| {
+            let ops = CudaOps::new(0, pieces)?;
+            Ok(RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap())
+        };
+        match load(pieces[0]).and_then(|one| Ok((one, load(pieces[1])?))) {
+            Ok((one, two)) => {
+                let trial = Trial { folder, longest, compositions, progress: whole.is_some() };
+                trial.run("GPU", &checkpoint, [&one, &two]);
+            }
+            Err(error) => {
+                let error: inform::ops::cuda::CudaError = error;
+                assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "{error}");
+                println!("skipped: {error}");
+            }
+        }
+    }
 }
 
 /// SmolLM2-135M with a fresh InfoRM head; `None` where it is not at hand.
@@ -93,7 +124,7 @@ fn smollm2() -> Option<PathBuf> {
 
 fn both_precisions(trial: &Trial) {
     for precision in [Precision::F32, Precision::Bf16] {
-        trial.run(precision);
+        trial.run_on_cpu(precision);
     }
 }
 
@@ -107,17 +138,21 @@ struct Trial {
 }
 
 impl Trial {
-    fn run(&self, precision: Precision) {
-        let started = Instant::now();
+    fn run_on_cpu(&self, precision: Precision) {
         let checkpoint = Checkpoint::open(&self.folder).unwrap();
         let load = |threads| {
             let ops = CpuOps::new(threads, precision).ok()?;
             Some(RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap())
         };
-        let Some((one, two)) = load(1).zip(load(2)) else {
-            println!("skipped: this processor has no {}", precision.name());
-            return;
-        };
+        match load(1).zip(load(2)) {
+            Some((one, two)) => self.run(precision.name(), &checkpoint, [&one, &two]),
+            None => println!("skipped: this processor has no {}", precision.name()),
+        }
+    }
+
+    /// The models have the same weights and must give the same bits.
+    fn run(&self, device: &str, checkpoint: &Checkpoint, [one, two]: [&dyn Scorer; 2]) {
+        let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let vocabulary = checkpoint.config.decoder.vocab_size as u32;
         let texts = texts(&mut random, vocabulary, self.longest);
@@ -129,7 +164,7 @@ impl Trial {
         for composition in 1..=self.compositions {
             let chosen = subset(&mut random);
             let budget = log_uniform(&mut random, 512, 16_384);
-            let (threads, model) = *[(1, &one), (2, &two)].choose(&mut random).unwrap();
+            let (number, model) = *[(1, one), (2, two)].choose(&mut random).unwrap();
             let shared = random.random();
             for batch in cut(&chosen, &texts, budget) {
                 let ids: Vec<&[u32]> = batch.iter().map(|&text| texts[text].as_slice()).collect();
@@ -149,8 +184,8 @@ impl Trial {
                     if count > 0 {
                         differing.push(format!(
                             "composition {composition}: {count} of {} numbers of text {text} ({} \
-                             tokens) in a batch of {} texts and {} rows, budget {budget}, threads \
-                             {threads}, prefixes shared: {shared}",
+                             tokens) in a batch of {} texts and {} rows, budget {budget}, model \
+                             {number}, prefixes shared: {shared}",
                             found.len(),
                             texts[text].len(),
                             batch.len(),
@@ -162,14 +197,14 @@ impl Trial {
             if self.progress && composition % 10 == 0 {
                 println!(
                     "{}: {composition} of {} compositions, {} scores differ, {:.0} s",
-                    precision.name(),
+                    device,
                     self.compositions,
                     differing.len(),
                     started.elapsed().as_secs_f64()
                 );
             }
         }
-        let what = format!("{}, {}", self.folder.display(), precision.name());
+        let what = format!("{}, {device}", self.folder.display());
         assert!(
             differing.is_empty(),
             "{what}: {} scores differ from the text's own, first:\n{}",

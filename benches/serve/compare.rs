@@ -6,10 +6,10 @@ use anyhow::Context;
 use clap::Args;
 use inform::checkpoint::{Checkpoint, Input};
 use inform::config::ServerConfig;
-use inform::model::{RewardModel, Scorer};
+use inform::device::Devices;
+use inform::model::Scorer;
 use inform::monitor::Role;
 use inform::ops::Packing;
-use inform::ops::cpu::CpuOps;
 use tokio::runtime::Runtime;
 
 use crate::load::{Arrivals, Load, run};
@@ -62,7 +62,7 @@ pub(crate) struct MonitorOptions {
 /// The server's settings, and the model as it would load it.
 struct Offline {
     config: ServerConfig,
-    model: RewardModel<CpuOps>,
+    model: Box<dyn Scorer>,
     texts: Vec<Vec<u32>>,
 }
 
@@ -77,8 +77,9 @@ impl Offline {
             Ok((key.to_owned(), value.to_owned()))
         });
         let config = ServerConfig::read(None, &pairs.collect::<anyhow::Result<Vec<_>>>()?)?;
-        let ops = CpuOps::new(config.threads, config.dtype)?;
-        let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+        let mut devices = Devices::load(&config, checkpoint)?;
+        anyhow::ensure!(devices.scorers.len() == 1, "compares one device: name it in `device`");
+        let model = devices.scorers.remove(0);
         let encode = |text: &Input| Ok(checkpoint.encoder.encode(text, true)?.ids);
         let texts = texts.iter().map(encode).collect::<anyhow::Result<_>>()?;
         Ok(Self { config, model, texts })

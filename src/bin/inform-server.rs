@@ -37,13 +37,13 @@ struct Arguments {
     /// Port to listen on; 0 takes a free one [default: 8080]
     #[arg(long)]
     port: Option<String>,
-    /// Device to score on: auto or cpu [default: auto]
+    /// Devices to score on: auto, cpu, cuda (all GPUs) or cuda:0,1 [default: auto]
     #[arg(long)]
     device: Option<String>,
-    /// Precision of products: f32 or bf16 [default: f32]
+    /// Precision of products: f32, bf16, or auto: f32 on the CPU, bf16 on GPUs [default: auto]
     #[arg(long)]
     dtype: Option<String>,
-    /// Threads of the device; 0 for one a processor [default: 0]
+    /// Threads of the CPU device; 0 for one a processor [default: 0]
     #[arg(long)]
     threads: Option<String>,
     /// Any other setting, by its dotted key, as monitor.window=512; may be repeated

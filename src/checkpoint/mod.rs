@@ -73,6 +73,8 @@ pub enum CheckpointError {
     ForeignBaseline { file: PathBuf, found: String, expected: String },
     #[error("a tensor could not be built: {source}")]
     Tensor { source: Box<candle_core::Error> },
+    #[error("the weights could not be brought to the device: {message}")]
+    Device { message: String },
 }
 
 impl CheckpointError {

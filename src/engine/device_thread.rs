@@ -1,4 +1,4 @@
-//! The thread that owns the model.
+//! The thread that owns a device's model.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

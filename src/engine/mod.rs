@@ -1,5 +1,5 @@
-//! Dynamic batching: requests from any number of connections become full batches on one device
-//! thread.
+//! Dynamic batching: requests from any number of connections become full batches, on a thread for each
+//! device.
 //!
 //! [`Engine::score`] looks into the cache, joins work that is under way, and queues the rest (`queue.rs`,
 //! `backlog.rs`). `plan.rs` chooses batches: fair across runs, by deadline within. A full batch is planned
@@ -194,24 +194,25 @@ impl Drop for Claims<'_> {
 }
 
 impl Engine {
-    /// Starts the device thread, which owns the model from now on, and the planner. Scored answers are
-    /// shown to `monitor`. `cache` must be one for the model's weights.
+    /// Starts a thread for each device, which owns its model from now on, and the planner. All models must
+    /// have the same weights, those of `cache`, and give the same bits. Scored answers are shown to
+    /// `monitor`.
     ///
     /// # Errors
     /// Where the operating system refuses a thread.
     pub fn start(
-        scorer: Box<dyn Scorer>,
+        scorers: Vec<Box<dyn Scorer>>,
         config: &EngineConfig,
         cache: ScoreCache,
         monitor: Option<Monitor>,
         metrics: Metrics,
     ) -> std::io::Result<Self> {
-        Self::start_with(plan::select, scorer, config, cache, monitor, metrics)
+        Self::start_with(plan::select, scorers, config, cache, monitor, metrics)
     }
 
     fn start_with(
         policy: Policy,
-        scorer: Box<dyn Scorer>,
+        scorers: Vec<Box<dyn Scorer>>,
         config: &EngineConfig,
         cache: ScoreCache,
         monitor: Option<Monitor>,
@@ -219,7 +220,7 @@ impl Engine {
     ) -> std::io::Result<Self> {
         let bounds = Bounds { budget: config.token_budget, turn: config.turn_tokens };
         let gauge = metrics.queue_tokens.clone();
-        let queue = Arc::new(Queue::new(config.queue_tokens, bounds, policy, gauge));
+        let queue = Arc::new(Queue::new(config.queue_tokens, bounds, scorers.len(), policy, gauge));
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let planner = thread("planner").spawn({
             let queue = queue.clone();
@@ -232,9 +233,13 @@ impl Engine {
             monitor,
             metrics: metrics.clone(),
         };
-        // Where this fails, the engine is dropped and the planner ends.
-        let device = Device { scorer, queue, cache, metrics };
-        engine.threads.lock().push(thread("device").spawn(move || device.run())?);
+        // Where this fails, the engine is dropped and the threads so far end.
+        for (index, scorer) in scorers.into_iter().enumerate() {
+            let (queue, cache, metrics) = (queue.clone(), cache.clone(), metrics.clone());
+            let device = Device { scorer, queue, cache, metrics };
+            let spawned = thread(&format!("device-{index}")).spawn(move || device.run())?;
+            engine.threads.lock().push(spawned);
+        }
         Ok(engine)
     }
 

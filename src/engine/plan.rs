@@ -36,9 +36,15 @@ pub(super) struct Bounds {
 pub(super) struct Pace {
     tokens: f64,
     seconds: f64,
+    devices: usize,
 }
 
 impl Pace {
+    /// Of so many devices together, each as fast as those that were measured.
+    pub(super) fn of(devices: usize) -> Self {
+        Self { devices, ..Self::default() }
+    }
+
     /// Weight of what was measured before a batch.
     const MEMORY: f64 = 0.8;
 
@@ -50,7 +56,8 @@ impl Pace {
     /// Time for so many tokens; zero while nothing was measured.
     pub(super) fn time(&self, tokens: usize) -> Duration {
         if self.tokens > 0.0 {
-            Duration::try_from_secs_f64(tokens as f64 * self.seconds / self.tokens)
+            let tokens = tokens as f64 / self.devices.max(1) as f64;
+            Duration::try_from_secs_f64(tokens * self.seconds / self.tokens)
                 .unwrap_or(Duration::MAX)
         } else {
             Duration::ZERO

@@ -1,4 +1,4 @@
-//! Between connections, planner and device thread: what waits, what is planned, what is under way.
+//! Between connections, planner and device threads: what waits, what is planned, what is under way.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -82,7 +82,7 @@ struct State {
     backlog: Backlog,
     /// Work that others may join: what waits, and what the device has.
     flights: HashMap<Key, Arc<Work>>,
-    /// Tokens that the device has; 0 when it is idle.
+    /// Tokens that the devices have; 0 when all are idle.
     running: usize,
     /// The next batch, packed. Valid until `epoch` changes.
     draft: Option<(Selection, Packing)>,
@@ -108,9 +108,16 @@ impl fmt::Debug for Queue {
 }
 
 impl Queue {
-    pub(super) fn new(limit: usize, bounds: Bounds, policy: Policy, gauge: IntGauge) -> Self {
+    /// `devices` threads take batches.
+    pub(super) fn new(
+        limit: usize,
+        bounds: Bounds,
+        devices: usize,
+        policy: Policy,
+        gauge: IntGauge,
+    ) -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(State { pace: Pace::of(devices), ..State::default() }),
             arrived: Condvar::new(),
             plannable: Condvar::new(),
             limit,
@@ -285,7 +292,11 @@ impl Queue {
             return None;
         }
         let batch = Batch { packing: packing.filter(|_| works.len() == planned), works };
-        state.running = batch.tokens();
+        state.running += batch.tokens();
+        if !state.backlog.is_empty() {
+            // Another device may be idle.
+            self.arrived.notify_one();
+        }
         self.wake_planner(state, now);
         Some(batch)
     }
@@ -349,10 +360,10 @@ impl Queue {
         works.iter().for_each(|work| state.end_flight(work));
     }
 
-    /// The device is done with a batch of so many tokens.
+    /// A device is done with a batch of so many tokens.
     pub(super) fn finished(&self, tokens: usize, time: Duration) {
         let mut state = self.state.lock();
-        state.running = 0;
+        state.running = state.running.saturating_sub(tokens);
         state.pace.record(tokens, time);
     }
 

@@ -45,8 +45,8 @@ impl Bench {
         let metrics = Metrics::new().unwrap();
         let cache = ScoreCache::new("w", &CacheConfig { max_bytes: 0 }, &metrics);
         let config = EngineConfig { token_budget, ..EngineConfig::default() };
-        let device = Box::new(Device(Arc::clone(&batches)));
-        let engine = Engine::start_with(policy, device, &config, cache, None, metrics).unwrap();
+        let devices: Vec<Box<dyn Scorer>> = vec![Box::new(Device(Arc::clone(&batches)))];
+        let engine = Engine::start_with(policy, devices, &config, cache, None, metrics).unwrap();
         Self { engine, batches, runtime: Runtime::new().unwrap() }
     }
 
@@ -116,5 +116,34 @@ fn without_any_plan_the_oldest_goes_first_and_alone() {
     assert_eq!(bench.rewards("a", &[5, 3, 9, 1, 7]), [5.0, 3.0, 9.0, 1.0, 7.0]);
     assert_eq!(*bench.batches.lock(), [[5.0], [3.0], [9.0], [1.0], [7.0]]);
     assert!(bench.engine.is_accepting());
+    bench.engine.join();
+}
+
+/// Answers only while another device is at work too.
+struct Paired(Arc<std::sync::Barrier>);
+
+impl Scorer for Paired {
+    fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
+        self.0.wait();
+        Ok(vec![Score { reward: 1.0, latent: None }; packing.sequences()])
+    }
+
+    fn reward_spread(&self, _: &Latent, _: usize) -> Result<f32, ScoreError> {
+        Ok(0.0)
+    }
+}
+
+/// One request of two batches: each of two devices takes one, at the same time.
+#[test]
+fn several_devices_work_on_one_queue_at_once() {
+    let metrics = Metrics::new().unwrap();
+    let cache = ScoreCache::new("w", &CacheConfig { max_bytes: 0 }, &metrics);
+    let config = EngineConfig { token_budget: 2, ..EngineConfig::default() };
+    let barrier = Arc::new(std::sync::Barrier::new(2));
+    let devices: Vec<Box<dyn Scorer>> =
+        vec![Box::new(Paired(barrier.clone())), Box::new(Paired(barrier))];
+    let engine = Engine::start(devices, &config, cache, None, metrics).unwrap();
+    let bench = Bench { engine, batches: Arc::default(), runtime: Runtime::new().unwrap() };
+    assert_eq!(bench.rewards("a", &[2, 3, 4, 5]), [1.0; 4]);
     bench.engine.join();
 }

@@ -89,8 +89,10 @@ pub struct App {
     pub head: HeadConfig,
     pub latent_dim: Option<usize>,
     pub baseline_samples: usize,
-    /// The device, in words.
+    /// The devices, in words.
     pub device: String,
+    /// Precision of products.
+    pub dtype: &'static str,
     pub keys: Keys,
     pub plots: Arc<PlotCache>,
 }

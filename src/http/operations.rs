@@ -85,7 +85,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
         max_tokens: state.encoder.limit(),
         baseline_samples: state.baseline_samples,
         device: state.device.clone(),
-        dtype: state.config.dtype.name(),
+        dtype: state.dtype,
         limits: state.config.limits.clone(),
         engine: state.config.engine.clone(),
     })

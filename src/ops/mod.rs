@@ -1,7 +1,7 @@
 //! What a device does: the operations that every model family is written in.
 //!
-//! [`Ops`] is the only thing that `model/` knows of a device. [`cpu`] scores on the CPU;
-//! [`autograd`] records the same operations for training.
+//! [`Ops`] is the only thing that `model/` knows of a device. [`cpu`] scores on the CPU, `cuda` (with the
+//! feature of that name) on a GPU; [`autograd`] records the same operations for training.
 
 use std::fmt::Debug;
 
@@ -12,7 +12,10 @@ use crate::checkpoint::{CheckpointError, TensorSource};
 
 pub mod autograd;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod packing;
+mod rotary;
 
 pub use packing::{Packing, Segment};
 
@@ -22,6 +25,10 @@ pub enum OpsError {
     /// The tensor library refused the operation.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// The GPU or its libraries refused the operation.
+    #[cfg(feature = "cuda")]
+    #[error("{0}")]
+    Cuda(#[from] cuda::CudaError),
 }
 
 /// Result of a device operation.

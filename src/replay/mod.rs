@@ -14,13 +14,12 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Checkpoint, Input, Message};
 use crate::config::ServerConfig;
+use crate::device::Devices;
 use crate::engine::{Engine, Job, ScoreCache};
 use crate::metrics::Metrics;
-use crate::model::RewardModel;
 use crate::monitor::{
     Monitor, MonitorError, Observation, Origin, Role, Sample, Subject, fingerprint,
 };
-use crate::ops::cpu::CpuOps;
 use crate::train::lines;
 pub use report::Replayed;
 
@@ -234,12 +233,11 @@ impl Replay<'_> {
         let monitor = Monitor::start(config.monitor.clone(), own, weights, metrics.clone())?;
         let engine = match checkpoint {
             Some(checkpoint) if texts => {
-                let ops = CpuOps::new(config.threads, config.dtype).context("dtype or threads")?;
-                let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+                let devices = Devices::load(&config, &checkpoint)?;
                 let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
                 let monitor = Some(monitor.clone());
                 let engine =
-                    Engine::start(Box::new(model), &config.engine, cache, monitor, metrics)?;
+                    Engine::start(devices.scorers, &config.engine, cache, monitor, metrics)?;
                 Some((engine, checkpoint))
             }
             _ => None,

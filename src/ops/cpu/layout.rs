@@ -8,8 +8,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::rotary::Rotary;
 use crate::ops::Packing;
+use crate::ops::rotary::Rotary;
 
 /// Keys of a block; a multiple of the panel width.
 pub(super) const KEY_BLOCK: usize = 64;
@@ -183,7 +183,7 @@ impl AttentionLayout {
 mod tests {
     use super::*;
     use crate::ops::AttentionShape;
-    use crate::ops::cpu::rotary::RotaryTables;
+    use crate::ops::rotary::RotaryTables;
 
     /// Every query finds the key of each position up to its own where the layout says.
     #[test]

@@ -17,7 +17,6 @@ mod layout;
 mod linear;
 mod operand;
 mod projection;
-mod rotary;
 mod shared;
 mod threads;
 mod tile;
@@ -27,6 +26,7 @@ use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
 
+use super::rotary::RotaryTables;
 use super::{AttentionShape, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
 
@@ -39,7 +39,6 @@ pub use projection::Projection;
 
 pub(super) use elementwise::{rms_norm, rotate, swiglu};
 use operand::Values;
-use rotary::RotaryTables;
 use shared::Shared;
 use threads::Threads;
 

@@ -211,9 +211,9 @@ int main(int count, char** arguments) {
     size_t rows = 0, same = 0;
     for (int index = 0; index < shapes; ++index) {
         Random random(seed * 1000003ull + index);
-        static const int head_dims[] = {64, 80, 96, 128};
+        static const int head_dims[] = {16, 32, 48, 64, 80, 96, 128};
         Shape shape{};
-        shape.head_dim = head_dims[index % 4];
+        shape.head_dim = head_dims[index % 7];
         shape.group = index / 4 % 8 + 1;
         shape.key_value_heads = random.between(1, 2);
         shape.window = random.chance(0.4) ? random.between(1, 150) : 0;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::ops::AttentionShape;
+use super::AttentionShape;
 
 /// Cosines and sines `[positions, head_dim / 2]` (RoPE, Su et al. 2021).
 #[derive(Debug)]
-pub(super) struct Rotary {
+pub(in crate::ops) struct Rotary {
     cosine: Vec<f32>,
     sine: Vec<f32>,
     half: usize,
@@ -17,11 +17,11 @@ pub(super) struct Rotary {
 
 /// The tables of a device, one for each base and width.
 #[derive(Debug, Default)]
-pub(super) struct RotaryTables(Mutex<Vec<Arc<Rotary>>>);
+pub(in crate::ops) struct RotaryTables(Mutex<Vec<Arc<Rotary>>>);
 
 impl RotaryTables {
     /// A table of at least `positions` positions.
-    pub(super) fn get(&self, positions: usize, shape: &AttentionShape) -> Arc<Rotary> {
+    pub(in crate::ops) fn get(&self, positions: usize, shape: &AttentionShape) -> Arc<Rotary> {
         let mut tables = self.0.lock();
         let same = |table: &Arc<Rotary>| {
             table.half == shape.head_dim / 2 && table.theta == shape.rope_theta
@@ -68,8 +68,14 @@ impl Rotary {
         self.cosine.len() / self.half
     }
 
+    /// Cosines and sines of all positions, `[positions, head_dim / 2]` each.
+    #[cfg(feature = "cuda")]
+    pub(in crate::ops) fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cosine, &self.sine)
+    }
+
     /// Cosines and sines of a position, `[head_dim / 2]` each.
-    pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+    pub(in crate::ops) fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cosine[range.clone()], &self.sine[range])
     }

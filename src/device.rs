@@ -1,0 +1,125 @@
+//! From the settings to models on devices.
+
+use anyhow::Context;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::{DeviceChoice, DtypeChoice, ServerConfig};
+use crate::model::{RewardModel, Scorer};
+use crate::ops::cpu::{CpuOps, Precision};
+
+/// A checkpoint's model on every device that it is to be scored on.
+#[allow(missing_debug_implementations)]
+pub struct Devices {
+    /// One model a device.
+    pub scorers: Vec<Box<dyn Scorer>>,
+    /// What was taken.
+    pub name: String,
+    /// Precision of products.
+    pub precision: Precision,
+}
+
+impl Devices {
+    /// Loads the model where the settings say. `auto` takes every GPU that can serve it, else the
+    /// processor, and says which.
+    ///
+    /// # Errors
+    /// A device or precision that cannot be had, naming the setting; a checkpoint that does not fit.
+    pub fn load(config: &ServerConfig, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
+        match &config.device {
+            DeviceChoice::Cpu => cpu(config, checkpoint),
+            DeviceChoice::Cuda(ordinals) => {
+                gpu::load(config, checkpoint, ordinals).context("device")
+            }
+            DeviceChoice::Auto if config.dtype == DtypeChoice::F32 => cpu(config, checkpoint),
+            DeviceChoice::Auto => match gpu::serving(config, checkpoint)? {
+                Some(devices) => Ok(devices),
+                None => cpu(config, checkpoint),
+            },
+        }
+    }
+}
+
+fn cpu(config: &ServerConfig, checkpoint: &Checkpoint) -> anyhow::Result<Devices> {
+    let precision = match config.dtype {
+        DtypeChoice::Bf16 => Precision::Bf16,
+        DtypeChoice::Auto | DtypeChoice::F32 => Precision::F32,
+    };
+    let ops = CpuOps::new(config.threads, precision).context("dtype or threads")?;
+    let name =
+        format!("cpu ({}, {} threads, {})", ops.isa().name(), ops.threads(), precision.name());
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    Ok(Devices { scorers: vec![Box::new(model)], name, precision })
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::*;
+    use crate::ops::cuda::{CudaError, CudaOps};
+
+    /// The model on every GPU, or `None`, with a warning, where none can serve it.
+    pub(super) fn serving(
+        config: &ServerConfig,
+        checkpoint: &Checkpoint,
+    ) -> anyhow::Result<Option<Devices>> {
+        let reason = match CudaOps::count() {
+            Ok(0) => "the driver knows no device".to_owned(),
+            Ok(_) => match load(config, checkpoint, &[]) {
+                Ok(devices) => return Ok(Some(devices)),
+                Err(error) => match error.downcast_ref::<CudaError>() {
+                    Some(CudaError::TooOld { .. } | CudaError::Unsupported(_)) => error.to_string(),
+                    // A card that could serve and does not is no reason to be a hundred times slower.
+                    _ => return Err(error.context("device")),
+                },
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(reason, "no GPU to serve on: serving on the CPU");
+        Ok(None)
+    }
+
+    /// The model on the named GPUs, or on all where none is named.
+    pub(super) fn load(
+        config: &ServerConfig,
+        checkpoint: &Checkpoint,
+        ordinals: &[usize],
+    ) -> anyhow::Result<Devices> {
+        anyhow::ensure!(
+            config.dtype != DtypeChoice::F32,
+            "GPUs multiply in bf16: leave `dtype` at auto, or say `device = \"cpu\"`"
+        );
+        let count = CudaOps::count()?;
+        anyhow::ensure!(count > 0, "the driver knows no GPU");
+        let all: Vec<usize> = (0..count).collect();
+        let ordinals = if ordinals.is_empty() { &all } else { ordinals };
+        let mut scorers: Vec<Box<dyn Scorer>> = Vec::with_capacity(ordinals.len());
+        let mut names = Vec::with_capacity(ordinals.len());
+        for &ordinal in ordinals {
+            let ops = CudaOps::new(ordinal, &config.cuda.product_rows)?;
+            ops.supports(&checkpoint.config.decoder.attention)?;
+            names.push(format!("cuda:{ordinal} ({}, bf16)", ops.name()));
+            let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+            // Compiles and measures everything that the first batch would wait for.
+            model.score(&[&[0]])?;
+            scorers.push(Box::new(model));
+        }
+        Ok(Devices { scorers, name: names.join(", "), precision: Precision::Bf16 })
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod gpu {
+    use super::*;
+
+    const NO_GPU: &str = "this build knows no GPU: build it with `--features cuda`";
+
+    pub(super) fn serving(_: &ServerConfig, _: &Checkpoint) -> anyhow::Result<Option<Devices>> {
+        if std::path::Path::new("/proc/driver/nvidia").exists() {
+            tracing::warn!("there is an NVIDIA GPU, and {NO_GPU}; serving on the CPU");
+        }
+        Ok(None)
+    }
+
+    pub(super) fn load(_: &ServerConfig, _: &Checkpoint, _: &[usize]) -> anyhow::Result<Devices> {
+        anyhow::bail!(NO_GPU)
+    }
+}
