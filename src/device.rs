@@ -92,14 +92,20 @@ mod gpu {
         let all: Vec<usize> = (0..count).collect();
         let ordinals = if ordinals.is_empty() { &all } else { ordinals };
         let mut scorers: Vec<Box<dyn Scorer>> = Vec::with_capacity(ordinals.len());
-        let mut names = Vec::with_capacity(ordinals.len());
+        let (mut names, mut first) = (Vec::with_capacity(ordinals.len()), None);
         for &ordinal in ordinals {
             let ops = CudaOps::new(ordinal, &config.cuda.product_rows)?;
             ops.supports(&checkpoint.config.decoder.attention)?;
             names.push(format!("cuda:{ordinal} ({}, bf16)", ops.name()));
             let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
             // Compiles and measures everything that the first batch would wait for.
-            model.score(&[&[0]])?;
+            let scores = model.score(&[&[0]])?;
+            anyhow::ensure!(
+                *first.get_or_insert_with(|| scores.clone()) == scores,
+                "cuda:{ordinal} gives other bits than cuda:{}: a text's reward would depend on where it is \
+                 scored; name devices of one kind in `device`",
+                ordinals[0]
+            );
             scorers.push(Box::new(model));
         }
         Ok(Devices { scorers, name: names.join(", "), precision: Precision::Bf16 })

@@ -84,7 +84,7 @@ fn on_a_gpu() {
     use inform::ops::cuda::CudaOps;
 
     let whole = std::env::var("CUDA_TRIAL").ok().map(|count| count.parse().unwrap());
-    let (longest, compositions) = whole.map_or((270, 3), |count| (1500, count));
+    let (longest, compositions) = whole.map_or((500, 10), |count| (1500, count));
     let small: [&[usize]; 2] = [&[16, 64], &[64]];
     let pieces = if whole.is_some() { [&[128, 512, 2048][..], &[512]] } else { small };
     for folder in [Some(golden("tiny/linear")), whole.and(smollm2())].into_iter().flatten() {

@@ -185,13 +185,15 @@ impl Products {
         let best = groups.into_iter().map(|(_, group)| group);
         let best = best.max_by_key(|group| (group.len(), group.last().copied()));
         let pieces: Pieces = best.unwrap_or_default().into();
-        tracing::info!(
-            outputs = weight.outputs,
-            columns = weight.columns,
-            rows = ?pieces,
-            of = ?self.pieces,
-            "numbers of rows that multiply to the same bits"
-        );
+        if pieces.len() < self.pieces.len() {
+            tracing::info!(
+                outputs = weight.outputs,
+                columns = weight.columns,
+                used = ?pieces,
+                of = ?self.pieces,
+                "cuBLAS adds in another order for other numbers of rows: only some are used"
+            );
+        }
         self.agreeing.lock().insert(key, pieces.clone());
         Ok(pieces)
     }

@@ -90,7 +90,8 @@ size_t parts(const Product& product) {
     static const char* order = std::getenv("EMULATED_GEMM");
     if (order == nullptr) return 1;
     if (std::strcmp(order, "by_shape") != 0) fault(std::string("EMULATED_GEMM is by_shape, not ") + order);
-    return 1 + (product.m / 32 + product.n) % 4;
+    // 63 - clz: the binary logarithm, so that sizes that callers choose among, powers of 4 apart, differ.
+    return 1 + (product.m / 32 + 63 - __builtin_clzll(product.n)) % 4;
 }
 
 // 8 columns by 32 rows of the result, in registers: sums of a[k][row] b[k][column].

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-KERNELS = ("gated_mlp", "latent_distance", "norm", "packed_attention", "rotary", "rows")
+KERNELS = ("gated_mlp", "head", "latent_distance", "norm", "packed_attention", "rotary", "rows")
 
 # (kernel, what is wrong, text, its replacement). The text must be there once.
 MUTANTS = [
@@ -28,6 +28,12 @@ MUTANTS = [
     ("gated_mlp", "last element left out", "for (int column = threadIdx.x; column < inner;", "for (int column = threadIdx.x; column < inner - 1;"),
     ("gated_mlp", "pieces of 8 where they do not fit", "inner % 8 == 0", "inner % 8 != 1"),
     ("gated_mlp", "wrong constant", "0.044715f", "0.0447f"),
+    ("head", "no guard at the tail of the outputs", "if (output >= outputs) return;", ""),
+    ("head", "sum of half the lanes", "int distance = 16; distance > 0", "int distance = 8; distance > 0"),
+    ("head", "wrong stride of the weight", "weight + static_cast<size_t>(output) * columns", "weight + static_cast<size_t>(output) * (columns - 1)"),
+    ("head", "a row of halves", "static_cast<size_t>(blockIdx.x) * 2 * inner", "static_cast<size_t>(blockIdx.x) * inner"),
+    ("head", "logvar not halved", "expf(0.5f * mu", "expf(mu"),
+    ("head", "start left out", "x_columns + start", "x_columns"),
     ("norm", "no guard at the tail of the rows", "if (index >= rows) return;", ""),
     ("norm", "sum of half the lanes", "int distance = 16; distance > 0", "int distance = 8; distance > 0"),
     ("norm", "last element left out", "sum = fmaf(values[i] - mean, values[i] - mean, sum);", "sum = column + i < columns - 1 ? fmaf(values[i] - mean, values[i] - mean, sum) : sum;"),
