@@ -33,12 +33,12 @@ pub enum CudaError {
     #[error("{0}")]
     Unsupported(String),
     /// The driver failed.
-    #[error("{what}: {}", said(*source))]
+    #[error("{what}: {}", said(*answer))]
     Driver {
         /// What it was asked for.
         what: &'static str,
         /// Its answer.
-        source: DriverError,
+        answer: DriverError,
     },
     /// cuBLAS failed.
     #[error("cuBLAS: {0:?}")]
@@ -48,7 +48,7 @@ pub enum CudaError {
 impl CudaError {
     /// For `map_err`.
     pub(super) fn driver(what: &'static str) -> impl FnOnce(DriverError) -> Self {
-        move |source| Self::Driver { what, source }
+        move |answer| Self::Driver { what, answer }
     }
 }
 
