@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-KERNELS = ("gated_mlp", "head", "latent_distance", "norm", "packed_attention", "rotary", "rows")
+KERNELS = ("gated_mlp", "head", "inform_head", "latent_distance", "norm", "packed_attention", "rotary", "rows")
 
 # (kernel, what is wrong, text, its replacement). The text must be there once.
 MUTANTS = [
@@ -34,6 +34,28 @@ MUTANTS = [
     ("head", "a row of halves", "static_cast<size_t>(blockIdx.x) * 2 * inner", "static_cast<size_t>(blockIdx.x) * inner"),
     ("head", "logvar not halved", "expf(0.5f * mu", "expf(mu"),
     ("head", "start left out", "x_columns + start", "x_columns"),
+    ("inform_head", "no barrier before a chunk is read", "        __syncthreads();\n#pragma unroll\n        for (int step = 0;", "#pragma unroll\n        for (int step = 0;"),
+    ("inform_head", "no barrier before a chunk is overwritten", "chunk += CHUNK) {\n        __syncthreads();", "chunk += CHUNK) {"),
+    ("inform_head", "halves of a fragment swapped", "(quad + 8 * half)", "(quad + 8 * (1 - half))"),
+    ("inform_head", "wrong stride of a chunk", "* STRIDE + step + part", "* CHUNK + step + part"),
+    ("inform_head", "no guard at the tail of the outputs", "output < outputs && inner < hidden", "inner < hidden"),
+    ("inform_head", "no guard at the tail of the hidden state", "output < outputs && inner < hidden", "output < outputs"),
+    ("inform_head", "no guard at the tail of the rows", "row < problem.rows && column < outputs", "column < outputs"),
+    ("inform_head", "low part left out", "mma_bf16(sums[tile], low[0], weight.x, weight.y);", ""),
+    ("inform_head", "rest of the weight left out", "mma_bf16(sums[tile], high[1], rest.z, rest.w);", ""),
+    ("inform_head", "counter left as it is", "if (is_last) arrived[blockIdx.x] = 0;", ""),
+    ("inform_head", "the last block counted one too late", "== gridDim.y - 1", "== gridDim.y"),
+    ("inform_head", "size without the last channels", "column < hidden; column += 128) {", "column < hidden - 4; column += 128) {"),
+    ("inform_head", "noise of the neighbour", "static_cast<int>(element - first);", "static_cast<int>(element - first) ^ (latent_dim % 2 == 0);"),
+    ("inform_head", "noise shared by all rows", "shared ? draw :", "true ? draw :"),
+    ("inform_head", "logvar not halved", "expf(0.5f * __ldcg", "expf(__ldcg"),
+    ("inform_head", "one warp's units left out", "other < WARPS; ++other", "other < WARPS - 1; ++other"),
+    ("inform_head", "no barrier before the warps are added", "partial[warp][lane] = reward;\n    __syncthreads();", "partial[warp][lane] = reward;"),
+    ("inform_head", "no barrier before latents are read", "latents[row * d + j] = 0.0f;\n        }\n    }\n    __syncthreads();", "latents[row * d + j] = 0.0f;\n        }\n    }"),
+    ("inform_head", "gradient without the scale", "= sums[i] * scale;", "= sums[i];"),
+    ("inform_head", "gradient without the last row", "for (int row = 0; row < rows; ++row) {\n        const float input", "for (int row = 0; row < rows - 1; ++row) {\n        const float input"),
+    ("inform_head", "gradient of logvar twice", "d_mu[d + j] = 0.5f * step;", "d_mu[d + j] = step;"),
+    ("inform_head", "gradient of a size left out", "- whitened[at] * along", ""),
     ("norm", "no guard at the tail of the rows", "if (index >= rows) return;", ""),
     ("norm", "sum of half the lanes", "int distance = 16; distance > 0", "int distance = 8; distance > 0"),
     ("norm", "last element left out", "sum = fmaf(values[i] - mean, values[i] - mean, sum);", "sum = column + i < columns - 1 ? fmaf(values[i] - mean, values[i] - mean, sum) : sum;"),
