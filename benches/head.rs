@@ -1,4 +1,4 @@
-//! InfoRM heads on the pooled hidden states of SmolLM2-135M, in f32 as always: posterior and reward, from
+//! InfoRM heads on the pooled hidden states of SmolLM2-135M, in f32 as always: final norm, posterior and reward, from
 //! its mean. Elements are sequences.
 //!
 //!     cargo bench --bench head
@@ -24,12 +24,14 @@ fn bench(criterion: &mut Criterion) {
         let config = HeadConfig::inform(128, decode);
         let mut tensors = MemoryTensors::default();
         initialise_head(&mut tensors, &config, HIDDEN, 0);
+        tensors.insert("norm", &[HIDDEN], vec![1.0; HIDDEN]);
+        let scale = ops.scale(&tensors, "norm", HIDDEN).expect("given above");
         let head = Head::load(&ops, &config, HIDDEN, &tensors).expect("shapes of its own");
         for sequences in [1, 32, 256] {
             let hidden = matrix(&ops, sequences, HIDDEN);
             group.throughput(Throughput::Elements(sequences as u64));
             group.bench_function(BenchmarkId::new(name, sequences), |bencher| {
-                bencher.iter(|| black_box(head.forward(&ops, &hidden, None)));
+                bencher.iter(|| black_box(head.forward(&ops, &hidden, (&scale, 1e-5), None)));
             });
         }
     }

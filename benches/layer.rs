@@ -38,7 +38,7 @@ fn bench(criterion: &mut Criterion) {
         let (few, many) = (load(1), load(1 + MORE));
         let time = |model: &Llama<CpuOps>, packing: &Packing| {
             let started = Instant::now();
-            black_box(model.last_hidden(&ops, packing).expect("host memory"));
+            black_box(model.pooled(&ops, packing).expect("host memory"));
             started.elapsed()
         };
         let mut group = criterion.benchmark_group(format!("layer/{}", ops.precision().name()));

@@ -1,4 +1,4 @@
-// Instructions that CUDA C++ has no name for, as inline PTX.
+// Instructions that CUDA C++ has no name for, as inline PTX; kernels/host has them for the CPU.
 //
 // Source: NVIDIA, Parallel Thread Execution ISA: cp.async, ldmatrix, mma.m16n8k16. All need sm_80.
 #pragma once
@@ -7,6 +7,10 @@
 #include <stdint.h>
 
 using bf16 = __nv_bfloat16;
+
+#if defined(__CUDACC__)
+
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -51,6 +55,11 @@ __device__ __forceinline__ void mma_bf16(float (&sums)[4], const uint32_t (&a)[4
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+#else
+// On the CPU, for tests.
+#include "host/instructions.hpp"
+#endif
 
 // Two values rounded to nearest, the first in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {

@@ -287,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) inform_head_forward(
     const bf16* encode, const bf16* encode_rest, const float* decode, const float* down, int rows, int hidden, int latent_dim,
     int draws, int share_noise, unsigned long long seed, unsigned long long stream, float epsilon
 ) {
-    extern __shared__ float latents[];
+    DYNAMIC_SHARED(float, latents);
     __shared__ Stage stage;
     __shared__ float partial[WARPS][ROWS];
     __shared__ bool is_last;
@@ -333,7 +333,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) inform_head_backward_laten
     const float* down, const float* d_reward, const float* d_divergence, int latent_dim, int draws, int share_noise,
     unsigned long long seed, unsigned long long stream
 ) {
-    extern __shared__ float shared[];
+    DYNAMIC_SHARED(float, shared);
     float* const s = shared;              // [latent_dim]
     float* const units = s + latent_dim;  // [8 latent_dim]
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = latent_dim;

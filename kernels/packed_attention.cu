@@ -299,7 +299,7 @@ using namespace packed_attention;
         const int2* stretches, int out_stride, int q_stride, int key_value_stride, int group, int window,  \
         float scale, float soft_cap                                                                        \
     ) {                                                                                                    \
-        extern __shared__ __align__(16) unsigned char shared[];                                            \
+        DYNAMIC_SHARED(unsigned char, shared);                                                             \
         const Problem problem{out, q, k, v, tiles, path_starts, stretches, out_stride, q_stride,           \
                               key_value_stride, group, window, scale, soft_cap};                           \
         attend<HEAD_DIM>(problem, reinterpret_cast<bf16*>(shared));                                        \

@@ -9,12 +9,13 @@ mod common;
 use std::path::Path;
 
 use common::{Golden, golden, relative_error};
-use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
+use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, MemoryTensors};
 use inform::config::{DeviceChoice, ServerConfig};
 use inform::device::Devices;
-use inform::model::{RewardModel, Score, Scorer};
+use inform::model::{RewardModel, Score, Scorer, initialise_head, standard_normal};
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::cuda::{CudaError, CudaOps};
+use inform::ops::head::{Decode, InformHead, step_by_step};
 use inform::ops::{Ops, Packing};
 use inform::train::init_head;
 
@@ -102,6 +103,39 @@ fn agrees_with_the_cpu() {
             let spread = [cpu.reward_spread(latent, 100), gpu.reward_spread(latent, 100)];
             let [cpu, gpu] = spread.map(|spread| spread.unwrap());
             assert!(cpu > 0.0 && (cpu - gpu).abs() < 1e-5 * cpu, "{gpu} against {cpu}");
+        }
+    }
+}
+
+/// One launch and many give the same to f32's precision, with weights that bf16 holds and that it does not.
+#[test]
+fn the_fused_head_is_the_head_step_by_step() {
+    for (index, decode) in [DecodeKind::Linear, DecodeKind::Gated].into_iter().enumerate() {
+        let Some(ops) = device() else { return };
+        let (hidden, d, rows) = (72, 20, 37);
+        let mut tensors = MemoryTensors::default();
+        initialise_head(&mut tensors, &HeadConfig::inform(d, decode), hidden, 3);
+        let norm: Vec<f32> = (0..hidden).map(|i| 1.0 + i as f32 / 100.0).collect();
+        tensors.insert("norm", &[hidden], norm);
+        let weight =
+            |parts: &[(&str, usize)], columns| ops.head_weight(&tensors, parts, columns).unwrap();
+        let decode = if decode == DecodeKind::Linear {
+            Decode::Linear(weight(&[("decode_head.weight", 1)], d))
+        } else {
+            let parts = ["gate_proj", "up_proj"].map(|part| format!("decode_head.{part}.weight"));
+            let gate_up = weight(&[(&parts[0], 4 * d), (&parts[1], 4 * d)], d);
+            Decode::Gated { gate_up, down: weight(&[("decode_head.down_proj.weight", 1)], 4 * d) }
+        };
+        let encode = weight(&[("encode_head.weight", 2 * d)], hidden);
+        let head = InformHead { encode, decode, latent_dim: d };
+        let scale = ops.scale(&tensors, "norm", hidden).unwrap();
+        let x = ops.upload(standard_normal(1, index as u64, rows * hidden), hidden).unwrap();
+        let fused = ops.inform_head(&x, (&scale, 1e-5), &head, None).unwrap();
+        let steps = step_by_step(&ops, &x, (&scale, 1e-5), &head, None).unwrap();
+        for (fused, steps) in [(fused.0, steps.0), (fused.1, steps.1)] {
+            let error = relative_error(&ops.read(&fused).unwrap(), &ops.read(&steps).unwrap());
+            println!("fused against step by step: {error:.1e}");
+            assert!(error < 2e-5, "{error:e}");
         }
     }
 }

@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 use super::Latent;
 use super::noise::standard_normal;
 use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, TensorSource};
+use crate::ops::head::{Decode, InformHead, decode};
 use crate::ops::{Ops, OpsError};
 
 /// Seed of the draws that estimate a reward's spread.
@@ -24,31 +25,13 @@ pub struct HeadOutput<O: Ops> {
 pub enum Head<O: Ops> {
     /// `[mu | logvar] = W_enc h`, `s = mu + exp(logvar / 2) * eps`, `r = g(s)` (InfoRM, section 4).
     Inform {
-        /// `W_enc`, `[2 d, hidden]`.
-        encode: O::HeadWeight,
-        /// `g`.
-        decode: Decode<O>,
-        /// d.
-        latent_dim: usize,
+        /// `W_enc` and `g`.
+        weights: InformHead<O::HeadWeight>,
         /// The noise of [`Head::draw`], as much of it as was needed so far.
         noise: Mutex<Vec<f32>>,
     },
     /// `r = w h`.
     Standard(O::HeadWeight),
-}
-
-/// From latent to reward.
-#[derive(Debug)]
-pub enum Decode<O: Ops> {
-    /// `[1, d]`.
-    Linear(O::HeadWeight),
-    /// `down(silu(gate s) * up s)`.
-    Gated {
-        /// Gate and up, stacked: `[8 d, d]`.
-        gate_up: O::HeadWeight,
-        /// `[1, 4 d]`.
-        down: O::HeadWeight,
-    },
 }
 
 impl<O: Ops> Head<O> {
@@ -82,31 +65,30 @@ impl<O: Ops> Head<O> {
         };
         let encode = format!("{encode_head_prefix}.weight");
         let encode = ops.head_weight(source, &[(&encode, 2 * d)], hidden)?;
-        Ok(Self::Inform { encode, decode, latent_dim: d, noise: Mutex::default() })
+        let weights = InformHead { encode, decode, latent_dim: d };
+        Ok(Self::Inform { weights, noise: Mutex::default() })
     }
 
-    /// Rewards of pooled hidden states `[n, hidden]`. `noise` `[n * d]` draws the latents; `None`
-    /// takes their means. A standard head has no noise to draw.
+    /// Rewards of pooled hidden states `[n, hidden]` before the final norm, whose scale and epsilon are
+    /// given. `noise` `[n * d]` draws the latents; `None` takes their means. A standard head has no noise
+    /// to draw.
     ///
     /// # Errors
     /// A failing device.
     pub fn forward(
         &self,
         ops: &O,
-        hidden: &O::Matrix,
+        x: &O::Matrix,
+        norm: (&O::Scale, f32),
         noise: Option<&[f32]>,
     ) -> Result<HeadOutput<O>, OpsError> {
         match self {
             Self::Standard(weight) => {
-                Ok(HeadOutput { reward: ops.head_linear(hidden, weight)?, posterior: None })
+                let hidden = ops.head_norm(x, norm.0, norm.1)?;
+                Ok(HeadOutput { reward: ops.head_linear(&hidden, weight)?, posterior: None })
             }
-            Self::Inform { encode, decode, latent_dim, .. } => {
-                let posterior = ops.head_linear(hidden, encode)?;
-                let latent = match noise {
-                    None => ops.columns(&posterior, 0, *latent_dim)?,
-                    Some(noise) => ops.reparameterise(&posterior, noise)?,
-                };
-                let reward = decode.forward(ops, &latent)?;
+            Self::Inform { weights, .. } => {
+                let (reward, posterior) = ops.inform_head(x, norm, weights, noise)?;
                 Ok(HeadOutput { reward, posterior: Some(posterior) })
             }
         }
@@ -118,7 +100,10 @@ impl<O: Ops> Head<O> {
     /// # Errors
     /// A failing device.
     pub fn draw(&self, ops: &O, latent: &Latent, draws: usize) -> Result<Vec<f32>, OpsError> {
-        let Self::Inform { decode, latent_dim, noise, .. } = self else { return Ok(Vec::new()) };
+        let Self::Inform { weights: InformHead { decode: weights, latent_dim, .. }, noise } = self
+        else {
+            return Ok(Vec::new());
+        };
         let mut values = {
             let mut noise = noise.lock();
             if noise.len() < draws * latent_dim {
@@ -131,17 +116,6 @@ impl<O: Ops> Head<O> {
                 *value = mean + sigma * *value;
             }
         }
-        ops.read(&decode.forward(ops, &ops.upload(values, *latent_dim)?)?)
-    }
-}
-
-impl<O: Ops> Decode<O> {
-    fn forward(&self, ops: &O, latent: &O::Matrix) -> Result<O::Matrix, OpsError> {
-        match self {
-            Self::Linear(weight) => ops.head_linear(latent, weight),
-            Self::Gated { gate_up, down } => {
-                ops.head_linear(&ops.head_swiglu(ops.head_linear(latent, gate_up)?)?, down)
-            }
-        }
+        ops.read(&decode(ops, weights, &ops.upload(values, *latent_dim)?)?)
     }
 }

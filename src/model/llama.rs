@@ -122,11 +122,16 @@ impl<O: Ops> Llama<O> {
         })
     }
 
-    /// Hidden states after the final norm at each sequence's last token: `[sequences, hidden]`.
+    /// Scale and epsilon of the final norm.
+    pub fn norm(&self) -> (&O::Scale, f32) {
+        (&self.norm, self.config.rms_norm_eps)
+    }
+
+    /// Hidden states before the final norm at each sequence's last token: `[sequences, hidden]`.
     ///
     /// # Errors
     /// A failing device.
-    pub fn last_hidden(&self, ops: &O, packing: &Packing) -> Result<O::Matrix, OpsError> {
+    pub fn pooled(&self, ops: &O, packing: &Packing) -> Result<O::Matrix, OpsError> {
         let DecoderConfig { attention: shape, rms_norm_eps: epsilon, .. } = &self.config;
         let layout = ops.layout(packing, shape)?;
         let mut x = ops.embed(&self.embedding, packing.ids())?;
@@ -155,6 +160,6 @@ impl<O: Ops> Llama<O> {
             let attended = ops.last_attention(queries, projection, &layout)?;
             x = layer.finish(ops, &attended, x, *epsilon)?;
         }
-        ops.head_norm(&x, &self.norm, *epsilon)
+        Ok(x)
     }
 }

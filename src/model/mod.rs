@@ -115,7 +115,8 @@ impl<O: Ops> RewardModel<O> {
     /// # Errors
     /// A failing device.
     pub fn last_hidden(&self, packing: &Packing) -> Result<O::Matrix, OpsError> {
-        self.decoder.last_hidden(&self.ops, packing)
+        let (scale, epsilon) = self.decoder.norm();
+        self.ops.head_norm(&self.decoder.pooled(&self.ops, packing)?, scale, epsilon)
     }
 
     /// Posterior and reward of each sequence, before normalisation. `noise` `[sequences * d]` draws
@@ -128,7 +129,8 @@ impl<O: Ops> RewardModel<O> {
         packing: &Packing,
         noise: Option<&[f32]>,
     ) -> Result<HeadOutput<O>, OpsError> {
-        self.head.forward(&self.ops, &self.last_hidden(packing)?, noise)
+        let x = self.decoder.pooled(&self.ops, packing)?;
+        self.head.forward(&self.ops, &x, self.decoder.norm(), noise)
     }
 
     fn normalised(&self, reward: f32) -> f32 {

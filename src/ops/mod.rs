@@ -14,9 +14,11 @@ pub mod autograd;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod head;
 mod packing;
 mod rotary;
 
+use head::InformHead;
 pub use packing::{Packing, Segment};
 
 /// A device operation that could not be carried out.
@@ -225,6 +227,22 @@ pub trait Ops: Debug {
     /// `mu + exp(logvar / 2) * noise` of `[mu | logvar]` (Kingma and Welling 2014):
     /// `[rows, 2 d]` and `[rows * d]` to `[rows, d]`.
     fn reparameterise(&self, posterior: &Self::Matrix, noise: &[f32]) -> Result<Self::Matrix>;
+
+    /// Reward `[rows, 1]` and `[mu | logvar]` `[rows, 2 d]` of hidden states `[rows, hidden]` before the final
+    /// norm, whose scale and epsilon are given. `noise` `[rows * d]` draws the latents; `None` takes
+    /// their means.
+    fn inform_head(
+        &self,
+        x: &Self::Matrix,
+        norm: (&Self::Scale, f32),
+        head: &InformHead<Self::HeadWeight>,
+        noise: Option<&[f32]>,
+    ) -> Result<(Self::Matrix, Self::Matrix)>
+    where
+        Self: Sized,
+    {
+        head::step_by_step(self, x, norm, head, noise)
+    }
 
     /// Copies a row-major matrix `[values / columns, columns]` to the device.
     fn upload(&self, values: Vec<f32>, columns: usize) -> Result<Self::Matrix>;

@@ -17,6 +17,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKe
 use half::bf16;
 use parking_lot::Mutex;
 
+use super::head::{Decode, InformHead, step_by_step};
 use super::rotary::{Rotary, RotaryTables};
 use super::{AttentionShape, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
@@ -28,6 +29,9 @@ use layout::Tiles;
 pub use memory::Buffer;
 use memory::Memory;
 use products::{Destination, Products, Weight};
+
+/// Dynamic shared memory that every kernel may use without asking, less what `inform_head.cu` holds anyway.
+const MAX_HEAD_SHARED: usize = (48 << 10) - (12 << 10);
 
 /// One GPU.
 pub struct CudaOps {
@@ -63,6 +67,9 @@ pub struct CudaHeadWeight {
     outputs: usize,
     columns: usize,
     values: Buffer<f32>,
+    /// The values rounded to bf16, and what that left; `None` where it left nothing.
+    high: Buffer<bf16>,
+    rest: Option<Buffer<bf16>>,
 }
 
 /// An embedding table.
@@ -320,8 +327,18 @@ impl Ops for CudaOps {
         columns: usize,
     ) -> std::result::Result<CudaHeadWeight, CheckpointError> {
         let outputs = parts.iter().map(|(_, rows)| rows).sum();
-        let values = self.memory.upload(&source.stacked(parts, columns)?)?;
-        Ok(CudaHeadWeight { outputs, columns, values })
+        let values = source.stacked(parts, columns)?;
+        let high: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+        let rest: Vec<bf16> =
+            values.iter().zip(&high).map(|(v, high)| bf16::from_f32(v - high.to_f32())).collect();
+        let is_exact = rest.iter().all(|rest| rest.to_f32() == 0.0);
+        Ok(CudaHeadWeight {
+            outputs,
+            columns,
+            values: self.memory.upload(&values)?,
+            high: self.memory.upload(&high)?,
+            rest: if is_exact { None } else { Some(self.memory.upload(&rest)?) },
+        })
     }
 
     fn scale(
@@ -569,6 +586,57 @@ impl Ops for CudaOps {
             [out.values.address(), posterior.values.address(), noise.address(), out.columns as i32,]
         )?;
         Ok(out)
+    }
+
+    /// In one launch where the latents are means; a shape that the kernel does not know goes step by step.
+    fn inform_head(
+        &self,
+        x: &CudaMatrix<f32>,
+        (scale, epsilon): (&Buffer<f32>, f32),
+        head: &InformHead<CudaHeadWeight>,
+        noise: Option<&[f32]>,
+    ) -> Result<(CudaMatrix<f32>, CudaMatrix<f32>)> {
+        let InformHead { encode, decode, latent_dim } = head;
+        let (decode, down, shared) = match decode {
+            Decode::Linear(decode) => (decode, 0, 0),
+            Decode::Gated { gate_up, down } => (gate_up, down.values.address(), 64 * latent_dim),
+        };
+        if noise.is_some() || !x.columns.is_multiple_of(8) || shared > MAX_HEAD_SHARED {
+            return step_by_step(self, x, (scale, epsilon), head, noise);
+        }
+        let reward = self.matrix(x.rows, 1)?;
+        let posterior = self.matrix(x.rows, 2 * latent_dim)?;
+        let tiles = x.rows.div_ceil(16);
+        let arrived = self.memory.upload(&vec![0u32; tiles])?;
+        let slices = (2 * latent_dim).div_ceil(128);
+        launch!(
+            self,
+            &self.kernels.inform_head_forward,
+            (tiles, slices),
+            shared,
+            [
+                reward.values.address(),
+                posterior.values.address(),
+                0u64,
+                arrived.address(),
+                x.values.address(),
+                0u64,
+                scale.address(),
+                encode.high.address(),
+                encode.rest.as_ref().map_or(0, Buffer::address),
+                decode.values.address(),
+                down,
+                x.rows as i32,
+                x.columns as i32,
+                *latent_dim as i32,
+                0i32,
+                0i32,
+                0u64,
+                0u64,
+                epsilon,
+            ]
+        )?;
+        Ok((reward, posterior))
     }
 
     fn upload(&self, values: Vec<f32>, columns: usize) -> Result<CudaMatrix<f32>> {

@@ -8,7 +8,11 @@
 #include <string>
 #include <vector>
 
+#if defined(KERNELS_ON_HOST)
+#include "../host/machine.hpp"
+#else
 #include "machine.hpp"
+#endif
 
 // One rounding to nearest, relative: of bf16 (8 significant bits) and of f32 (24).
 constexpr double BF16_UNIT = 0x1p-8;
