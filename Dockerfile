@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
-# Not built yet: there was no Docker engine where it was written. CUDA waits for the feature `cuda`.
+# Not built yet: there was no Docker engine where it was written.
 #
 # The reward server. CPU:   docker build -t inform-server .
-#                    CUDA:  docker build -t inform-server:cuda --build-arg CUDA=12.6.3 .
+#                    CUDA:  docker build -t inform-server:cuda --build-arg CUDA=13.0.1 .
 #   docker run -p 8080:8080 -v /path/to/checkpoint:/model:ro -e INFORM_MODEL=/model inform-server
 
 # Empty for the CPU; else the version of the CUDA images to build and run on.
@@ -12,9 +12,10 @@ FROM rust:1.89-bookworm AS toolchain
 
 # Both kinds of stages are only names; the argument picks one of each.
 FROM debian:bookworm-slim AS build-base-
-FROM nvidia/cuda:${CUDA:-12.6.3}-devel-ubuntu24.04 AS build-base-cuda
+FROM nvidia/cuda:${CUDA:-13.0.1}-devel-ubuntu24.04 AS build-base-cuda
 FROM debian:bookworm-slim AS run-base-
-FROM nvidia/cuda:${CUDA:-12.6.3}-base-ubuntu24.04 AS run-base-cuda
+# With cuBLAS.
+FROM nvidia/cuda:${CUDA:-13.0.1}-runtime-ubuntu24.04 AS run-base-cuda
 
 # hadolint ignore=DL3006
 FROM build-base-${CUDA:+cuda} AS build
