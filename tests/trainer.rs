@@ -502,3 +502,75 @@ fn held_out_means_held_out_of_these_very_files() {
     // All pairs of any file can be evaluated.
     succeeded(workshop.trainer(&["eval", "--model", model, "--data", one]));
 }
+
+#[test]
+fn a_head_is_trained_over_features_of_a_frozen_backbone() {
+    let workshop = Workshop::new();
+    let base = workshop.fit(&workshop.settings(SCRATCH, &inform_head("linear")), "base");
+    let kept = workshop.folder.path().join("features");
+    // Another head than the base's, so a fresh one.
+    let other = "[loss]\nbeta = 0.01\n[head]\nlatent_dim = 5\ndecode = \"gated\"\n";
+    let settings = |mode: &str, more: &str| {
+        let start = format!("mode = {mode:?}\n[start]\nfolder = {:?}", base.output);
+        workshop.settings(&start, &format!("{other}{more}"))
+    };
+    let with_folder = settings("head", &format!("[features]\nfolder = {kept:?}"));
+    let files =
+        || -> Vec<_> { fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect() };
+
+    let head = workshop.fit(&with_folder, "head");
+    assert!(head.report.held_out.as_ref().unwrap().accuracy > 0.95, "{:?}", head.report);
+    assert_eq!(head.report.parameters, 2 * 5 * 32 + 8 * 5 * 5 + 4 * 5);
+    let tensors = |fitted: &Fitted| fitted.checkpoint().tensors.to_memory().unwrap();
+    let (before, after) = (tensors(&base), tensors(&head));
+    let backbone = before.iter().filter(|(name, ..)| name.starts_with("model."));
+    for (name, shape, values) in backbone {
+        let (_, found_shape, found) = after.iter().find(|(found, ..)| *found == name).unwrap();
+        assert_eq!((found_shape, found), (shape, values), "{name}");
+    }
+
+    // Kept features, and none, are the same.
+    let [file] = files().try_into().unwrap();
+    let written = fs::metadata(&file).unwrap().modified().unwrap();
+    let again = workshop.fit(&with_folder, "again");
+    assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written);
+    let without = workshop.fit(&settings("head", ""), "without");
+    assert_eq!(again.bytes(WEIGHTS), head.bytes(WEIGHTS));
+    assert_eq!(without.bytes(WEIGHTS), head.bytes(WEIGHTS));
+
+    // The same loss as that of the whole model, at the first step.
+    let one_step = |mode| {
+        let settings = settings(mode, "").replace("epochs = 3", "epochs = 1");
+        let report = workshop.fit(&settings.replace("step = 16", "step = 500"), mode).report;
+        assert_eq!(report.steps, 1);
+        report.epochs[0]
+    };
+    let (full, head_only) = (one_step("full"), one_step("head"));
+    assert!((full.loss - head_only.loss).abs() < 1e-5 * full.loss, "{full:?} {head_only:?}");
+    assert!((full.kl - head_only.kl).abs() < 1e-5 * full.kl, "{full:?} {head_only:?}");
+
+    fs::write(&file, "no features").unwrap();
+    let failed = workshop.start(&with_folder, &workshop.run("failed"));
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert!(said.contains("not the features it is named for: delete it"), "{said}");
+}
+
+#[test]
+fn label_noise_exchanges_a_share_of_the_training_pairs() {
+    let workshop = Workshop::new();
+    let settings = workshop.settings(SCRATCH, &inform_head("linear"));
+    let settings = settings.replace("epochs = 3", "epochs = 1");
+    let clean = workshop.fit(&settings, "clean").report;
+    assert_eq!(clean.label_noise_pairs, 0);
+    let all = settings.replace("[data]", "[data]\nlabel_noise = 1");
+    let turned = workshop.fit(&all, "turned");
+    assert_eq!(turned.report.label_noise_pairs, turned.report.train_pairs);
+    // What is held out is not exchanged: the model learned the opposite.
+    assert!(turned.report.held_out.as_ref().unwrap().accuracy < 0.2, "{:?}", turned.report);
+    let card = String::from_utf8(turned.bytes("README.md")).unwrap();
+    assert!(card.contains(&format!("answers of {} training pairs", turned.report.train_pairs)));
+    let some = settings.replace("[data]", "[data]\nlabel_noise = 0.25");
+    let some = workshop.fit(&some, "some").report;
+    let expected = (0.25 * some.train_pairs as f64).round() as usize;
+    assert_eq!(some.label_noise_pairs, expected);
+}

@@ -110,13 +110,21 @@ impl<O: Ops> RewardModel<O> {
         &self.ops
     }
 
+    /// Hidden states before the final norm at each sequence's last token: `[sequences, hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn pooled(&self, packing: &Packing) -> Result<O::Matrix, OpsError> {
+        self.decoder.pooled(&self.ops, packing)
+    }
+
     /// Hidden states after the final norm at each sequence's last token: `[sequences, hidden]`.
     ///
     /// # Errors
     /// A failing device.
     pub fn last_hidden(&self, packing: &Packing) -> Result<O::Matrix, OpsError> {
         let (scale, epsilon) = self.decoder.norm();
-        self.ops.head_norm(&self.decoder.pooled(&self.ops, packing)?, scale, epsilon)
+        self.ops.head_norm(&self.pooled(packing)?, scale, epsilon)
     }
 
     /// Posterior and reward of each sequence, before normalisation. `noise` `[sequences * d]` draws
@@ -129,8 +137,7 @@ impl<O: Ops> RewardModel<O> {
         packing: &Packing,
         noise: Option<&[f32]>,
     ) -> Result<HeadOutput<O>, OpsError> {
-        let x = self.decoder.pooled(&self.ops, packing)?;
-        self.head.forward(&self.ops, &x, self.decoder.norm(), noise)
+        self.head.forward(&self.ops, &self.pooled(packing)?, self.decoder.norm(), noise)
     }
 
     fn normalised(&self, reward: f32) -> f32 {

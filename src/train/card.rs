@@ -33,6 +33,10 @@ pub(super) fn write(
         report.steps,
         dropped(&report.train_dropped)
     )?;
+    if report.label_noise_pairs > 0 {
+        let count = report.label_noise_pairs;
+        writeln!(card, "| Label noise | the answers of {count} training pairs were exchanged |")?;
+    }
     writeln!(
         card,
         "| Held out | {} pairs, split by prompt with seed {} (dropped: {}) |",

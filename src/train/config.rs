@@ -9,6 +9,7 @@ use super::loss::LossConfig;
 use super::optimiser::OptimiserConfig;
 use super::schedule::ScheduleConfig;
 use crate::checkpoint::{DecodeKind, HeadConfig, WeightType};
+use crate::ops::cpu::Precision;
 
 /// Everything that decides a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,12 @@ pub struct FitConfig {
     /// Threads; 0 for one a processor.
     #[serde(default)]
     pub threads: usize,
+    /// What is trained.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Features of the frozen part.
+    #[serde(default)]
+    pub features: FeatureConfig,
     /// What to start from.
     pub start: Start,
     /// The reward head.
@@ -47,6 +54,28 @@ pub struct FitConfig {
     /// Words for the model card.
     #[serde(default)]
     pub card: CardConfig,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Every parameter.
+    #[default]
+    Full,
+    /// The head, over features of the rest that are computed once.
+    Head,
+}
+
+/// Features of the frozen part of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FeatureConfig {
+    /// Folder that keeps them for further runs on the same backbone and pairs; without it they are not
+    /// kept.
+    pub folder: Option<PathBuf>,
+    /// Precision of products of the pass that computes them.
+    pub dtype: Precision,
 }
 
 /// Where a model starts.
@@ -125,6 +154,9 @@ pub struct DataConfig {
     pub files: Vec<PathBuf>,
     /// Pairs for training; the rest is held out. Without it, nine in ten.
     pub train_pairs: Option<usize>,
+    /// Share of the training pairs, chosen by the seed, whose answers are exchanged: label noise.
+    #[serde(default)]
+    pub label_noise: f64,
     /// Longest sequence of a pair, in tokens; a pair with a longer one is dropped and counted.
     #[serde(default = "default_max_tokens")]
     pub max_tokens: usize,
@@ -175,6 +207,14 @@ impl FitConfig {
         anyhow::ensure!(!self.data.files.is_empty(), "data.files: name at least one file");
         anyhow::ensure!(self.head.latent_dim > 0, "head.latent_dim: must be at least 1");
         anyhow::ensure!(self.data.max_tokens > 1, "data.max_tokens: must be at least 2");
+        anyhow::ensure!(
+            (0.0..=1.0).contains(&self.data.label_noise),
+            "data.label_noise: must be from 0 to 1"
+        );
+        anyhow::ensure!(
+            self.mode == Mode::Full || matches!(self.start, Start::Folder(_)),
+            "mode: a head alone is trained on a backbone that is there: name it in `start.folder`"
+        );
         self.loss.check()?;
         self.optimiser.check()?;
         self.schedule.check()

@@ -20,13 +20,12 @@ use super::init_head::{init_head, text_files};
 use super::loss::pair_loss;
 use super::optimiser::AdamW;
 use super::scratch;
+use super::trained::Trained;
 use crate::checkpoint::{
-    Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, HeadConfig, MemoryTensors,
-    ModelConfig, write_checkpoint,
+    Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, HeadConfig, ModelConfig,
+    write_checkpoint,
 };
 use crate::model::{RewardModel, Scorer, standard_normal};
-use crate::ops::Packing;
-use crate::ops::autograd::{AutogradOps, Parameter};
 use crate::ops::cpu::{CpuOps, Precision};
 
 /// Name of the file in a checkpoint that records how it was trained.
@@ -84,6 +83,9 @@ pub struct FitReport {
     pub train_pairs: usize,
     /// See `train_pairs`.
     pub train_dropped: Dropped,
+    /// Training pairs whose answers were exchanged.
+    #[serde(default)]
+    pub label_noise_pairs: usize,
     /// Held-out pairs evaluated, and those that were left out.
     pub held_out_pairs: usize,
     /// See `held_out_pairs`.
@@ -141,7 +143,8 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         "data.max_tokens: {} exceeds the model's context of {limit}",
         config.data.max_tokens
     );
-    let (train, train_dropped) = encode_pairs(&checkpoint.encoder, &train, config.data.max_tokens)?;
+    let (mut train, train_dropped) =
+        encode_pairs(&checkpoint.encoder, &train, config.data.max_tokens)?;
     let (held_out, held_out_dropped) =
         encode_pairs(&checkpoint.encoder, &held_out, config.data.max_tokens)?;
     anyhow::ensure!(!train.is_empty(), "data.max_tokens: every training pair is longer");
@@ -152,12 +155,13 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         held_out.len()
     );
 
-    let ops = AutogradOps::new(CpuOps::new(config.threads, Precision::F32)?);
-    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
-    let parameters = model.ops().parameters();
+    let flipped = exchange(&mut train, config.data.label_noise, config.seed);
+    let model = Trained::load(config, &checkpoint, &train)?;
+    let parameters = model.parameters();
     let mut report = FitReport {
         train_pairs: train.len(),
         train_dropped,
+        label_noise_pairs: flipped,
         held_out_pairs: held_out.len(),
         held_out_dropped,
         parameters: parameters.iter().map(|parameter| parameter.var.elem_count()).sum(),
@@ -168,7 +172,7 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     };
     descend(config, &model, &train, &mut report)?;
 
-    let tensors = export(&parameters)?;
+    let tensors = model.export(&checkpoint)?;
     // The start's normalisation was of its own rewards; and baseline and evaluation are of raw ones.
     let stored = ModelConfig { reward_scale: None, ..checkpoint.config.clone() };
     let contents = CheckpointFiles {
@@ -222,14 +226,14 @@ fn with_head(start: PathBuf, staging: &Path, config: &FitConfig) -> anyhow::Resu
 /// Gradient descent over all epochs.
 fn descend(
     config: &FitConfig,
-    model: &RewardModel<AutogradOps>,
+    model: &Trained,
     train: &[EncodedPair],
     report: &mut FitReport,
 ) -> anyhow::Result<()> {
     let schedule = &config.schedule;
     let steps_per_epoch = train.len().div_ceil(schedule.pairs_per_step);
     let steps = steps_per_epoch * schedule.epochs;
-    let mut optimiser = AdamW::new(config.optimiser.clone(), model.ops().parameters());
+    let mut optimiser = AdamW::new(config.optimiser.clone(), model.parameters());
     let mut random = ChaCha8Rng::seed_from_u64(config.seed);
     let latent_dim = config.head.head().latent_dim();
     let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
@@ -237,19 +241,15 @@ fn descend(
     )?);
     let begun = Instant::now();
     let mut pairs_done = 0;
-    let mut order: Vec<&EncodedPair> = train.iter().collect();
+    let mut order: Vec<usize> = (0..train.len()).collect();
     for epoch in 0..schedule.epochs {
         order.shuffle(&mut random);
         let mut means = EpochMeans::default();
         for batch in order.chunks(schedule.pairs_per_step) {
             let step = report.steps;
-            let chosen = batch.iter().map(|pair| &pair.chosen);
-            let sequences: Vec<&Vec<u32>> =
-                chosen.chain(batch.iter().map(|pair| &pair.rejected)).collect();
-            let packing = Packing::new(&sequences).context("an empty sequence")?;
             let noise =
-                latent_dim.map(|d| standard_normal(config.seed, step as u64, sequences.len() * d));
-            let output = model.forward(&packing, noise.as_deref())?;
+                latent_dim.map(|d| standard_normal(config.seed, step as u64, 2 * batch.len() * d));
+            let output = model.forward(train, batch, noise.as_deref())?;
             let loss = pair_loss(&output, &config.loss)?;
             let total = f64::from(loss.total.to_scalar::<f32>()?);
             anyhow::ensure!(total.is_finite(), "step {step}: the loss is {total}");
@@ -287,19 +287,21 @@ fn descend(
     Ok(())
 }
 
-/// Trained parameters under their checkpoint names.
-fn export(parameters: &[Parameter]) -> anyhow::Result<MemoryTensors> {
-    let mut tensors = MemoryTensors::default();
-    for parameter in parameters {
-        let tensor = parameter.var.as_tensor();
-        let mut first = 0;
-        for (name, rows) in &parameter.parts {
-            let part = tensor.narrow(0, first, *rows)?;
-            tensors.insert(name, part.dims(), part.flatten_all()?.to_vec1()?);
-            first += rows;
-        }
+/// Stream of the generator that chooses pairs for label noise: another than the order's.
+const LABEL_NOISE: u64 = 1;
+
+/// Exchanges the answers of a share of the pairs, and says of how many.
+fn exchange(pairs: &mut [EncodedPair], share: f64, seed: u64) -> usize {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(LABEL_NOISE);
+    let mut order: Vec<usize> = (0..pairs.len()).collect();
+    order.shuffle(&mut random);
+    order.truncate((share * pairs.len() as f64).round() as usize);
+    for &index in &order {
+        let pair = &mut pairs[index];
+        std::mem::swap(&mut pair.chosen, &mut pair.rejected);
     }
-    Ok(tensors)
+    order.len()
 }
 
 /// What only the stored weights can tell.

@@ -4,12 +4,14 @@ mod card;
 mod config;
 mod data;
 mod evaluate;
+mod features;
 mod fit;
 mod init_head;
 mod loss;
 mod optimiser;
 mod schedule;
 mod scratch;
+mod trained;
 
 pub use config::FitConfig;
 pub(crate) use data::lines;

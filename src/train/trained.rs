@@ -1,0 +1,100 @@
+//! What is trained: all of a model, or its head over features of the rest.
+
+use anyhow::Context;
+use candle_core::{Device, Tensor};
+
+use super::config::{FitConfig, Mode};
+use super::data::EncodedPair;
+use super::features::Features;
+use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
+use crate::model::{Head, HeadOutput, RewardModel};
+use crate::ops::autograd::{AutogradOps, Parameter};
+use crate::ops::cpu::{CpuOps, Precision};
+use crate::ops::{Ops, Packing};
+
+pub(super) enum Trained {
+    Full(Box<RewardModel<AutogradOps>>),
+    Head {
+        ops: AutogradOps,
+        head: Box<Head<AutogradOps>>,
+        /// Scale and epsilon of the final norm; frozen with the backbone.
+        norm: (Tensor, f32),
+        features: Features,
+    },
+}
+
+impl Trained {
+    pub(super) fn load(
+        config: &FitConfig,
+        checkpoint: &Checkpoint,
+        train: &[EncodedPair],
+    ) -> anyhow::Result<Self> {
+        let ops = AutogradOps::new(CpuOps::new(config.threads, Precision::F32)?);
+        let Checkpoint { config: model, tensors, .. } = checkpoint;
+        match config.mode {
+            Mode::Full => Ok(Self::Full(Box::new(RewardModel::load(ops, model, tensors)?))),
+            Mode::Head => {
+                let features = Features::of(checkpoint, train, &config.features, config.threads)?;
+                let hidden = model.decoder.hidden_size;
+                let head = Head::load(&ops, &model.head, hidden, tensors)?;
+                let scale = tensors.f32("model.norm.weight", &[hidden])?;
+                let scale = Tensor::from_vec(scale, hidden, &Device::Cpu)?;
+                let norm = (scale, model.decoder.rms_norm_eps);
+                Ok(Self::Head { ops, head: Box::new(head), norm, features })
+            }
+        }
+    }
+
+    pub(super) fn parameters(&self) -> Vec<Parameter> {
+        match self {
+            Self::Full(model) => model.ops().parameters(),
+            Self::Head { ops, .. } => ops.parameters(),
+        }
+    }
+
+    /// Of the chosen texts of the pairs with these numbers, then of their rejected ones.
+    pub(super) fn forward(
+        &self,
+        train: &[EncodedPair],
+        batch: &[usize],
+        noise: Option<&[f32]>,
+    ) -> anyhow::Result<HeadOutput<AutogradOps>> {
+        match self {
+            Self::Full(model) => {
+                let chosen = batch.iter().map(|&pair| &train[pair].chosen);
+                let rejected = batch.iter().map(|&pair| &train[pair].rejected);
+                let sequences: Vec<&Vec<u32>> = chosen.chain(rejected).collect();
+                let packing = Packing::new(&sequences).context("an empty sequence")?;
+                Ok(model.forward(&packing, noise)?)
+            }
+            Self::Head { ops, head, norm: (scale, epsilon), features } => {
+                let hidden = features.hidden;
+                let rows = (0..2).flat_map(|side| batch.iter().map(move |&pair| 2 * pair + side));
+                let values: Vec<f32> = rows
+                    .flat_map(|row| &features.values[row * hidden..][..hidden])
+                    .copied()
+                    .collect();
+                let x = ops.upload(values, hidden)?;
+                Ok(head.forward(ops, &x, (scale, *epsilon), noise)?)
+            }
+        }
+    }
+
+    /// Every tensor of the checkpoint, the trained ones as they are now.
+    pub(super) fn export(&self, checkpoint: &Checkpoint) -> anyhow::Result<MemoryTensors> {
+        let mut tensors = match self {
+            Self::Full(_) => MemoryTensors::default(),
+            Self::Head { .. } => checkpoint.tensors.to_memory()?,
+        };
+        for parameter in self.parameters() {
+            let tensor = parameter.var.as_tensor();
+            let mut first = 0;
+            for (name, rows) in &parameter.parts {
+                let part = tensor.narrow(0, first, *rows)?;
+                tensors.insert(name, part.dims(), part.flatten_all()?.to_vec1()?);
+                first += rows;
+            }
+        }
+        Ok(tensors)
+    }
+}
