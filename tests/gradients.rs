@@ -7,7 +7,7 @@
 mod common;
 
 use candle_core::{D, Tensor};
-use common::{Golden, golden};
+use common::{Golden, golden, sketch, sketch_error};
 use inform::checkpoint::Checkpoint;
 use inform::model::RewardModel;
 use inform::ops::Packing;
@@ -15,8 +15,6 @@ use inform::ops::autograd::AutogradOps;
 use inform::ops::cpu::{CpuOps, Precision};
 
 const BETA: f64 = 0.1;
-/// Signed sums by which a gradient is compared.
-const SUMS: usize = 32;
 
 /// `-log sigmoid(r_w - r_l) + beta (KL_w + KL_l)`, mean over pairs; sequences 0, 2, ... are preferred
 /// to sequences 1, 3, ...
@@ -30,36 +28,6 @@ fn loss(reward: &Tensor, posterior: &Tensor) -> candle_core::Result<Tensor> {
     let logvar = posterior.narrow(1, dimension, dimension)?;
     let divergence = (((mu.sqr()? + logvar.exp()?)? - 1.0)? - logvar)?;
     preference + (divergence.sum_all()? * (0.5 * BETA / pairs as f64))?
-}
-
-fn splitmix(i: u64) -> u64 {
-    let mut z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// The norm, then sums over all entries with random signs.
-fn sketch(gradient: &[f32]) -> Vec<f64> {
-    let mut sums = vec![0f64; 1 + SUMS];
-    for (i, &value) in gradient.iter().enumerate() {
-        let value = f64::from(value);
-        sums[0] += value * value;
-        let signs = splitmix(i as u64);
-        for (bit, sum) in sums[1..].iter_mut().enumerate() {
-            *sum += if signs >> bit & 1 == 1 { value } else { -value };
-        }
-    }
-    sums[0] = sums[0].sqrt();
-    sums
-}
-
-/// The relative error of a gradient, estimated from its sketch: a signed sum's expected square is
-/// the squared norm.
-fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
-    let sums = found[1..].iter().zip(&expected[1..]);
-    let sums = (sums.map(|(f, e)| (f - e).powi(2)).sum::<f64>() / SUMS as f64).sqrt();
-    sums.max((found[0] - expected[0]).abs()) / expected[0]
 }
 
 fn compare(name: &str) {
@@ -87,8 +55,8 @@ fn compare(name: &str) {
             let part = gradient.narrow(0, first, rows).unwrap().flatten_all().unwrap();
             first += rows;
             let found = sketch(&part.to_vec1::<f32>().unwrap());
-            let error = relative_error(&found, &expected.f64(&format!("{name}:{tensor}")));
-            assert!(error < 1e-4, "{name}: {tensor}: {error:e}");
+            let error = sketch_error(&found, &expected.f64(&format!("{name}:{tensor}")));
+            assert!(error < 1e-5, "{name}: {tensor}: {error:e}");
             if error > worst.0 {
                 worst = (error, tensor.clone());
             }

@@ -67,3 +67,37 @@ pub(crate) fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
         squares(&mut found.iter().zip(expected).map(|(f, e)| f64::from(*f) - f64::from(*e)));
     (difference / squares(&mut expected.iter().map(|e| f64::from(*e)))).sqrt()
 }
+
+/// Signed sums of a sketch.
+const SUMS: usize = 32;
+
+fn splitmix(i: u64) -> u64 {
+    let mut z = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// The norm, then sums over all entries with random signs: vectors whose sums agree agree in every entry (Johnson
+/// and Lindenstrauss 1984). `tests/golden/gradients.py` has the same.
+pub(crate) fn sketch(gradient: &[f32]) -> Vec<f64> {
+    let mut sums = vec![0f64; 1 + SUMS];
+    for (i, &value) in gradient.iter().enumerate() {
+        let value = f64::from(value);
+        sums[0] += value * value;
+        let signs = splitmix(i as u64);
+        for (bit, sum) in sums[1..].iter_mut().enumerate() {
+            *sum += if signs >> bit & 1 == 1 { value } else { -value };
+        }
+    }
+    sums[0] = sums[0].sqrt();
+    sums
+}
+
+/// The relative error of a vector, estimated from its sketch: a signed sum's expected square is
+/// the squared norm.
+pub(crate) fn sketch_error(found: &[f64], expected: &[f64]) -> f64 {
+    let sums = found[1..].iter().zip(&expected[1..]);
+    let sums = (sums.map(|(f, e)| (f - e).powi(2)).sum::<f64>() / SUMS as f64).sqrt();
+    sums.max((found[0] - expected[0]).abs()) / expected[0]
+}
