@@ -247,7 +247,8 @@ fn both_forms_of_data_are_read_alike() {
             let conversation = |answer: &str| {
                 vec![Message::new("user", trim(prompt)), Message::new("assistant", trim(answer))]
             };
-            Pair { chosen: conversation(chosen), rejected: conversation(rejected) }
+            let (chosen, rejected) = (conversation(chosen), conversation(rejected));
+            Pair { chosen, rejected, subset: None }
         })
         .collect();
     assert_eq!(pairs, expected);
@@ -303,6 +304,18 @@ fn trains_from_scratch_and_from_its_own_output() {
     let card = String::from_utf8(first.bytes("README.md")).unwrap();
     let row = format!("{} of {} = {figure} |", accuracy.correct, accuracy.pairs);
     assert!(card.contains(&row), "{row}\n{card}");
+    // Several checkpoints, and the parts of the data.
+    let table = succeeded(workshop.trainer(&{
+        let folder = first.output.to_str().unwrap();
+        let mut arguments = vec!["eval", "--held-out", "--model", folder, folder, "--data"];
+        arguments.extend(workshop.data.iter().map(|file| file.to_str().unwrap()));
+        arguments
+    }));
+    let (low, high) = accuracy.interval;
+    let cell = format!("{:.3} ({low:.3} to {high:.3})", accuracy.accuracy);
+    let row = format!("| all | {} | {cell} | {cell} |", accuracy.pairs);
+    assert!(table.contains(&row), "{row}\n{table}");
+    assert!(table.contains("| chosen shorter |"), "{table}");
     let config = first.config();
     assert_eq!(config["mean"], json!(accuracy.reward_mean));
     assert_eq!(config["std"], json!(accuracy.reward_std));

@@ -11,7 +11,8 @@ use inform::model::RewardModel;
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::replay::Replay;
 use inform::train::{
-    FitConfig, TRAINING_FILE, TrainingRecord, encode_pairs, evaluate, fit, init_head, read_pairs,
+    Evaluation, FitConfig, PairAccuracy, TRAINING_FILE, TrainingRecord, encode_pairs, fit,
+    init_head, read_pairs, side_by_side,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -40,11 +41,11 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
     },
-    /// Pair accuracy of a checkpoint, with its 95 % interval
+    /// Pair accuracy of checkpoints with 95 % intervals: overall, by subset, by which answer is longer
     Eval {
-        /// Checkpoint folder
-        #[arg(long, value_name = "DIR")]
-        model: PathBuf,
+        /// Checkpoint folders; several stand side by side
+        #[arg(long, value_name = "DIR", num_args = 1.., required = true)]
+        model: Vec<PathBuf>,
         /// Data files, JSONL or JSONL.gz
         #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
         data: Vec<PathBuf>,
@@ -57,9 +58,12 @@ enum Command {
         /// Threads; 0 for one a processor
         #[arg(long, default_value_t = 0)]
         threads: usize,
-        /// Print JSON
-        #[arg(long)]
+        /// Print JSON: an object, or a list of them for several checkpoints
+        #[arg(long, conflicts_with = "markdown")]
         json: bool,
+        /// Print a Markdown table; what several checkpoints get anyway
+        #[arg(long)]
+        markdown: bool,
     },
     /// What the monitor would have said of a run, from a file of its answers
     MonitorReplay {
@@ -140,8 +144,27 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
         }
-        Command::Eval { model, data, held_out, max_tokens, threads, json } => {
-            evaluate_checkpoint(&model, &data, held_out, max_tokens, threads, json)
+        Command::Eval { model, data, held_out, max_tokens, threads, json, markdown } => {
+            let evaluate = |model: &PathBuf| {
+                let found = evaluate_checkpoint(model, &data, held_out, max_tokens, threads)
+                    .with_context(|| model.display().to_string())?;
+                let name = model.file_name().unwrap_or(model.as_os_str());
+                anyhow::Ok((name.to_string_lossy().into_owned(), found))
+            };
+            let found = model.iter().map(evaluate).collect::<anyhow::Result<Vec<_>>>()?;
+            match found.as_slice() {
+                [(_, one)] if json => println!("{}", serde_json::to_string_pretty(one)?),
+                several if json => {
+                    let several: Vec<_> = several
+                        .iter()
+                        .map(|(model, found)| serde_json::json!({"model": model, "evaluation": found}))
+                        .collect();
+                    println!("{}", serde_json::to_string_pretty(&several)?);
+                }
+                [(_, one)] if !markdown => print_evaluation(one),
+                several => print!("{}", side_by_side(several)),
+            }
+            Ok(())
         }
         Command::MonitorReplay { file, baseline, model, config, output, plots } => {
             let replayed = Replay {
@@ -178,8 +201,7 @@ fn evaluate_checkpoint(
     held_out: bool,
     max_tokens: Option<usize>,
     threads: usize,
-    json: bool,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Evaluation> {
     let checkpoint = Checkpoint::open(model)?;
     let scorer = RewardModel::load(
         CpuOps::new(threads, Precision::F32)?,
@@ -205,22 +227,27 @@ fn evaluate_checkpoint(
     let trained = record.map(|record| record.config.data.max_tokens);
     let max_tokens = max_tokens.or(trained).unwrap_or(limit).min(limit);
     let (pairs, dropped) = encode_pairs(&checkpoint.encoder, &pairs, max_tokens)?;
-    let accuracy = evaluate(&scorer, &pairs)?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&accuracy)?);
-        return Ok(());
+    eprintln!("{}: {} pairs, dropped: {dropped:?}", model.display(), pairs.len());
+    Ok(Evaluation::of(&scorer, &pairs)?)
+}
+
+fn print_evaluation(found: &Evaluation) {
+    let line = |name: &str, accuracy: &PairAccuracy| {
+        let PairAccuracy { pairs, correct, accuracy, interval: (low, high), .. } = accuracy;
+        if *pairs > 0 {
+            println!(
+                "{name}{correct} of {pairs} pairs = {accuracy:.4}, 95 % interval {low:.4} to {high:.4}"
+            );
+        }
+    };
+    line("", &found.all);
+    for (name, accuracy) in &found.subsets {
+        line(&format!("{name}: "), accuracy);
     }
+    line("chosen shorter: ", &found.shorter_chosen);
+    line("chosen longer: ", &found.longer_chosen);
     println!(
-        "{} of {} pairs = {:.4}, 95 % interval {:.4} to {:.4}",
-        accuracy.correct,
-        accuracy.pairs,
-        accuracy.accuracy,
-        accuracy.interval.0,
-        accuracy.interval.1
+        "mean margin {:.4}, rewards {:.4} +- {:.4}, calibration error {:.4}",
+        found.all.margin_mean, found.all.reward_mean, found.all.reward_std, found.calibration_error
     );
-    println!(
-        "mean margin {:.4}, rewards {:.4} +- {:.4}, dropped {dropped:?}",
-        accuracy.margin_mean, accuracy.reward_mean, accuracy.reward_std
-    );
-    Ok(())
 }

@@ -30,6 +30,8 @@ pub struct Pair {
     pub chosen: Vec<Message>,
     /// The conversation with the other answer.
     pub rejected: Vec<Message>,
+    /// Which part of its data set it belongs to, where the data says so.
+    pub subset: Option<String>,
 }
 
 impl Pair {
@@ -96,9 +98,15 @@ fn parse(line: &str) -> anyhow::Result<Pair> {
             _ => bail!("does not end with the assistant's answer"),
         }
     };
+    let subset = match value.get("subset") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) => Some(name.clone()),
+        Some(_) => bail!("`subset`: expected text"),
+    };
     Ok(Pair {
         chosen: side("chosen").context("`chosen`")?,
         rejected: side("rejected").context("`rejected`")?,
+        subset,
     })
 }
 
@@ -176,6 +184,8 @@ pub struct EncodedPair {
     pub rejected: Vec<u32>,
     /// [`prompt_fingerprint`].
     pub prompt: u64,
+    /// As [`Pair::subset`].
+    pub subset: Option<String>,
 }
 
 /// Pairs that were left out, by reason.
@@ -203,10 +213,10 @@ pub fn encode_pairs(
     };
     let encoded: Vec<_> =
         pairs.par_iter().map(|pair| (encode(&pair.chosen), encode(&pair.rejected))).collect();
-    let prompts = pairs.iter().map(|pair| prompt_fingerprint(pair.prompt()));
+    let origins = pairs.iter().map(|pair| (prompt_fingerprint(pair.prompt()), &pair.subset));
     let mut kept = Vec::with_capacity(pairs.len());
     let mut dropped = Dropped::default();
-    for (pair, prompt) in encoded.into_iter().zip(prompts) {
+    for (pair, (prompt, subset)) in encoded.into_iter().zip(origins) {
         let (chosen, rejected) = match pair {
             (Ok(chosen), Ok(rejected)) => (chosen, rejected),
             (Err(EncodeError::TooLong { .. }), _) | (_, Err(EncodeError::TooLong { .. })) => {
@@ -224,7 +234,7 @@ pub fn encode_pairs(
         } else if chosen == rejected {
             dropped.identical += 1;
         } else {
-            kept.push(EncodedPair { chosen, rejected, prompt });
+            kept.push(EncodedPair { chosen, rejected, prompt, subset: subset.clone() });
         }
     }
     Ok((kept, dropped))

@@ -27,11 +27,38 @@ pub struct PairAccuracy {
     pub reward_std: f64,
 }
 
+impl PairAccuracy {
+    /// `rewards`: of each pair's chosen and rejected text, one after the other.
+    pub(super) fn of(rewards: &[f64]) -> Self {
+        let pairs = rewards.len() / 2;
+        let margins: Vec<f64> = rewards.chunks_exact(2).map(|pair| pair[0] - pair[1]).collect();
+        let correct = margins.iter().filter(|margin| **margin > 0.0).count();
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let reward_mean = mean(rewards);
+        let squares: Vec<f64> =
+            rewards.iter().map(|reward| (reward - reward_mean).powi(2)).collect();
+        Self {
+            pairs,
+            correct,
+            accuracy: correct as f64 / pairs.max(1) as f64,
+            interval: wilson_interval(correct, pairs),
+            margin_mean: mean(&margins),
+            reward_mean,
+            reward_std: mean(&squares).sqrt(),
+        }
+    }
+}
+
 /// Scores both answers of each pair.
 ///
 /// # Errors
 /// A failing device.
 pub fn evaluate(scorer: &dyn Scorer, pairs: &[EncodedPair]) -> Result<PairAccuracy, ScoreError> {
+    Ok(PairAccuracy::of(&rewards(scorer, pairs)?))
+}
+
+/// Rewards of each pair's chosen and rejected text, one after the other.
+pub(super) fn rewards(scorer: &dyn Scorer, pairs: &[EncodedPair]) -> Result<Vec<f64>, ScoreError> {
     let mut rewards: Vec<f64> = Vec::with_capacity(2 * pairs.len());
     let mut batch: Vec<&[u32]> = Vec::new();
     let mut tokens = 0;
@@ -51,21 +78,7 @@ pub fn evaluate(scorer: &dyn Scorer, pairs: &[EncodedPair]) -> Result<PairAccura
         batch.push(ids);
     }
     flush(&mut batch)?;
-
-    let margins: Vec<f64> = rewards.chunks_exact(2).map(|pair| pair[0] - pair[1]).collect();
-    let correct = margins.iter().filter(|margin| **margin > 0.0).count();
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let reward_mean = mean(&rewards);
-    let squares: Vec<f64> = rewards.iter().map(|reward| (reward - reward_mean).powi(2)).collect();
-    Ok(PairAccuracy {
-        pairs: pairs.len(),
-        correct,
-        accuracy: correct as f64 / pairs.len().max(1) as f64,
-        interval: wilson_interval(correct, pairs.len()),
-        margin_mean: mean(&margins),
-        reward_mean,
-        reward_std: mean(&squares).sqrt(),
-    })
+    Ok(rewards)
 }
 
 /// The 95 % score interval of a share (Wilson 1927).

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the kernels' sources on the CPU (kernels/host), and compares with f64 references.
 
-    tests/kernels/host/run.py [--shapes N] [--seed S] [--sanitize address|thread] [--mutants] [KERNEL ...]
+    tests/kernels/host/run.py [--shapes N] [--seed S] [--sanitize address|thread] [--mutants [--faults TEXT]] [KERNEL ...]
 
 Needs g++ 10 or later and no CUDA. The tests are those of tests/kernels/ptx. address: AddressSanitizer and UBSan; thread:
 ThreadSanitizer, to which each CUDA thread is one. --mutants compiles each kernel with one seeded fault at a time and
@@ -59,10 +59,10 @@ def run(program: Path, shapes: int, seed: int) -> subprocess.CompletedProcess:
     return subprocess.run([str(program), "-", str(shapes), str(seed)], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=1800)
 
 
-def mutants(kernels: list[str], out: Path, shapes: int, seed: int, sanitize: str | None) -> tuple[int, int]:
+def mutants(kernels: list[str], out: Path, shapes: int, seed: int, sanitize: str | None, faults: str) -> tuple[int, int]:
     caught = tried = 0
     for kernel, fault, text, replacement in MUTANTS:
-        if kernel not in kernels:
+        if kernel not in kernels or faults not in fault:
             continue
         source = (ROOT / "kernels" / f"{kernel}.cu").read_text()
         if source.count(text) != 1:
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sanitize", choices=["address", "thread"])
     parser.add_argument("--mutants", action="store_true")
+    parser.add_argument("--faults", default="", metavar="TEXT", help="only those whose description has it")
     parser.add_argument("--out", type=Path, default=ROOT / "target" / "kernels" / "host")
     arguments = parser.parse_args()
     kernels = arguments.kernels or list(KERNELS)
@@ -106,7 +107,7 @@ def main() -> None:
         print(f"  {arguments.sanitize or 'no sanitizer'}, {time.monotonic() - start:.1f} s, exit {done.returncode}", flush=True)
         good &= done.returncode == 0
     if arguments.mutants:
-        caught, tried = mutants(kernels, out, arguments.shapes, arguments.seed, arguments.sanitize)
+        caught, tried = mutants(kernels, out, arguments.shapes, arguments.seed, arguments.sanitize, arguments.faults)
         print(f"{caught} of {tried} mutants caught")
         good &= caught == tried
     sys.exit(0 if good else 1)
