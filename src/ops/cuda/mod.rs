@@ -7,6 +7,7 @@
 mod error;
 mod kernels;
 mod layout;
+mod matrices;
 mod memory;
 mod products;
 
@@ -18,7 +19,7 @@ use half::bf16;
 use parking_lot::Mutex;
 
 use super::head::{Decode, InformHead, step_by_step};
-use super::rotary::{Rotary, RotaryTables};
+use super::rotary::RotaryTables;
 use super::{AttentionShape, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
 
@@ -26,6 +27,8 @@ pub use error::CudaError;
 use kernels::{Kernels, THREADS, attention_shared_bytes};
 pub use layout::CudaLayout;
 use layout::Tiles;
+use matrices::Rotation;
+pub use matrices::{CudaHeadWeight, CudaMatrix, CudaProjection, CudaTable, CudaWeight};
 pub use memory::Buffer;
 use memory::Memory;
 use products::{Destination, Products, Weight};
@@ -43,56 +46,6 @@ pub struct CudaOps {
     /// The tables that are on the device.
     rotation: Mutex<Option<Arc<Rotation>>>,
     name: String,
-}
-
-/// A row-major matrix `[rows, columns]` on the device, with room for whole pieces of a product.
-#[derive(Debug)]
-pub struct CudaMatrix<T> {
-    rows: usize,
-    columns: usize,
-    values: Buffer<T>,
-}
-
-/// A linear layer's weight `[outputs, columns]`.
-#[derive(Debug)]
-pub struct CudaWeight {
-    outputs: usize,
-    columns: usize,
-    values: Buffer<bf16>,
-}
-
-/// A head's weight `[outputs, columns]`.
-#[derive(Debug)]
-pub struct CudaHeadWeight {
-    outputs: usize,
-    columns: usize,
-    values: Buffer<f32>,
-    /// The values rounded to bf16, and what that left; `None` where it left nothing.
-    high: Buffer<bf16>,
-    rest: Option<Buffer<bf16>>,
-}
-
-/// An embedding table.
-#[derive(Debug)]
-pub struct CudaTable {
-    columns: usize,
-    values: Buffer<bf16>,
-}
-
-/// Tables of the rotary embedding on the device.
-#[derive(Debug)]
-pub(super) struct Rotation {
-    host: Arc<Rotary>,
-    cosine: Buffer<f32>,
-    sine: Buffer<f32>,
-}
-
-/// Queries, keys and values after their rotary embedding: `[q | k | v]`, or `[k | v]`.
-#[derive(Debug)]
-pub struct CudaProjection {
-    values: CudaMatrix<bf16>,
-    /// Columns before the keys.
-    query_columns: usize,
 }
 
 impl fmt::Debug for CudaOps {
