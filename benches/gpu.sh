@@ -39,9 +39,7 @@ if [ -n "${SMOLLM2_FOLDER:-}" ]; then
   fenced serve offline --model "$folder" --texts 4096 ${PAIRS:+--data "$PAIRS"}
 fi
 
-if [ -f benches/gpu/peers.py ]; then
-  section "Peers"
-  python3 benches/gpu/peers.py | tee -a "$report" || true
-fi
+section "Peers"
+python3 benches/gpu/peers.py --device "cuda:$device" ${SMOLLM2_FOLDER:+--model "$SMOLLM2_FOLDER"} | tee -a "$report"
 echo
 echo "wrote $report"
