@@ -23,7 +23,7 @@ use inform::checkpoint::{Checkpoint, Input};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::train::read_pairs;
+use inform::train::{BadLines, read_pairs};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -65,7 +65,7 @@ impl Models {
 
     /// Token ids of the answers of the file's first pairs: chosen, rejected, chosen, ...
     fn encode(&self, data: PathBuf, pairs: usize) -> anyhow::Result<Vec<Vec<u32>>> {
-        let pairs = read_pairs(&[data])?.into_iter().take(pairs);
+        let pairs = read_pairs(&[data], BadLines::Refuse)?.0.into_iter().take(pairs);
         let encoder = &self.checkpoint.encoder;
         pairs
             .flat_map(|pair| [pair.chosen, pair.rejected])

@@ -16,7 +16,7 @@ use std::time::Instant;
 use inform::checkpoint::{Checkpoint, Input, Message};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::train::{TRAINING_FILE, TrainingRecord, read_pairs};
+use inform::train::{BadLines, TRAINING_FILE, TrainingRecord, read_pairs};
 use serde_json::{Value, json};
 use server_process::{Server, bits, float};
 
@@ -35,7 +35,7 @@ fn data() -> Option<PathBuf> {
 }
 
 fn texts(file: PathBuf) -> Vec<Vec<Message>> {
-    let pairs = read_pairs(&[file]).unwrap();
+    let pairs = read_pairs(&[file], BadLines::Refuse).unwrap().0;
     pairs.into_iter().flat_map(|pair| [pair.chosen, pair.rejected]).collect()
 }
 

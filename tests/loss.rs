@@ -11,7 +11,8 @@ use common::{golden, relative_error};
 use inform::model::HeadOutput;
 use inform::ops::autograd::Parameter;
 use inform::train::{
-    AdamW, KlReduction, LossConfig, OptimiserConfig, ScheduleConfig, ScheduleKind, pair_loss,
+    AdamW, KlReduction, LossConfig, LossMargin, OptimiserConfig, ScheduleConfig, ScheduleKind,
+    pair_loss,
 };
 use serde::Deserialize;
 
@@ -96,7 +97,8 @@ fn pair_loss_and_its_gradients() {
             "collapsed" => KlReduction::Collapsed,
             _ => KlReduction::Sum,
         };
-        let loss = pair_loss(&output, &LossConfig { beta: case.beta, kl }).unwrap();
+        let settings = LossConfig { beta: case.beta, kl, ..LossConfig::default() };
+        let loss = pair_loss(&output, &settings, &[]).unwrap();
         let close = |what: &str, found: f32, expected: f64| {
             let error = (f64::from(found) - expected).abs();
             assert!(error <= 1e-6 * expected.abs(), "{name}: {what}: {found} is not {expected}");
@@ -181,5 +183,36 @@ fn learning_rate_follows_transformers() {
             let found = schedule.share(step, steps);
             assert!((found - expected).abs() < 1e-12, "{:?}, step {step}: {found}", case.kind);
         }
+    }
+}
+
+/// `-(1 - e) log sigmoid(x) - e log sigmoid(-x)` with `x = r_w - r_l - m`, and its derivative, in f64.
+#[test]
+fn label_smoothing_and_margins_are_their_formulas() {
+    let rewards = [1.0f32, -0.5, 3.0, 0.2, 0.4, 3.0];
+    let margins = [0.5f32, 0.0, -1.25];
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    for (smoothing, margin) in
+        [(0.0, LossMargin::Data), (0.1, LossMargin::None), (0.3, LossMargin::Data)]
+    {
+        let settings = LossConfig { label_smoothing: smoothing, margin, ..LossConfig::default() };
+        let reward = Var::from_slice(&rewards, (6, 1), &Device::Cpu).unwrap();
+        let output = HeadOutput { reward: reward.as_tensor().clone(), posterior: None };
+        let loss = pair_loss(&output, &settings, &margins).unwrap();
+        let gradients = loss.total.backward().unwrap();
+        let gradients: Vec<f32> =
+            gradients.get(&reward).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let mut expected = 0.0;
+        for pair in 0..3 {
+            let given = if margin == LossMargin::Data { margins[pair] } else { 0.0 };
+            let x = f64::from(rewards[pair]) - f64::from(rewards[pair + 3]) - f64::from(given);
+            expected -= ((1.0 - smoothing) * sigmoid(x).ln() + smoothing * sigmoid(-x).ln()) / 3.0;
+            let slope = ((1.0 - smoothing) * -sigmoid(-x) + smoothing * sigmoid(x)) / 3.0;
+            assert!((f64::from(gradients[pair]) - slope).abs() < 1e-6, "{smoothing} {margin:?}");
+            assert!((f64::from(gradients[pair + 3]) + slope).abs() < 1e-6, "{smoothing}");
+        }
+        assert!((f64::from(loss.preference) - expected).abs() < 1e-6, "{smoothing} {margin:?}");
+        // Accuracy is of the rewards, whatever the margin: one right, one wrong, one tie.
+        assert!((loss.accuracy - 1.0 / 3.0).abs() < 1e-6);
     }
 }

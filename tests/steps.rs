@@ -63,7 +63,7 @@ fn compare(name: &str) {
         let noise: Vec<f32> =
             order.iter().flat_map(|&index| &noise[index * d..][..d]).copied().collect();
         let output = model.forward(&packing, Some(&noise)).unwrap();
-        let loss = pair_loss(&output, &LossConfig::default()).unwrap();
+        let loss = pair_loss(&output, &LossConfig::default(), &[]).unwrap();
         let total = f64::from(loss.total.to_scalar::<f32>().unwrap());
         let gradients = loss.total.backward().unwrap();
         let norm = optimiser.step(&gradients, schedule.share(step, STEPS)).unwrap();

@@ -17,8 +17,8 @@ use inform::checkpoint::{CONFIG_FILE, Checkpoint, Message};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::{
-    Dropped, FitReport, Pair, PairAccuracy, Split, TRAINING_FILE, TrainingRecord, encode_pairs,
-    read_pairs,
+    BadLines, Dropped, FitReport, Origin, Pair, PairAccuracy, Split, TRAINING_FILE, TrainingRecord,
+    encode_pairs, read_pairs,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -236,7 +236,7 @@ fn assert_learned(report: &FitReport) -> PairAccuracy {
 #[test]
 fn both_forms_of_data_are_read_alike() {
     let workshop = Workshop::new();
-    let pairs = read_pairs(&workshop.data).unwrap();
+    let pairs = read_pairs(&workshop.data, BadLines::Refuse).unwrap().0;
     let expected: Vec<Pair> = lines()
         .iter()
         .enumerate()
@@ -248,7 +248,11 @@ fn both_forms_of_data_are_read_alike() {
                 vec![Message::new("user", trim(prompt)), Message::new("assistant", trim(answer))]
             };
             let (chosen, rejected) = (conversation(chosen), conversation(rejected));
-            Pair { chosen, rejected, subset: None }
+            let (file, first) = if in_transcript { (0, 0) } else { (1, ALL / 2) };
+            // The file of message lists has an empty line after each pair.
+            let line = if in_transcript { number + 1 } else { 2 * (number - first) + 1 };
+            let origin = Origin { file: workshop.data[file].as_path().into(), line };
+            Pair { chosen, rejected, subset: None, margin: None, origin }
         })
         .collect();
     assert_eq!(pairs, expected);
@@ -256,7 +260,7 @@ fn both_forms_of_data_are_read_alike() {
 
 #[test]
 fn pairs_of_a_prompt_stay_on_one_side() {
-    let pairs = read_pairs(&Workshop::new().data).unwrap();
+    let pairs = read_pairs(&Workshop::new().data, BadLines::Refuse).unwrap().0;
     let prompts = |pairs: &[Pair]| -> HashSet<Vec<Message>> {
         pairs.iter().map(|pair| pair.chosen[..pair.chosen.len() - 1].to_vec()).collect()
     };
@@ -282,14 +286,13 @@ fn trains_from_scratch_and_from_its_own_output() {
 
     let report = &first.report;
     let accuracy = assert_learned(report);
-    let (train, held_out) = (report.train_dropped, report.held_out_dropped);
-    let dropped = Dropped {
-        too_long: train.too_long + held_out.too_long,
-        identical: train.identical + held_out.identical,
-        empty: train.empty + held_out.empty,
-    };
-    assert_eq!(dropped, Dropped { too_long: TOO_LONG, identical: IDENTICAL, empty: EMPTY });
-    let left_out = |d: Dropped| d.too_long + d.identical + d.empty;
+    let (train, held_out) = (&report.train_dropped, &report.held_out_dropped);
+    assert_eq!(train.too_long + held_out.too_long, TOO_LONG);
+    assert_eq!(train.identical + held_out.identical, IDENTICAL);
+    assert_eq!(train.empty + held_out.empty, EMPTY);
+    let left_out = |d: &Dropped| d.too_long + d.identical + d.empty + d.duplicate;
+    assert_eq!((left_out(train), left_out(held_out)), (train.first.len(), held_out.first.len()));
+    assert!(train.first.iter().all(|dropped| dropped.contains(".jsonl")), "{train:?}");
     assert_eq!(report.train_pairs + left_out(train), TRAIN);
     assert_eq!(report.held_out_pairs + left_out(held_out), ALL - TRAIN);
     assert_eq!(report.steps, 3 * report.train_pairs.div_ceil(16));
@@ -346,9 +349,9 @@ fn check_baseline(workshop: &Workshop, fitted: &Fitted) {
     let record = fitted.record();
     let baseline = checkpoint.baseline.as_ref().unwrap();
     assert_eq!(baseline.weights, checkpoint.weights);
-    let (_, held_out) = record.split.apply(read_pairs(&workshop.data).unwrap());
+    let (_, held_out) = record.split.apply(read_pairs(&workshop.data, BadLines::Refuse).unwrap().0);
     let (pairs, _) =
-        encode_pairs(&checkpoint.encoder, &held_out, record.config.data.max_tokens).unwrap();
+        encode_pairs(&checkpoint.encoder, &held_out, record.config.data.limits()).unwrap();
     assert_eq!(baseline.len(), pairs.len());
     let ops = CpuOps::new(1, Precision::F32).unwrap();
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
@@ -528,8 +531,12 @@ fn a_head_is_trained_over_features_of_a_frozen_backbone() {
         workshop.settings(&start, &format!("{other}{more}"))
     };
     let with_folder = settings("head", &format!("[features]\nfolder = {kept:?}"));
-    let files =
-        || -> Vec<_> { fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect() };
+    let files = |folder: &Path| -> Vec<PathBuf> {
+        let mut files: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    };
 
     let head = workshop.fit(&with_folder, "head");
     assert!(head.report.held_out.as_ref().unwrap().accuracy > 0.95, "{:?}", head.report);
@@ -543,10 +550,20 @@ fn a_head_is_trained_over_features_of_a_frozen_backbone() {
     }
 
     // Kept features, and none, are the same.
-    let [file] = files().try_into().unwrap();
-    let written = fs::metadata(&file).unwrap().modified().unwrap();
+    let [backbone] = files(&kept).try_into().unwrap();
+    // Of the training, and of the held-out pairs.
+    let parts = files(&backbone);
+    assert_eq!(parts.len(), 2);
+    let written = |file: &PathBuf| fs::metadata(file).unwrap().modified().unwrap();
+    let before: Vec<_> = parts.iter().map(written).collect();
     let again = workshop.fit(&with_folder, "again");
-    assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written);
+    assert_eq!(files(&backbone), parts);
+    assert_eq!(parts.iter().map(written).collect::<Vec<_>>(), before);
+    // What one run wrote serves a run on other pairs.
+    fs::remove_file(&parts[0]).unwrap();
+    let mended = workshop.fit(&with_folder, "mended");
+    assert_eq!(mended.bytes(WEIGHTS), head.bytes(WEIGHTS));
+    assert_eq!(files(&backbone), parts);
     let without = workshop.fit(&settings("head", ""), "without");
     assert_eq!(again.bytes(WEIGHTS), head.bytes(WEIGHTS));
     assert_eq!(without.bytes(WEIGHTS), head.bytes(WEIGHTS));
@@ -562,10 +579,10 @@ fn a_head_is_trained_over_features_of_a_frozen_backbone() {
     assert!((full.loss - head_only.loss).abs() < 1e-5 * full.loss, "{full:?} {head_only:?}");
     assert!((full.kl - head_only.kl).abs() < 1e-5 * full.kl, "{full:?} {head_only:?}");
 
-    fs::write(&file, "no features").unwrap();
+    fs::write(&parts[1], "no features").unwrap();
     let failed = workshop.start(&with_folder, &workshop.run("failed"));
     let said = String::from_utf8(failed.stderr).unwrap();
-    assert!(said.contains("not the features it is named for: delete it"), "{said}");
+    assert!(said.contains("not a part of this backbone's features: delete it"), "{said}");
 }
 
 #[test]

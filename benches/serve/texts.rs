@@ -7,7 +7,7 @@ use bytes::Bytes;
 use clap::Args;
 use inform::checkpoint::{Checkpoint, Input, Message};
 use inform::monitor::Role;
-use inform::train::read_pairs;
+use inform::train::{BadLines, read_pairs};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -45,7 +45,7 @@ impl TextOptions {
     pub(crate) fn all(&self, checkpoint: &Checkpoint) -> anyhow::Result<Vec<Input>> {
         let texts: Vec<Input> = match &self.data {
             Some(file) => {
-                let pairs = read_pairs(std::slice::from_ref(file))?.into_iter();
+                let pairs = read_pairs(std::slice::from_ref(file), BadLines::Refuse)?.0.into_iter();
                 let texts: Vec<_> = pairs.flat_map(|pair| [pair.chosen, pair.rejected]).collect();
                 let count = texts.len().max(1);
                 let numbered = |(index, mut text): (usize, Vec<Message>)| {

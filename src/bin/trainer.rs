@@ -7,12 +7,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
 use inform::config::ServerConfig;
-use inform::model::RewardModel;
-use inform::ops::cpu::{CpuOps, Precision};
+use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    Evaluation, FitConfig, PairAccuracy, TRAINING_FILE, TrainingRecord, encode_pairs, fit,
-    init_head, read_pairs, side_by_side,
+    BadLines, Evaluation, FeatureConfig, FitConfig, Judge, PairAccuracy, PairLimits, TRAINING_FILE,
+    TrainingRecord, encode_pairs, fit, init_head, read_pairs, side_by_side,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -52,12 +51,21 @@ enum Command {
         /// Only the pairs that the checkpoint's training held out of these files
         #[arg(long)]
         held_out: bool,
+        /// Leave out lines that are no pairs, and name them, instead of stopping at the first
+        #[arg(long)]
+        drop_bad_lines: bool,
         /// Longest sequence, in tokens [default: that of the training, or else the model's context]
         #[arg(long)]
         max_tokens: Option<usize>,
         /// Threads; 0 for one a processor
         #[arg(long, default_value_t = 0)]
         threads: usize,
+        /// Precision of products
+        #[arg(long, value_enum, default_value_t = Dtype::F32)]
+        dtype: Dtype,
+        /// Folder that keeps features of backbones, as `features.folder` of a training
+        #[arg(long, value_name = "DIR")]
+        features: Option<PathBuf>,
         /// Print JSON: an object, or a list of them for several checkpoints
         #[arg(long, conflicts_with = "markdown")]
         json: bool,
@@ -109,6 +117,12 @@ enum Command {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum Dtype {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Head {
     Inform,
     Standard,
@@ -144,10 +158,29 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
         }
-        Command::Eval { model, data, held_out, max_tokens, threads, json, markdown } => {
+        Command::Eval {
+            model,
+            data,
+            held_out,
+            drop_bad_lines,
+            max_tokens,
+            threads,
+            dtype,
+            features,
+            json,
+            markdown,
+        } => {
+            let dtype = match dtype {
+                Dtype::F32 => Precision::F32,
+                Dtype::Bf16 => Precision::Bf16,
+            };
+            let features = FeatureConfig { folder: features, dtype };
+            let bad_lines = if drop_bad_lines { BadLines::Drop } else { BadLines::Refuse };
             let evaluate = |model: &PathBuf| {
-                let found = evaluate_checkpoint(model, &data, held_out, max_tokens, threads)
-                    .with_context(|| model.display().to_string())?;
+                let found = evaluate_checkpoint(
+                    model, &data, held_out, bad_lines, max_tokens, &features, threads,
+                )
+                .with_context(|| model.display().to_string())?;
                 let name = model.file_name().unwrap_or(model.as_os_str());
                 anyhow::Ok((name.to_string_lossy().into_owned(), found))
             };
@@ -199,15 +232,13 @@ fn evaluate_checkpoint(
     model: &Path,
     data: &[PathBuf],
     held_out: bool,
+    bad_lines: BadLines,
     max_tokens: Option<usize>,
+    features: &FeatureConfig,
     threads: usize,
 ) -> anyhow::Result<Evaluation> {
     let checkpoint = Checkpoint::open(model)?;
-    let scorer = RewardModel::load(
-        CpuOps::new(threads, Precision::F32)?,
-        &checkpoint.config,
-        &checkpoint.tensors,
-    )?;
+    let mut judge = Judge::load(&checkpoint, features, threads)?;
     let record = model.join(TRAINING_FILE);
     let record: Option<TrainingRecord> = if record.exists() {
         let text = std::fs::read(&record).with_context(|| record.display().to_string())?;
@@ -221,14 +252,24 @@ fn evaluate_checkpoint(
         })?;
         record.held_out(data)?
     } else {
-        read_pairs(data)?
+        let (pairs, bad) = read_pairs(data, bad_lines)?;
+        for problem in bad {
+            eprintln!("left out: {problem}");
+        }
+        pairs
     };
     let limit = checkpoint.encoder.limit();
     let trained = record.map(|record| record.config.data.max_tokens);
     let max_tokens = max_tokens.or(trained).unwrap_or(limit).min(limit);
-    let (pairs, dropped) = encode_pairs(&checkpoint.encoder, &pairs, max_tokens)?;
-    eprintln!("{}: {} pairs, dropped: {dropped:?}", model.display(), pairs.len());
-    Ok(Evaluation::of(&scorer, &pairs)?)
+    let (pairs, dropped) = {
+        let limits = PairLimits { max_tokens, deduplicate: false };
+        encode_pairs(&checkpoint.encoder, &pairs, limits)?
+    };
+    for problem in &dropped.first {
+        eprintln!("left out: {problem}");
+    }
+    eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
+    Evaluation::of(&mut judge, &pairs)
 }
 
 fn print_evaluation(found: &Evaluation) {

@@ -148,14 +148,16 @@ impl<O: Ops> RewardModel<O> {
     }
 }
 
-impl<O: Ops + Send + Sync> Scorer for RewardModel<O> {
-    fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
-        let (rewards, posterior) = self.ops.enter(|| -> Result<_, OpsError> {
-            let output = self.forward(packing, None)?;
-            let posterior =
-                output.posterior.map(|posterior| self.ops.read(&posterior)).transpose()?;
-            Ok((self.ops.read(&output.reward)?, posterior))
-        })?;
+impl<O: Ops> RewardModel<O> {
+    /// Scores of pooled hidden states `[n, hidden]`, as [`RewardModel::pooled`] gives them.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn score_pooled(&self, x: &O::Matrix) -> Result<Vec<Score>, OpsError> {
+        let HeadOutput { reward, posterior } =
+            self.head.forward(&self.ops, x, self.decoder.norm(), None)?;
+        let rewards = self.ops.read(&reward)?;
+        let posterior = posterior.map(|posterior| self.ops.read(&posterior)).transpose()?;
         let Some((posterior, dimension)) = posterior.zip(self.config.head.latent_dim()) else {
             let score = |reward| Score { reward: self.normalised(reward), latent: None };
             return Ok(rewards.into_iter().map(score).collect());
@@ -171,6 +173,12 @@ impl<O: Ops + Send + Sync> Scorer for RewardModel<O> {
                 }),
             })
             .collect())
+    }
+}
+
+impl<O: Ops + Send + Sync> Scorer for RewardModel<O> {
+    fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
+        Ok(self.ops.enter(|| self.score_pooled(&self.pooled(packing)?))?)
     }
 
     fn reward_spread(&self, latent: &Latent, draws: usize) -> Result<f32, ScoreError> {

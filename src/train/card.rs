@@ -29,10 +29,11 @@ pub(super) fn write(
     writeln!(
         card,
         "| Trained on | {} pairs, {} steps (dropped: {}) |",
-        report.train_pairs,
-        report.steps,
-        dropped(&report.train_dropped)
+        report.train_pairs, report.steps, report.train_dropped
     )?;
+    if report.bad_lines > 0 {
+        writeln!(card, "| Left out | {} lines that are no pairs |", report.bad_lines)?;
+    }
     if report.label_noise_pairs > 0 {
         let count = report.label_noise_pairs;
         writeln!(card, "| Label noise | the answers of {count} training pairs were exchanged |")?;
@@ -40,9 +41,7 @@ pub(super) fn write(
     writeln!(
         card,
         "| Held out | {} pairs, split by prompt with seed {} (dropped: {}) |",
-        report.held_out_pairs,
-        split.seed,
-        dropped(&report.held_out_dropped)
+        report.held_out_pairs, split.seed, report.held_out_dropped
     )?;
     if let Some(accuracy) = &finished.accuracy {
         writeln!(
@@ -70,11 +69,4 @@ pub(super) fn write(
     )?;
     writeln!(card, "--data FILE` scores the held-out pairs again.")?;
     Ok(card)
-}
-
-fn dropped(dropped: &super::data::Dropped) -> String {
-    format!(
-        "{} too long, {} identical, {} empty",
-        dropped.too_long, dropped.identical, dropped.empty
-    )
 }

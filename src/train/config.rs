@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::data::{BadLines, PairLimits};
 use super::loss::LossConfig;
 use super::optimiser::OptimiserConfig;
 use super::schedule::ScheduleConfig;
@@ -48,6 +49,12 @@ pub struct FitConfig {
     /// Batches and learning rate over time.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// Evaluations on the way.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+    /// What an interrupted run goes on from.
+    #[serde(default)]
+    pub progress: ProgressConfig,
     /// SFT baseline latents.
     #[serde(default)]
     pub baseline: BaselineConfig,
@@ -157,9 +164,22 @@ pub struct DataConfig {
     /// Share of the training pairs, chosen by the seed, whose answers are exchanged: label noise.
     #[serde(default)]
     pub label_noise: f64,
+    /// What to do with a line that is no pair.
+    #[serde(default)]
+    pub bad_lines: BadLines,
+    /// Whether a pair that was there already is left out.
+    #[serde(default)]
+    pub deduplicate: bool,
     /// Longest sequence of a pair, in tokens; a pair with a longer one is dropped and counted.
     #[serde(default = "default_max_tokens")]
     pub max_tokens: usize,
+}
+
+impl DataConfig {
+    /// Which pairs are used.
+    pub fn limits(&self) -> PairLimits {
+        PairLimits { max_tokens: self.max_tokens, deduplicate: self.deduplicate }
+    }
 }
 
 fn default_max_tokens() -> usize {
@@ -178,6 +198,32 @@ impl Default for BaselineConfig {
     fn default() -> Self {
         Self { samples: 1024 }
     }
+}
+
+/// Evaluations on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// Steps from one to the next; 0 for none.
+    pub every_steps: usize,
+    /// Held-out pairs of each, the first ones.
+    pub pairs: usize,
+    /// Whether the weights with the highest accuracy are stored, not the last ones.
+    pub keep_best: bool,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self { every_steps: 0, pairs: 512, keep_best: false }
+    }
+}
+
+/// What an interrupted run goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProgressConfig {
+    /// Steps from one saved state to the next; 0 for none.
+    pub every_steps: usize,
 }
 
 /// Words for the model card.
@@ -214,6 +260,10 @@ impl FitConfig {
         anyhow::ensure!(
             self.mode == Mode::Full || matches!(self.start, Start::Folder(_)),
             "mode: a head alone is trained on a backbone that is there: name it in `start.folder`"
+        );
+        anyhow::ensure!(
+            !self.evaluation.keep_best || self.evaluation.every_steps > 0,
+            "evaluation.keep_best: needs evaluation.every_steps"
         );
         self.loss.check()?;
         self.optimiser.check()?;

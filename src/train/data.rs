@@ -3,13 +3,15 @@
 //! Two forms, told apart line by line:
 //! - transcripts: `chosen` and `rejected` are whole conversations as text, with turns that begin
 //!   `\n\nHuman:` and `\n\nAssistant:`;
-//! - message lists: `chosen` and `rejected` are lists of `{role, content}`, the answer alone or the
-//!   whole conversation, with `prompt` (text or messages) before them.
+//! - message lists: `chosen` and `rejected` are lists of `{role, content}`, or texts, the answer alone or the
+//!   whole conversation, with `prompt` (also `question` or `instruction`; text or messages) before them, and
+//!   `system` before that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use flate2::read::MultiGzDecoder;
@@ -24,7 +26,7 @@ use crate::checkpoint::{EncodeError, Input, Message, TextEncoder};
 use crate::monitor::prompt_fingerprint;
 
 /// Two answers to one prompt. Both conversations end with the assistant's message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
     /// The conversation with the preferred answer.
     pub chosen: Vec<Message>,
@@ -32,6 +34,10 @@ pub struct Pair {
     pub rejected: Vec<Message>,
     /// Which part of its data set it belongs to, where the data says so.
     pub subset: Option<String>,
+    /// How much better the chosen answer is, where the data says so: `margin`, or `score_chosen - score_rejected`.
+    pub margin: Option<f32>,
+    /// Where it stands.
+    pub origin: Origin,
 }
 
 impl Pair {
@@ -41,44 +47,111 @@ impl Pair {
     }
 }
 
-/// Reads pairs from files, in their order.
+/// A line of a data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<Path>,
+    /// The line's number, from 1.
+    pub line: usize,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, line {}", self.file.display(), self.line)
+    }
+}
+
+/// What to do with a line that is no preference pair, or that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BadLines {
+    /// Stop, and name it.
+    #[default]
+    Refuse,
+    /// Leave it out, and name it.
+    Drop,
+}
+
+/// Reads pairs from files, in their order; and what was left out, each with its file and line.
 ///
 /// # Errors
-/// A file that cannot be read, or a line that is no pair: names the file and the line.
-pub fn read_pairs(files: &[PathBuf]) -> anyhow::Result<Vec<Pair>> {
-    let mut pairs = Vec::new();
+/// A file that cannot be opened, no pair at all, or a bad line that is to be refused: names the file and the line.
+pub fn read_pairs(
+    files: &[PathBuf],
+    bad_lines: BadLines,
+) -> anyhow::Result<(Vec<Pair>, Vec<String>)> {
+    let (mut pairs, mut bad) = (Vec::new(), Vec::new());
     for file in files {
-        for (number, line) in lines(file)?.enumerate() {
-            let at = || format!("{}, line {}", file.display(), number + 1);
-            let line = line.with_context(at)?;
-            if !line.trim().is_empty() {
-                pairs.push(parse(&line).with_context(at)?);
+        let mut reader = open(file)?;
+        let file: Arc<Path> = Arc::from(file.as_path());
+        for line in 1.. {
+            let origin = Origin { file: file.clone(), line };
+            let mut bytes = Vec::new();
+            let read = reader.read_until(b'\n', &mut bytes);
+            let parsed = match &read {
+                Ok(0) => break,
+                Ok(_) if bytes.trim_ascii().is_empty() => continue,
+                Ok(_) => parse(&bytes, &origin),
+                // A reader that failed once, as at the end of a truncated archive, has no further lines.
+                Err(error) => Err(anyhow::anyhow!("the file cannot be read further: {error}")),
+            };
+            match (parsed, bad_lines) {
+                (Ok(pair), _) => pairs.push(pair),
+                (Err(error), BadLines::Refuse) => return Err(error.context(origin.to_string())),
+                (Err(error), BadLines::Drop) => bad.push(format!("{origin}: {error:#}")),
+            }
+            if read.is_err() {
+                break;
             }
         }
     }
-    ensure!(!pairs.is_empty(), "no preference pair in {files:?}");
-    Ok(pairs)
+    let first = bad.first().map_or(String::new(), |first| format!("; {first}"));
+    ensure!(!pairs.is_empty(), "no preference pair in {files:?}{first}");
+    Ok((pairs, bad))
 }
 
 /// The lines of a file, which is unpacked where its name ends in `.gz`.
 pub(crate) fn lines(file: &Path) -> anyhow::Result<impl Iterator<Item = std::io::Result<String>>> {
+    Ok(open(file)?.lines())
+}
+
+fn open(file: &Path) -> anyhow::Result<BufReader<Box<dyn Read>>> {
     let open = File::open(file).with_context(|| file.display().to_string())?;
     let reader: Box<dyn Read> = if file.extension().is_some_and(|extension| extension == "gz") {
         Box::new(MultiGzDecoder::new(open))
     } else {
         Box::new(open)
     };
-    Ok(BufReader::new(reader).lines())
+    Ok(BufReader::new(reader))
 }
 
-fn parse(line: &str) -> anyhow::Result<Pair> {
+fn parse(line: &[u8], origin: &Origin) -> anyhow::Result<Pair> {
+    let line = std::str::from_utf8(line).context("not valid UTF-8")?;
     let value: Value = serde_json::from_str(line).context("not valid JSON")?;
+    ensure!(value.is_object(), "expected an object with `chosen` and `rejected`");
     let field = |name: &str| value.get(name).with_context(|| format!("no `{name}`"));
-    let prompt = match value.get("prompt") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::String(text)) => vec![Message::new("user", text)],
-        Some(list) => messages(list).context("`prompt`")?,
+    let given = |name: &'static str| {
+        value.get(name).filter(|value| !value.is_null()).map(|value| (name, value))
     };
+    let mut prompt = match PROMPTS.iter().find_map(|&name| given(name)) {
+        None => Vec::new(),
+        Some((_, Value::String(text))) => vec![Message::new("user", text)],
+        Some((name, list)) => messages(list).with_context(|| format!("`{name}`"))?,
+    };
+    match given("system") {
+        None => {}
+        Some((_, Value::String(text))) if text.is_empty() => {}
+        Some((_, Value::String(text))) => prompt.insert(0, Message::new("system", text)),
+        Some(_) => bail!("`system`: expected text"),
+    }
+    let number = |name: &'static str| -> anyhow::Result<Option<f64>> {
+        let Some((_, value)) = given(name) else { return Ok(None) };
+        let number = value.as_f64().filter(|number| number.is_finite());
+        Ok(Some(number.with_context(|| format!("`{name}`: expected a number"))?))
+    };
+    let scores = number("score_chosen")?.zip(number("score_rejected")?);
+    let margin = number("margin")?.or(scores.map(|(chosen, rejected)| chosen - rejected));
     let side = |name: &str| -> anyhow::Result<Vec<Message>> {
         let mut conversation = prompt.clone();
         match field(name)? {
@@ -107,8 +180,13 @@ fn parse(line: &str) -> anyhow::Result<Pair> {
         chosen: side("chosen").context("`chosen`")?,
         rejected: side("rejected").context("`rejected`")?,
         subset,
+        margin: margin.map(|margin| margin as f32),
+        origin: origin.clone(),
     })
 }
+
+/// Names of the column with the prompt.
+const PROMPTS: [&str; 3] = ["prompt", "question", "instruction"];
 
 fn messages(value: &Value) -> anyhow::Result<Vec<Message>> {
     let list = value.as_array().context("expected a list of messages")?;
@@ -176,7 +254,7 @@ impl Split {
 }
 
 /// A pair as token ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EncodedPair {
     /// Ids of the preferred conversation.
     pub chosen: Vec<u32>,
@@ -186,17 +264,58 @@ pub struct EncodedPair {
     pub prompt: u64,
     /// As [`Pair::subset`].
     pub subset: Option<String>,
+    /// As [`Pair::margin`].
+    pub margin: Option<f32>,
+    /// As [`Pair::origin`].
+    pub origin: Origin,
 }
 
 /// Pairs that were left out, by reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// One of the sequences has more than the allowed tokens.
     pub too_long: usize,
     /// Both sequences are the same.
     pub identical: usize,
-    /// There was nothing to score.
+    /// One of the answers is empty.
     pub empty: usize,
+    /// An earlier pair has the same two sequences.
+    #[serde(default)]
+    pub duplicate: usize,
+    /// The first of them, each with its file and line.
+    #[serde(default)]
+    pub first: Vec<String>,
+}
+
+/// How many dropped pairs are named.
+const NAMED: usize = 20;
+
+impl Dropped {
+    fn add(&mut self, reason: fn(&mut Self) -> &mut usize, origin: &Origin, why: &str) {
+        *reason(self) += 1;
+        if self.first.len() < NAMED {
+            self.first.push(format!("{origin}: {why}"));
+        }
+    }
+}
+
+impl std::fmt::Display for Dropped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { too_long, identical, empty, duplicate, .. } = self;
+        write!(
+            f,
+            "{too_long} too long, {identical} identical, {empty} empty, {duplicate} duplicate"
+        )
+    }
+}
+
+/// Which pairs are used.
+#[derive(Debug, Clone, Copy)]
+pub struct PairLimits {
+    /// Longest sequence, in tokens.
+    pub max_tokens: usize,
+    /// Whether a pair that was there already is left out.
+    pub deduplicate: bool,
 }
 
 /// Token ids of pairs; those that cannot be used are counted.
@@ -206,35 +325,56 @@ pub struct Dropped {
 pub fn encode_pairs(
     encoder: &TextEncoder,
     pairs: &[Pair],
-    max_tokens: usize,
+    limits: PairLimits,
 ) -> anyhow::Result<(Vec<EncodedPair>, Dropped)> {
     let encode = |messages: &[Message]| {
         encoder.encode(&Input::Messages(messages.to_vec()), false).map(|encoding| encoding.ids)
     };
     let encoded: Vec<_> =
         pairs.par_iter().map(|pair| (encode(&pair.chosen), encode(&pair.rejected))).collect();
-    let origins = pairs.iter().map(|pair| (prompt_fingerprint(pair.prompt()), &pair.subset));
-    let mut kept = Vec::with_capacity(pairs.len());
+    let mut kept: Vec<EncodedPair> = Vec::with_capacity(pairs.len());
+    let mut seen = HashSet::new();
     let mut dropped = Dropped::default();
-    for (pair, (prompt, subset)) in encoded.into_iter().zip(origins) {
-        let (chosen, rejected) = match pair {
+    for (encoded, pair) in encoded.into_iter().zip(pairs) {
+        let origin = &pair.origin;
+        let is_empty =
+            |side: &[Message]| side.last().is_none_or(|answer| answer.content.trim().is_empty());
+        if is_empty(&pair.chosen) || is_empty(&pair.rejected) {
+            dropped.add(|dropped| &mut dropped.empty, origin, "an answer is empty");
+            continue;
+        }
+        let (chosen, rejected) = match encoded {
             (Ok(chosen), Ok(rejected)) => (chosen, rejected),
-            (Err(EncodeError::TooLong { .. }), _) | (_, Err(EncodeError::TooLong { .. })) => {
-                dropped.too_long += 1;
+            (Err(error @ EncodeError::TooLong { .. }), _)
+            | (_, Err(error @ EncodeError::TooLong { .. })) => {
+                dropped.add(|dropped| &mut dropped.too_long, origin, &error.to_string());
                 continue;
             }
-            (Err(EncodeError::Empty), _) | (_, Err(EncodeError::Empty)) => {
-                dropped.empty += 1;
+            (Err(error @ EncodeError::Empty), _) | (_, Err(error @ EncodeError::Empty)) => {
+                dropped.add(|dropped| &mut dropped.empty, origin, &error.to_string());
                 continue;
             }
-            (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+            (Err(error), _) | (_, Err(error)) => {
+                return Err(anyhow::Error::from(error).context(origin.to_string()));
+            }
         };
-        if chosen.len().max(rejected.len()) > max_tokens {
-            dropped.too_long += 1;
+        let longest = chosen.len().max(rejected.len());
+        if longest > limits.max_tokens {
+            let why = format!("{longest} tokens, more than {}", limits.max_tokens);
+            dropped.add(|dropped| &mut dropped.too_long, origin, &why);
         } else if chosen == rejected {
-            dropped.identical += 1;
+            dropped.add(|dropped| &mut dropped.identical, origin, "both answers are the same");
+        } else if limits.deduplicate && !seen.insert((chosen.clone(), rejected.clone())) {
+            dropped.add(|dropped| &mut dropped.duplicate, origin, "an earlier pair is the same");
         } else {
-            kept.push(EncodedPair { chosen, rejected, prompt, subset: subset.clone() });
+            kept.push(EncodedPair {
+                chosen,
+                rejected,
+                prompt: prompt_fingerprint(pair.prompt()),
+                subset: pair.subset.clone(),
+                margin: pair.margin,
+                origin: origin.clone(),
+            });
         }
     }
     Ok((kept, dropped))

@@ -2,11 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::FeatureConfig;
 use super::data::EncodedPair;
-use crate::model::{ScoreError, Scorer};
+use super::features::FeatureStore;
+use crate::checkpoint::Checkpoint;
+use crate::model::{RewardModel, Score, ScoreError, Scorer};
+use crate::ops::Ops;
+use crate::ops::cpu::CpuOps;
 
 /// Tokens of one batch of an evaluation.
 const TOKEN_BUDGET: usize = 8192;
+/// Features of one call of the head.
+const FEATURE_ROWS: usize = 1024;
 
 /// How often the preferred answer gets the higher reward.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,36 +56,79 @@ impl PairAccuracy {
     }
 }
 
-/// Scores both answers of each pair.
-///
-/// # Errors
-/// A failing device.
-pub fn evaluate(scorer: &dyn Scorer, pairs: &[EncodedPair]) -> Result<PairAccuracy, ScoreError> {
-    Ok(PairAccuracy::of(&rewards(scorer, pairs)?))
+/// Scores texts for an evaluation: a model on the CPU, and features of its backbone where they are kept.
+#[derive(Debug)]
+pub struct Judge {
+    model: RewardModel<CpuOps>,
+    features: Option<FeatureStore>,
 }
 
-/// Rewards of each pair's chosen and rejected text, one after the other.
-pub(super) fn rewards(scorer: &dyn Scorer, pairs: &[EncodedPair]) -> Result<Vec<f64>, ScoreError> {
-    let mut rewards: Vec<f64> = Vec::with_capacity(2 * pairs.len());
-    let mut batch: Vec<&[u32]> = Vec::new();
-    let mut tokens = 0;
-    let mut flush = |batch: &mut Vec<&[u32]>| -> Result<(), ScoreError> {
-        if !batch.is_empty() {
-            rewards.extend(scorer.score(batch)?.iter().map(|score| f64::from(score.reward)));
-            batch.clear();
-        }
-        Ok(())
-    };
-    for ids in pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]) {
-        if tokens + ids.len() > TOKEN_BUDGET {
-            flush(&mut batch)?;
-            tokens = 0;
-        }
-        tokens += ids.len();
-        batch.push(ids);
+impl Judge {
+    /// Loads a checkpoint's model; pooled hidden states are kept in the folder of `features`, if it names one.
+    ///
+    /// # Errors
+    /// A precision that this processor has not, tensors that do not fit, or features that cannot be read.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        features: &FeatureConfig,
+        threads: usize,
+    ) -> anyhow::Result<Self> {
+        let Checkpoint { config, tensors, .. } = checkpoint;
+        let ops = CpuOps::new(threads, features.dtype)?;
+        let store = match &features.folder {
+            None => None,
+            Some(folder) => Some(FeatureStore::open(Some(folder), config, tensors, &ops)?),
+        };
+        Ok(Self { model: RewardModel::load(ops, config, tensors)?, features: store })
     }
-    flush(&mut batch)?;
-    Ok(rewards)
+
+    /// A score for each text, in their order.
+    ///
+    /// # Errors
+    /// An empty text, a failing device, or a folder of features that cannot be written.
+    pub fn scores(&mut self, texts: &[&[u32]]) -> anyhow::Result<Vec<Score>> {
+        let Some(features) = &mut self.features else { return scores(&self.model, texts) };
+        let rows = features.rows(&self.model, texts)?;
+        let mut scores = Vec::with_capacity(texts.len());
+        for rows in rows.chunks(FEATURE_ROWS) {
+            let values: Vec<f32> =
+                rows.iter().flat_map(|&row| features.row(row)).copied().collect();
+            let ops = self.model.ops();
+            let columns = values.len() / rows.len();
+            scores.extend(
+                ops.enter(|| self.model.score_pooled(&ops.upload(values, columns)?))
+                    .map_err(ScoreError::from)?,
+            );
+        }
+        Ok(scores)
+    }
+
+    /// Rewards of each pair's chosen and rejected text, one after the other.
+    ///
+    /// # Errors
+    /// As [`Judge::scores`].
+    pub fn rewards(&mut self, pairs: &[EncodedPair]) -> anyhow::Result<Vec<f64>> {
+        let texts: Vec<&[u32]> =
+            pairs.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
+        Ok(self.scores(&texts)?.iter().map(|score| f64::from(score.reward)).collect())
+    }
+}
+
+/// Scores of texts, in batches of [`TOKEN_BUDGET`] tokens.
+pub(super) fn scores(scorer: &dyn Scorer, texts: &[&[u32]]) -> anyhow::Result<Vec<Score>> {
+    let mut scores = Vec::with_capacity(texts.len());
+    let mut rest = texts;
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fitting = rest.iter().take_while(|text| {
+            tokens += text.len();
+            tokens <= TOKEN_BUDGET
+        });
+        let (batch, later) = rest.split_at(fitting.count().max(1));
+        scores.extend(scorer.score(batch)?);
+        rest = later;
+    }
+    Ok(scores)
 }
 
 /// The 95 % score interval of a share (Wilson 1927).

@@ -6,8 +6,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::data::EncodedPair;
-use super::evaluate::{PairAccuracy, rewards};
-use crate::model::{ScoreError, Scorer};
+use super::evaluate::{Judge, PairAccuracy};
 
 /// Bins of the calibration curve, over confidences from 0.5 to 1.
 const CONFIDENCE_BINS: usize = 10;
@@ -60,9 +59,9 @@ impl Evaluation {
     /// Scores both texts of each pair.
     ///
     /// # Errors
-    /// A failing device.
-    pub fn of(scorer: &dyn Scorer, pairs: &[EncodedPair]) -> Result<Self, ScoreError> {
-        Ok(Self::from_rewards(pairs, &rewards(scorer, pairs)?))
+    /// As [`Judge::scores`].
+    pub fn of(judge: &mut Judge, pairs: &[EncodedPair]) -> anyhow::Result<Self> {
+        Ok(Self::from_rewards(pairs, &judge.rewards(pairs)?))
     }
 
     /// `rewards`: of each pair's chosen and rejected text, one after the other.
@@ -183,11 +182,21 @@ pub fn side_by_side(evaluations: &[(String, Evaluation)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::train::Origin;
 
     fn pair(chosen: usize, rejected: usize, subset: Option<&str>) -> EncodedPair {
         let subset = subset.map(str::to_owned);
-        EncodedPair { chosen: vec![1; chosen], rejected: vec![2; rejected], prompt: 0, subset }
+        EncodedPair {
+            chosen: vec![1; chosen],
+            rejected: vec![2; rejected],
+            prompt: 0,
+            subset,
+            margin: None,
+            origin: Origin { file: Path::new("pairs.jsonl").into(), line: 1 },
+        }
     }
 
     #[test]

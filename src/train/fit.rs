@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -13,27 +12,23 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::card;
-use super::config::{FitConfig, Start};
+use super::config::{CardConfig, FeatureConfig, FitConfig, Mode, ProgressConfig, Start};
 use super::data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
-use super::evaluate::{PairAccuracy, evaluate};
+use super::descent::Descent;
+use super::evaluate::{Judge, PairAccuracy};
 use super::init_head::{init_head, text_files};
-use super::loss::pair_loss;
-use super::optimiser::AdamW;
+use super::progress::Progress;
 use super::scratch;
 use super::trained::Trained;
 use crate::checkpoint::{
-    Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, HeadConfig, ModelConfig,
-    write_checkpoint,
+    Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
+    ModelConfig, write_checkpoint,
 };
-use crate::model::{RewardModel, Scorer, standard_normal};
-use crate::ops::cpu::{CpuOps, Precision};
 
 /// Name of the file in a checkpoint that records how it was trained.
 pub const TRAINING_FILE: &str = "training.json";
 /// Name of the model card.
 const CARD_FILE: &str = "README.md";
-/// Sequences of one batch when baseline latents are computed.
-const BASELINE_BATCH: usize = 16;
 
 /// How a checkpoint was trained: kept in it, so that its evaluation can be repeated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,7 +58,8 @@ impl TrainingRecord {
              this order: {:?}",
             self.data
         );
-        Ok(self.split.apply(read_pairs(files)?).1)
+        let (pairs, _) = read_pairs(files, self.config.data.bad_lines)?;
+        Ok(self.split.apply(pairs).1)
     }
 }
 
@@ -86,6 +82,9 @@ pub struct FitReport {
     /// Training pairs whose answers were exchanged.
     #[serde(default)]
     pub label_noise_pairs: usize,
+    /// Lines of the data files that were no pairs, and were left out.
+    #[serde(default)]
+    pub bad_lines: usize,
     /// Held-out pairs evaluated, and those that were left out.
     pub held_out_pairs: usize,
     /// See `held_out_pairs`.
@@ -96,6 +95,9 @@ pub struct FitReport {
     pub steps: usize,
     /// Loss, accuracy and KL divergence over each epoch, while training.
     pub epochs: Vec<EpochMeans>,
+    /// Steps after which the weights were those that are stored, where the best evaluation decides.
+    #[serde(default)]
+    pub best_step: Option<usize>,
     /// The stored checkpoint on the held-out pairs; absent without any.
     pub held_out: Option<PairAccuracy>,
     /// Seconds of the whole run.
@@ -123,7 +125,8 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     // Better now than after hours of training.
     crate::checkpoint::place(&config.output)?;
     let split = Split { seed: config.seed, train_pairs: config.data.train_pairs };
-    let (train, held_out) = split.apply(read_pairs(&config.data.files)?);
+    let (pairs, bad_lines) = read_pairs(&config.data.files, config.data.bad_lines)?;
+    let (train, held_out) = split.apply(pairs);
     anyhow::ensure!(!train.is_empty(), "data.train_pairs: no pair is left to train on");
 
     let staging = tempfile::tempdir().context("a temporary folder")?;
@@ -143,34 +146,50 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         "data.max_tokens: {} exceeds the model's context of {limit}",
         config.data.max_tokens
     );
-    let (mut train, train_dropped) =
-        encode_pairs(&checkpoint.encoder, &train, config.data.max_tokens)?;
-    let (held_out, held_out_dropped) =
-        encode_pairs(&checkpoint.encoder, &held_out, config.data.max_tokens)?;
-    anyhow::ensure!(!train.is_empty(), "data.max_tokens: every training pair is longer");
+    let limits = config.data.limits();
+    let (mut train, train_dropped) = encode_pairs(&checkpoint.encoder, &train, limits)?;
+    let (held_out, held_out_dropped) = encode_pairs(&checkpoint.encoder, &held_out, limits)?;
+    anyhow::ensure!(
+        !train.is_empty(),
+        "data: no training pair can be used ({train_dropped}){}",
+        train_dropped.first.first().map_or(String::new(), |first| format!("; {first}"))
+    );
+    let named = bad_lines.iter().chain(&train_dropped.first).chain(&held_out_dropped.first);
+    for problem in named {
+        eprintln!("left out: {problem}");
+    }
     eprintln!(
-        "{} pairs to train on (dropped: {train_dropped:?}), {} held out (dropped: \
-         {held_out_dropped:?})",
+        "{} pairs to train on (dropped: {train_dropped}), {} held out (dropped: \
+         {held_out_dropped}), {} lines are no pairs",
         train.len(),
-        held_out.len()
+        held_out.len(),
+        bad_lines.len()
     );
 
     let flipped = exchange(&mut train, config.data.label_noise, config.seed);
-    let model = Trained::load(config, &checkpoint, &train)?;
+    let data = data_files(&config.data.files)?;
+    let mut progress = Progress::open(&config.output, fingerprint(config, &data, &checkpoint)?)?;
+    let mut model = Trained::load(config, &checkpoint, &train)?;
     let parameters = model.parameters();
     let mut report = FitReport {
         train_pairs: train.len(),
         train_dropped,
         label_noise_pairs: flipped,
+        bad_lines: bad_lines.len(),
         held_out_pairs: held_out.len(),
         held_out_dropped,
         parameters: parameters.iter().map(|parameter| parameter.var.elem_count()).sum(),
         steps: 0,
         epochs: Vec::new(),
+        best_step: None,
         held_out: None,
         seconds: 0.0,
     };
-    descend(config, &model, &train, &mut report)?;
+    Descent { config, checkpoint: &checkpoint, train: &train, held_out: &held_out }.run(
+        &mut model,
+        &mut progress,
+        &mut report,
+    )?;
 
     let tensors = model.export(&checkpoint)?;
     // The start's normalisation was of its own rewards; and baseline and evaluation are of raw ones.
@@ -188,19 +207,21 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         report.seconds = started.elapsed().as_secs_f64();
         let record = TrainingRecord {
             config: config.clone(),
-            data: data_files(&config.data.files)?,
+            data: data.clone(),
             split,
             report: report.clone(),
         };
         let mut files = vec![
             (TRAINING_FILE.to_owned(), serde_json::to_vec_pretty(&record)?),
             (CARD_FILE.to_owned(), card::write(&record, &finished)?.into_bytes()),
+            progress.finished_log()?,
         ];
         if let Some(accuracy) = &report.held_out {
             files.push((CONFIG_FILE.to_owned(), with_reward_scale(folder, accuracy)?));
         }
         Ok::<_, anyhow::Error>((finished.baseline, files))
     })?;
+    progress.remove()?;
     Ok(report)
 }
 
@@ -213,7 +234,11 @@ fn with_head(start: PathBuf, staging: &Path, config: &FitConfig) -> anyhow::Resu
             HeadConfig::Inform { latent_dim: found_dim, decode: found_decode, .. },
             HeadConfig::Inform { latent_dim, decode, .. },
         ) => (found_dim, found_decode) == (latent_dim, decode),
-        (found, head) => found == head,
+        // The configuration of a language model says nothing of a head.
+        (HeadConfig::Standard, HeadConfig::Standard) => {
+            FolderTensors::open(&start)?.headers().any(|(name, ..)| name == "score.weight")
+        }
+        _ => false,
     };
     if same {
         return Ok(start);
@@ -221,70 +246,6 @@ fn with_head(start: PathBuf, staging: &Path, config: &FitConfig) -> anyhow::Resu
     let folder = staging.join("headed");
     init_head(&start, &folder, &head, config.seed)?;
     Ok(folder)
-}
-
-/// Gradient descent over all epochs.
-fn descend(
-    config: &FitConfig,
-    model: &Trained,
-    train: &[EncodedPair],
-    report: &mut FitReport,
-) -> anyhow::Result<()> {
-    let schedule = &config.schedule;
-    let steps_per_epoch = train.len().div_ceil(schedule.pairs_per_step);
-    let steps = steps_per_epoch * schedule.epochs;
-    let mut optimiser = AdamW::new(config.optimiser.clone(), model.parameters());
-    let mut random = ChaCha8Rng::seed_from_u64(config.seed);
-    let latent_dim = config.head.head().latent_dim();
-    let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} steps, {elapsed} + {eta}  {msg}",
-    )?);
-    let begun = Instant::now();
-    let mut pairs_done = 0;
-    let mut order: Vec<usize> = (0..train.len()).collect();
-    for epoch in 0..schedule.epochs {
-        order.shuffle(&mut random);
-        let mut means = EpochMeans::default();
-        for batch in order.chunks(schedule.pairs_per_step) {
-            let step = report.steps;
-            let noise =
-                latent_dim.map(|d| standard_normal(config.seed, step as u64, 2 * batch.len() * d));
-            let output = model.forward(train, batch, noise.as_deref())?;
-            let loss = pair_loss(&output, &config.loss)?;
-            let total = f64::from(loss.total.to_scalar::<f32>()?);
-            anyhow::ensure!(total.is_finite(), "step {step}: the loss is {total}");
-            optimiser
-                .step(&loss.total.backward()?, schedule.share(step, steps))
-                .with_context(|| format!("step {step}"))?;
-
-            report.steps += 1;
-            pairs_done += batch.len();
-            let share = batch.len() as f64 / train.len() as f64;
-            means.loss += share * total;
-            means.accuracy += share * f64::from(loss.accuracy);
-            means.kl += share * f64::from(loss.kl);
-            bar.set_message(format!(
-                "loss {total:.4}, accuracy {:.3}, KL {:.2}, {:.1} pairs/s",
-                loss.accuracy,
-                loss.kl,
-                pairs_done as f64 / begun.elapsed().as_secs_f64()
-            ));
-            bar.inc(1);
-        }
-        let line = format!(
-            "epoch {}: loss {:.4}, accuracy {:.4}, KL {:.3}, {:.1} pairs/s",
-            epoch + 1,
-            means.loss,
-            means.accuracy,
-            means.kl,
-            pairs_done as f64 / begun.elapsed().as_secs_f64()
-        );
-        // A hidden bar, where standard error is no terminal, prints nothing.
-        bar.suspend(|| eprintln!("{line}"));
-        report.epochs.push(means);
-    }
-    bar.finish_and_clear();
-    Ok(())
 }
 
 /// Stream of the generator that chooses pairs for label noise: another than the order's.
@@ -319,26 +280,26 @@ impl Finished {
         held_out: &[EncodedPair],
     ) -> anyhow::Result<Self> {
         let stored = Checkpoint::open(folder)?;
-        let scorer = RewardModel::load(
-            CpuOps::new(config.threads, Precision::F32)?,
-            &stored.config,
-            &stored.tensors,
-        )?;
-        let accuracy = (!held_out.is_empty()).then(|| evaluate(&scorer, held_out)).transpose()?;
+        let features = match config.mode {
+            Mode::Head => config.features.clone(),
+            Mode::Full => FeatureConfig::default(),
+        };
+        let mut judge = Judge::load(&stored, &features, config.threads)?;
+        let accuracy = match held_out {
+            [] => None,
+            pairs => Some(PairAccuracy::of(&judge.rewards(pairs)?)),
+        };
         let latent_dim = stored.config.head.latent_dim();
         let samples = &held_out[..held_out.len().min(config.baseline.samples)];
+        let texts: Vec<&[u32]> = samples.iter().map(|pair| pair.chosen.as_slice()).collect();
         let baseline = latent_dim
             .filter(|_| !samples.is_empty())
             .map(|dimension| {
                 let mut latents = Vec::with_capacity(samples.len() * dimension);
                 let mut rewards = Vec::with_capacity(samples.len());
-                for batch in samples.chunks(BASELINE_BATCH) {
-                    let sequences: Vec<&[u32]> =
-                        batch.iter().map(|pair| pair.chosen.as_slice()).collect();
-                    for score in scorer.score(&sequences)? {
-                        rewards.push(score.reward);
-                        latents.extend(score.latent.into_iter().flat_map(|latent| latent.mean));
-                    }
+                for score in judge.scores(&texts)? {
+                    rewards.push(score.reward);
+                    latents.extend(score.latent.into_iter().flat_map(|latent| latent.mean));
                 }
                 anyhow::Ok(Baseline {
                     latents,
@@ -362,6 +323,26 @@ fn with_reward_scale(folder: &Path, accuracy: &PairAccuracy) -> anyhow::Result<V
     keys.insert("mean".to_owned(), json!(accuracy.reward_mean));
     keys.insert("std".to_owned(), json!(accuracy.reward_std));
     Ok(serde_json::to_vec_pretty(&keys)?)
+}
+
+/// Of everything that the steps depend on.
+fn fingerprint(
+    config: &FitConfig,
+    data: &[DataFile],
+    checkpoint: &Checkpoint,
+) -> anyhow::Result<String> {
+    // What may change between an interrupted run and its continuation.
+    let config = FitConfig {
+        output: PathBuf::new(),
+        threads: 0,
+        progress: ProgressConfig::default(),
+        card: CardConfig::default(),
+        ..config.clone()
+    };
+    let mut hash = Sha256::new();
+    hash.update(serde_json::to_vec(&(config, data))?);
+    hash.update(&checkpoint.weights);
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn data_files(files: &[PathBuf]) -> anyhow::Result<Vec<DataFile>> {

@@ -28,11 +28,26 @@ pub struct LossConfig {
     pub beta: f64,
     /// Reduction of the KL divergence.
     pub kl: KlReduction,
+    /// Probability with which a label is taken to be wrong.
+    pub label_smoothing: f64,
+    /// By how much a chosen answer's reward should be the higher one.
+    pub margin: LossMargin,
+}
+
+/// The margin `m` in `-log sigmoid(r_w - r_l - m)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossMargin {
+    /// 0.
+    #[default]
+    None,
+    /// What the data says of the pair (Touvron et al. 2023, Llama 2, equation 2); 0 where it says nothing.
+    Data,
 }
 
 impl Default for LossConfig {
     fn default() -> Self {
-        Self { beta: 0.1, kl: KlReduction::Sum }
+        Self { beta: 0.1, kl: KlReduction::Sum, label_smoothing: 0.0, margin: LossMargin::None }
     }
 }
 
@@ -41,6 +56,10 @@ impl LossConfig {
         anyhow::ensure!(
             self.beta >= 0.0 && self.beta.is_finite(),
             "loss.beta: must be finite and not negative"
+        );
+        anyhow::ensure!(
+            (0.0..0.5).contains(&self.label_smoothing),
+            "loss.label_smoothing: must be from 0 to below 0.5"
         );
         Ok(())
     }
@@ -51,7 +70,7 @@ impl LossConfig {
 pub struct Loss {
     /// What is minimised, a scalar.
     pub total: Tensor,
-    /// Mean of `-log sigmoid(r_w - r_l)`.
+    /// Mean of `-log sigmoid(r_w - r_l)`, with the margin and the label smoothing of the settings.
     pub preference: f32,
     /// The reduced KL divergence, in nats; 0 for a standard head.
     pub kl: f32,
@@ -59,23 +78,30 @@ pub struct Loss {
     pub accuracy: f32,
 }
 
-/// The loss of `[chosen .. | rejected ..]`, `2 B` rows.
+/// The loss of `[chosen .. | rejected ..]`, `2 B` rows, of pairs with these `margins` in the data, `[B]`.
 ///
 /// # Errors
 /// A failing tensor operation.
 pub fn pair_loss(
     output: &HeadOutput<AutogradOps>,
     config: &LossConfig,
+    margins: &[f32],
 ) -> candle_core::Result<Loss> {
     let rewards = output.reward.flatten_all()?;
     let pairs = rewards.dim(0)? / 2;
-    let margin = (rewards.narrow(0, 0, pairs)? - rewards.narrow(0, pairs, pairs)?)?;
-    let accuracy = margin.gt(0f32)?.to_dtype(candle_core::DType::F32)?.mean_all()?;
-    // -log sigmoid(x) = m + log(exp(-m) + exp(-x - m)), which does not overflow for m = max(-x, 0).
-    // m cancels, so it is a constant here: the gradients of max and |x| at a tie would be wrong.
-    let largest = margin.neg()?.relu()?.detach();
-    let sum = (largest.neg()?.exp()? + (margin.neg()? - &largest)?.exp()?)?;
-    let preference = (sum.log()? + &largest)?.mean_all()?;
+    let difference = (rewards.narrow(0, 0, pairs)? - rewards.narrow(0, pairs, pairs)?)?;
+    let accuracy = difference.gt(0f32)?.to_dtype(candle_core::DType::F32)?.mean_all()?;
+    let margin = match config.margin {
+        LossMargin::None => difference,
+        LossMargin::Data => (difference - Tensor::new(margins, rewards.device())?)?,
+    };
+    let mut preference = negative_log_sigmoid(&margin)?.mean_all()?;
+    if config.label_smoothing > 0.0 {
+        // The label is right with probability 1 - epsilon.
+        let wrong = negative_log_sigmoid(&margin.neg()?)?.mean_all()?;
+        preference =
+            ((preference * (1.0 - config.label_smoothing))? + (wrong * config.label_smoothing)?)?;
+    }
     let kl = match &output.posterior {
         None => None,
         Some(posterior) => Some(kl_divergence(posterior, config.kl)?),
@@ -90,6 +116,14 @@ pub fn pair_loss(
         kl: kl.map_or(Ok(0.0), |kl| kl.to_scalar())?,
         accuracy: accuracy.to_scalar()?,
     })
+}
+
+/// `-log sigmoid(x) = m + log(exp(-m) + exp(-x - m))`, which does not overflow for `m = max(-x, 0)`. m cancels, so it
+/// is a constant here: the gradients of max and |x| at a tie would be wrong.
+fn negative_log_sigmoid(x: &Tensor) -> candle_core::Result<Tensor> {
+    let largest = x.neg()?.relu()?.detach();
+    let sum = (largest.neg()?.exp()? + (x.neg()? - &largest)?.exp()?)?;
+    sum.log()? + &largest
 }
 
 /// `KL(N(mu, sigma^2) || N(0, I)) = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar)`, reduced.

@@ -3,6 +3,7 @@
 mod card;
 mod config;
 mod data;
+mod descent;
 mod evaluate;
 mod evaluation;
 mod features;
@@ -10,17 +11,21 @@ mod fit;
 mod init_head;
 mod loss;
 mod optimiser;
+mod progress;
 mod schedule;
 mod scratch;
 mod trained;
 
-pub use config::FitConfig;
+pub use config::{FeatureConfig, FitConfig};
 pub(crate) use data::lines;
-pub use data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
-pub use evaluate::{PairAccuracy, evaluate, wilson_interval};
+pub use data::{
+    BadLines, Dropped, EncodedPair, Origin, Pair, PairLimits, Split, encode_pairs, read_pairs,
+};
+pub use evaluate::{Judge, PairAccuracy, wilson_interval};
 pub use evaluation::{CalibrationBin, Evaluation, MarginBin, side_by_side};
+pub use features::FeatureStore;
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
 pub use init_head::init_head;
-pub use loss::{KlReduction, Loss, LossConfig, pair_loss};
+pub use loss::{KlReduction, Loss, LossConfig, LossMargin, pair_loss};
 pub use optimiser::{AdamW, OptimiserConfig};
 pub use schedule::{ScheduleConfig, ScheduleKind};

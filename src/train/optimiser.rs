@@ -88,6 +88,26 @@ impl AdamW {
         Self { config, parameters, steps: 0 }
     }
 
+    /// What it steps.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().map(|(parameter, _)| parameter)
+    }
+
+    /// Each parameter with its first and second moment.
+    pub(super) fn state(&self) -> impl Iterator<Item = (&Parameter, &[f32], &[f32])> {
+        self.parameters.iter().map(|(parameter, moments)| {
+            (parameter, moments.first.as_slice(), moments.second.as_slice())
+        })
+    }
+
+    /// Goes on after `steps` steps that left these moments.
+    pub(super) fn restore(&mut self, steps: usize, moments: Vec<(Vec<f32>, Vec<f32>)>) {
+        self.steps = steps as i32;
+        for ((_, own), (first, second)) in self.parameters.iter_mut().zip(moments) {
+            *own = Moments { first, second };
+        }
+    }
+
     /// Takes one step at `share` of the peak learning rate; returns the gradients' norm before
     /// clipping. Parameters without a gradient are left as they are.
     ///

@@ -1,0 +1,210 @@
+//! The steps of a run: batches, loss, optimiser, evaluations on the way.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use super::config::FitConfig;
+use super::data::EncodedPair;
+use super::evaluate::PairAccuracy;
+use super::fit::{EpochMeans, FitReport};
+use super::loss::pair_loss;
+use super::optimiser::AdamW;
+use super::progress::{Best, Progress, State};
+use super::trained::Trained;
+use crate::checkpoint::Checkpoint;
+use crate::model::standard_normal;
+
+/// A line of the log: one step.
+#[derive(Debug, Serialize)]
+struct StepRecord {
+    step: usize,
+    epoch: usize,
+    /// What was minimised, and its parts.
+    loss: f64,
+    preference: f32,
+    kl: f32,
+    /// Share of the batch's pairs ranked right.
+    accuracy: f32,
+    learning_rate: f64,
+    /// Norm of all gradients together, before clipping.
+    gradient_norm: f64,
+    pairs: usize,
+}
+
+/// A line of the log: an evaluation after so many steps.
+#[derive(Debug, Serialize)]
+struct EvaluationRecord {
+    step: usize,
+    evaluation: PairAccuracy,
+}
+
+/// What a run works with.
+pub(super) struct Descent<'a> {
+    pub(super) config: &'a FitConfig,
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) train: &'a [EncodedPair],
+    pub(super) held_out: &'a [EncodedPair],
+}
+
+impl Descent<'_> {
+    /// Takes every step that `progress` has not seen yet; epochs and steps go into `report`.
+    ///
+    /// # Errors
+    /// A loss or a gradient that is not finite (names the step and the batch's pairs), a failing operation, or
+    /// progress that cannot be written.
+    pub(super) fn run(
+        &self,
+        model: &mut Trained,
+        progress: &mut Progress,
+        report: &mut FitReport,
+    ) -> anyhow::Result<()> {
+        let Self { config, train, .. } = self;
+        let schedule = &config.schedule;
+        let steps_per_epoch = train.len().div_ceil(schedule.pairs_per_step);
+        let steps = steps_per_epoch * schedule.epochs;
+        let mut optimiser = AdamW::new(config.optimiser.clone(), model.parameters());
+        let mut state = progress.resume(&mut optimiser)?.unwrap_or_default();
+        if state.steps > 0 {
+            eprintln!("resumed after step {} of {steps}", state.steps);
+        }
+        let mut random = ChaCha8Rng::seed_from_u64(config.seed);
+        let mut order: Vec<usize> = (0..train.len()).collect();
+        for _ in 0..state.steps.div_ceil(steps_per_epoch) {
+            order.shuffle(&mut random);
+        }
+        let latent_dim = config.head.head().latent_dim();
+        let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
+            "{bar:30} {pos}/{len} steps, {elapsed} + {eta}  {msg}",
+        )?);
+        bar.set_position(state.steps as u64);
+        let begun = Instant::now();
+        let mut pairs_done = 0;
+        for step in state.steps..steps {
+            let (epoch, place) = (step / steps_per_epoch, step % steps_per_epoch);
+            if place == 0 {
+                order.shuffle(&mut random);
+            }
+            let first = place * schedule.pairs_per_step;
+            let batch = &order[first..(first + schedule.pairs_per_step).min(train.len())];
+            let record =
+                self.step(model, &mut optimiser, batch, latent_dim, (step, steps), epoch)?;
+            progress.log(&record)?;
+
+            pairs_done += batch.len();
+            let pairs_per_second = pairs_done as f64 / begun.elapsed().as_secs_f64();
+            let share = batch.len() as f64 / train.len() as f64;
+            state.steps += 1;
+            state.epoch.loss += share * record.loss;
+            state.epoch.accuracy += share * f64::from(record.accuracy);
+            state.epoch.kl += share * f64::from(record.kl);
+            bar.set_message(format!(
+                "loss {:.4}, accuracy {:.3}, KL {:.2}, {pairs_per_second:.1} pairs/s",
+                record.loss, record.accuracy, record.kl
+            ));
+            bar.inc(1);
+            if place + 1 == steps_per_epoch {
+                let means = std::mem::take(&mut state.epoch);
+                let EpochMeans { loss, accuracy, kl } = means;
+                // A hidden bar, where standard error is no terminal, prints nothing.
+                bar.suspend(|| {
+                    eprintln!(
+                        "epoch {}: loss {loss:.4}, accuracy {accuracy:.4}, KL {kl:.3}, \
+                         {pairs_per_second:.1} pairs/s",
+                        epoch + 1
+                    );
+                });
+                state.epochs.push(means);
+            }
+            let taken = state.steps;
+            let is_due = |every: usize| every > 0 && taken.is_multiple_of(every);
+            if is_due(config.evaluation.every_steps) && !self.held_out.is_empty() {
+                bar.suspend(|| self.evaluate(model, progress, &mut state))?;
+            }
+            if is_due(config.progress.every_steps) && state.steps < steps {
+                progress.save(&state, &optimiser)?;
+            }
+        }
+        bar.finish_and_clear();
+        if let Some(best) = state.best {
+            eprintln!(
+                "best of the evaluations: after step {}, accuracy {:.4}",
+                best.step, best.accuracy
+            );
+            progress.put_best_back(&optimiser)?;
+            report.best_step = Some(best.step);
+        }
+        report.steps = state.steps;
+        report.epochs = state.epochs;
+        Ok(())
+    }
+
+    fn step(
+        &self,
+        model: &Trained,
+        optimiser: &mut AdamW,
+        batch: &[usize],
+        latent_dim: Option<usize>,
+        (step, steps): (usize, usize),
+        epoch: usize,
+    ) -> anyhow::Result<StepRecord> {
+        let Self { config, train, .. } = self;
+        let noise =
+            latent_dim.map(|d| standard_normal(config.seed, step as u64, 2 * batch.len() * d));
+        let output = model.forward(train, batch, noise.as_deref())?;
+        let margins: Vec<f32> =
+            batch.iter().map(|&pair| train[pair].margin.unwrap_or(0.0)).collect();
+        let loss = pair_loss(&output, &config.loss, &margins)?;
+        let total = f64::from(loss.total.to_scalar::<f32>()?);
+        let at = || format!("step {step}; the batch: {}", origins(train, batch));
+        anyhow::ensure!(total.is_finite(), "the loss is {total}: {}", at());
+        let share = config.schedule.share(step, steps);
+        let gradient_norm = optimiser.step(&loss.total.backward()?, share).with_context(at)?;
+        Ok(StepRecord {
+            step,
+            epoch,
+            loss: total,
+            preference: loss.preference,
+            kl: loss.kl,
+            accuracy: loss.accuracy,
+            learning_rate: config.optimiser.learning_rate * share,
+            gradient_norm,
+            pairs: batch.len(),
+        })
+    }
+
+    /// Scores held-out pairs with the weights as they are now.
+    fn evaluate(
+        &self,
+        model: &mut Trained,
+        progress: &mut Progress,
+        state: &mut State,
+    ) -> anyhow::Result<()> {
+        let settings = &self.config.evaluation;
+        let pairs = &self.held_out[..self.held_out.len().min(settings.pairs)];
+        let rewards = model.rewards(self.checkpoint, self.config.threads, pairs)?;
+        let found = PairAccuracy::of(&rewards);
+        let PairAccuracy { accuracy, interval: (low, high), .. } = found;
+        eprintln!(
+            "after step {}: held-out accuracy {accuracy:.4} ({low:.4} to {high:.4})",
+            state.steps
+        );
+        progress.log(&EvaluationRecord { step: state.steps, evaluation: found })?;
+        if settings.keep_best && state.best.is_none_or(|best| accuracy > best.accuracy) {
+            state.best = Some(Best { step: state.steps, accuracy });
+            progress.keep_best(&model.parameters())?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the pairs of a batch stand.
+fn origins(train: &[EncodedPair], batch: &[usize]) -> String {
+    let origins: Vec<String> = batch.iter().map(|&pair| train[pair].origin.to_string()).collect();
+    origins.join("; ")
+}

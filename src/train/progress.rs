@@ -1,0 +1,238 @@
+//! What a run that was interrupted goes on from, and its log.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use candle_core::{Device, Tensor};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fit::EpochMeans;
+use super::optimiser::AdamW;
+use crate::ops::autograd::Parameter;
+
+/// Appended to the output folder's name.
+const SUFFIX: &str = ".progress";
+const STATE_FILE: &str = "state.safetensors";
+const LOG_FILE: &str = "log.jsonl";
+/// Key of the state in the file's metadata.
+const STATE_KEY: &str = "state";
+/// Kinds of tensors in the file, before the parameter's number.
+const VALUES: &str = "values";
+const FIRST: &str = "first";
+const SECOND: &str = "second";
+const BEST: &str = "best";
+
+/// Where a run is, besides its tensors. All random numbers follow from the seed and the step.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Steps taken.
+    pub(super) steps: usize,
+    /// Means over the epoch so far.
+    pub(super) epoch: EpochMeans,
+    /// Means over the epochs that are complete.
+    pub(super) epochs: Vec<EpochMeans>,
+    /// The best evaluation so far.
+    pub(super) best: Option<Best>,
+}
+
+/// An evaluation whose weights are kept.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Best {
+    pub(super) step: usize,
+    pub(super) accuracy: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    /// Of the settings, the data and the start: a state goes with no other.
+    fingerprint: String,
+    state: State,
+}
+
+/// The folder beside the output in which a run keeps its log and its state.
+#[derive(Debug)]
+pub(super) struct Progress {
+    folder: PathBuf,
+    fingerprint: String,
+    log: File,
+    best: Option<Vec<Vec<f32>>>,
+}
+
+impl Progress {
+    /// Of a run to `output`.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub(super) fn open(output: &Path, fingerprint: String) -> anyhow::Result<Self> {
+        let mut name = output.file_name().context("output: expected a folder's name")?.to_owned();
+        name.push(SUFFIX);
+        let folder = output.with_file_name(name);
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let file = folder.join(LOG_FILE);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&file)
+            .with_context(|| file.display().to_string())?;
+        Ok(Self { folder, fingerprint, log, best: None })
+    }
+
+    /// Puts back the parameters and moments that an interrupted run left, and says where it was; the log ends there.
+    ///
+    /// # Errors
+    /// A state of other settings or data, or a damaged one.
+    pub(super) fn resume(&mut self, optimiser: &mut AdamW) -> anyhow::Result<Option<State>> {
+        let file = self.folder.join(STATE_FILE);
+        if !file.exists() {
+            self.cut_log(0)?;
+            return Ok(None);
+        }
+        let bytes = fs::read(&file).with_context(|| file.display().to_string())?;
+        let damaged = || format!("{}: damaged; delete it to begin anew", file.display());
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).with_context(damaged)?;
+        let stored = metadata.metadata().as_ref().and_then(|keys| keys.get(STATE_KEY));
+        let Stored { fingerprint, state } =
+            serde_json::from_str(stored.with_context(damaged)?).with_context(damaged)?;
+        anyhow::ensure!(
+            fingerprint == self.fingerprint,
+            "{}: of a run with other settings, data or start; delete it to begin anew",
+            file.display()
+        );
+        let tensors = SafeTensors::deserialize(&bytes).with_context(damaged)?;
+        let values = |kind: &str, index: usize, count: usize| -> anyhow::Result<Vec<f32>> {
+            let tensor = tensors.tensor(&format!("{kind}.{index}")).with_context(damaged)?;
+            let (values, _) = tensor.data().as_chunks::<4>();
+            anyhow::ensure!(tensor.dtype() == Dtype::F32 && values.len() == count, damaged());
+            Ok(values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+        };
+        let parameters: Vec<Parameter> = optimiser.parameters().cloned().collect();
+        let mut moments = Vec::with_capacity(parameters.len());
+        for (index, parameter) in parameters.iter().enumerate() {
+            let count = parameter.var.elem_count();
+            set(parameter, values(VALUES, index, count)?)?;
+            moments.push((values(FIRST, index, count)?, values(SECOND, index, count)?));
+        }
+        optimiser.restore(state.steps, moments);
+        if state.best.is_some() {
+            let best = parameters.iter().enumerate();
+            let best =
+                best.map(|(index, parameter)| values(BEST, index, parameter.var.elem_count()));
+            self.best = Some(best.collect::<anyhow::Result<_>>()?);
+        }
+        self.cut_log(state.steps)?;
+        Ok(Some(state))
+    }
+
+    /// Writes where the run is, in one step: a run that is killed meanwhile leaves the state before.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub(super) fn save(&self, state: &State, optimiser: &AdamW) -> anyhow::Result<()> {
+        let stored = Stored { fingerprint: self.fingerprint.clone(), state: state.clone() };
+        let metadata = HashMap::from([(STATE_KEY.to_owned(), serde_json::to_string(&stored)?)]);
+        let mut tensors: Vec<(String, Vec<u8>)> = Vec::new();
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        for (index, (parameter, first, second)) in optimiser.state().enumerate() {
+            let values: Vec<f32> = parameter.var.flatten_all()?.to_vec1()?;
+            tensors.push((format!("{VALUES}.{index}"), bytes(&values)));
+            tensors.push((format!("{FIRST}.{index}"), bytes(first)));
+            tensors.push((format!("{SECOND}.{index}"), bytes(second)));
+        }
+        for (index, values) in self.best.iter().flatten().enumerate() {
+            tensors.push((format!("{BEST}.{index}"), bytes(values)));
+        }
+        let views = tensors
+            .iter()
+            .map(|(name, bytes)| {
+                Ok((name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?))
+            })
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+        let named = || self.folder.display().to_string();
+        let staged = tempfile::NamedTempFile::new_in(&self.folder).with_context(named)?;
+        safetensors::serialize_to_file(views, Some(metadata), staged.path()).with_context(named)?;
+        // The file's bytes before its name: also a machine that loses power has the one state or the other.
+        File::open(staged.path()).and_then(|file| file.sync_all()).with_context(named)?;
+        staged.persist(self.folder.join(STATE_FILE)).with_context(named)?;
+        Ok(())
+    }
+
+    /// Adds a line to the log.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(super) fn log(&mut self, record: &impl Serialize) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        self.log.write_all(&line).with_context(|| self.folder.display().to_string())
+    }
+
+    /// Keeps the parameters as they are now.
+    ///
+    /// # Errors
+    /// A failing tensor operation.
+    pub(super) fn keep_best(&mut self, parameters: &[Parameter]) -> candle_core::Result<()> {
+        let values = parameters.iter().map(|parameter| parameter.var.flatten_all()?.to_vec1());
+        self.best = Some(values.collect::<candle_core::Result<_>>()?);
+        Ok(())
+    }
+
+    /// Puts the parameters back that were kept.
+    ///
+    /// # Errors
+    /// A failing tensor operation.
+    pub(super) fn put_best_back(&mut self, optimiser: &AdamW) -> candle_core::Result<()> {
+        let best = self.best.take().into_iter().flatten();
+        optimiser.parameters().zip(best).try_for_each(|(parameter, values)| set(parameter, values))
+    }
+
+    /// The log, for the finished checkpoint: its name and its bytes.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(super) fn finished_log(&self) -> anyhow::Result<(String, Vec<u8>)> {
+        let file = self.folder.join(LOG_FILE);
+        Ok((LOG_FILE.to_owned(), fs::read(&file).with_context(|| file.display().to_string())?))
+    }
+
+    /// Removes the folder: the checkpoint is there.
+    ///
+    /// # Errors
+    /// A folder that cannot be removed.
+    pub(super) fn remove(self) -> anyhow::Result<()> {
+        fs::remove_dir_all(&self.folder).with_context(|| self.folder.display().to_string())
+    }
+
+    /// Leaves the log's lines of the first `steps` steps.
+    fn cut_log(&mut self, steps: usize) -> anyhow::Result<()> {
+        let file = self.folder.join(LOG_FILE);
+        let named = || file.display().to_string();
+        let mut kept = Vec::new();
+        for line in BufReader::new(File::open(&file).with_context(named)?).lines() {
+            let line = line.with_context(named)?;
+            // The last line may be half a line.
+            let Ok(record) = serde_json::from_str::<Value>(&line) else { break };
+            let step = record["step"].as_u64().unwrap_or(u64::MAX) as usize;
+            // An evaluation is counted by the steps before it.
+            let is_kept =
+                if record.get("evaluation").is_some() { step <= steps } else { step < steps };
+            if is_kept {
+                kept.extend_from_slice(line.as_bytes());
+                kept.push(b'\n');
+            }
+        }
+        let mut staged = tempfile::NamedTempFile::new_in(&self.folder).with_context(named)?;
+        staged.write_all(&kept).with_context(named)?;
+        staged.persist(&file).with_context(named)?;
+        self.log = OpenOptions::new().append(true).open(&file).with_context(named)?;
+        Ok(())
+    }
+}
+
+fn set(parameter: &Parameter, values: Vec<f32>) -> candle_core::Result<()> {
+    parameter.var.set(&Tensor::from_vec(values, parameter.var.shape(), &Device::Cpu)?)
+}
