@@ -21,6 +21,7 @@
 //! Data flows one way: `http -> engine -> model -> ops`, and `engine -> monitor`. Nothing below
 //! imports anything above. `docs/architecture.md` has the picture.
 
+pub mod allocator;
 pub mod checkpoint;
 pub mod config;
 pub mod device;

@@ -12,7 +12,7 @@ use inform::checkpoint::Checkpoint;
 use inform::model::RewardModel;
 use inform::ops::Packing;
 use inform::ops::autograd::AutogradOps;
-use inform::ops::cpu::{CpuOps, Precision};
+use inform::ops::cpu::Precision;
 
 const BETA: f64 = 0.1;
 
@@ -36,7 +36,7 @@ fn compare(name: &str) {
     let sequences = Golden::read(&format!("tiny/{name}.safetensors")).sequences();
     let packing = Packing::new(&sequences).unwrap();
     let noise = expected.f32(&format!("{name}.noise"));
-    let ops = AutogradOps::new(CpuOps::new(1, Precision::F32).unwrap());
+    let ops = AutogradOps::new(1, Precision::F32).unwrap();
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
 
     let output = model.forward(&packing, Some(&noise)).unwrap();

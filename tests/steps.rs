@@ -13,7 +13,7 @@ use inform::checkpoint::Checkpoint;
 use inform::model::RewardModel;
 use inform::ops::Packing;
 use inform::ops::autograd::AutogradOps;
-use inform::ops::cpu::{CpuOps, Precision};
+use inform::ops::cpu::Precision;
 use inform::train::{AdamW, LossConfig, OptimiserConfig, ScheduleConfig, pair_loss};
 
 const STEPS: usize = 10;
@@ -45,7 +45,7 @@ fn compare(name: &str) {
     let d = checkpoint.config.head.latent_dim().unwrap();
     let noise = expected.f32(&format!("{name}.noise"));
 
-    let ops = AutogradOps::new(CpuOps::new(1, Precision::F32).unwrap());
+    let ops = AutogradOps::new(1, Precision::F32).unwrap();
     let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
     let before = values(model.ops());
     let config = OptimiserConfig {

@@ -135,6 +135,7 @@ enum Decode {
 }
 
 fn main() -> ExitCode {
+    inform::allocator::keep_freed_memory();
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -27,6 +27,9 @@ pub struct FitConfig {
     /// Threads; 0 for one a processor.
     #[serde(default)]
     pub threads: usize,
+    /// Precision of the decoder's products while training. Weights, moments and the head are f32.
+    #[serde(default)]
+    pub dtype: Precision,
     /// What is trained.
     #[serde(default)]
     pub mode: Mode,

@@ -233,6 +233,15 @@ impl Progress {
     }
 }
 
+impl Drop for Progress {
+    /// Without a state there is nothing to go on from.
+    fn drop(&mut self) {
+        if !self.folder.join(STATE_FILE).exists() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
 fn set(parameter: &Parameter, values: Vec<f32>) -> candle_core::Result<()> {
     parameter.var.set(&Tensor::from_vec(values, parameter.var.shape(), &Device::Cpu)?)
 }

@@ -33,7 +33,7 @@ impl Trained {
         checkpoint: &Checkpoint,
         train: &[EncodedPair],
     ) -> anyhow::Result<Self> {
-        let ops = AutogradOps::new(CpuOps::new(config.threads, Precision::F32)?);
+        let ops = AutogradOps::new(config.threads, config.dtype).context("dtype")?;
         let Checkpoint { config: model, tensors, .. } = checkpoint;
         match config.mode {
             Mode::Full => Ok(Self::Full(Box::new(RewardModel::load(ops, model, tensors)?))),

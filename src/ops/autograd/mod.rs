@@ -1,10 +1,11 @@
 //! The same operations recorded for training, over candle's tensors.
 //!
-//! Products, gathers and the head go through candle's own autograd; norm, SwiGLU and packed
-//! attention are custom operations whose forward is the CPU device's and whose backward is here.
+//! Gathers, sums and the loss go through candle's own autograd; products, norm, SwiGLU and packed
+//! attention are custom operations of the CPU device's kernels, whose backward is here.
 
 mod attention;
 mod norm;
+mod product;
 mod swiglu;
 
 use std::cell::RefCell;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor, Var};
 
-use super::cpu::{AttentionLayout, CpuOps};
+use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
 use super::{AttentionShape, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource};
 
@@ -41,13 +42,28 @@ pub struct TrainingLayout {
 #[derive(Debug)]
 pub struct AutogradOps {
     cpu: Arc<CpuOps>,
+    precision: Precision,
     parameters: RefCell<Vec<Parameter>>,
 }
 
 impl AutogradOps {
-    /// Training on the given CPU device.
-    pub fn new(cpu: CpuOps) -> Self {
-        Self { cpu: Arc::new(cpu), parameters: RefCell::default() }
+    /// Training on `threads` threads, one a processor where that is 0, with the decoder's products in `precision`:
+    /// factors are rounded for the product, while weights, activations, sums and the head are f32.
+    ///
+    /// # Errors
+    /// As [`CpuOps::new`].
+    pub fn new(threads: usize, precision: Precision) -> std::result::Result<Self, CpuError> {
+        // Refuses a precision that the processor has not.
+        CpuOps::new(1, precision)?;
+        let cpu = Arc::new(CpuOps::new(threads, Precision::F32)?);
+        Ok(Self { cpu, precision, parameters: RefCell::default() })
+    }
+
+    fn product(&self, x: &Tensor, weight: &Tensor, precision: Precision) -> Result<Tensor> {
+        let (cpu, transposed) = (self.cpu.clone(), false);
+        let product =
+            product::Product { cpu, precision, a_transposed: transposed, b_transposed: transposed };
+        Ok(x.contiguous()?.apply_op2(weight, product)?)
     }
 
     /// Every parameter loaded so far, in loading order.
@@ -165,11 +181,11 @@ impl Ops for AutogradOps {
     }
 
     fn linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        Ok(x.matmul(&weight.t()?)?)
+        self.product(x, weight, self.precision)
     }
 
     fn linear_add(&self, x: &Tensor, weight: &Tensor, residual: Tensor) -> Result<Tensor> {
-        Ok((residual + x.matmul(&weight.t()?)?)?)
+        Ok((residual + self.linear(x, weight)?)?)
     }
 
     fn gated_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -208,7 +224,7 @@ impl Ops for AutogradOps {
     }
 
     fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        self.linear(x, weight)
+        self.product(x, weight, Precision::F32)
     }
 
     fn head_swiglu(&self, gate_up: Tensor) -> Result<Tensor> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
 use super::{host, values};
-use crate::ops::cpu::{CpuOps, rms_norm};
+use crate::ops::cpu::{CpuOps, rms_norm, rms_norm_gradient};
 
 /// `y = x * n * scale` with `n = 1 / sqrt(mean(x^2) + epsilon)`.
 pub(super) struct RmsNorm {
@@ -33,7 +33,6 @@ impl CustomOp2 for RmsNorm {
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
-    /// `dx = n * (g - x * n^2 * mean(g * x))` with `g = dy * scale`, and `dscale = sum(dy * x * n)`.
     fn bwd(
         &self,
         x: &Tensor,
@@ -43,21 +42,27 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let columns = scale.elem_count();
         let (x_values, scales, gradients) = (host(x)?, host(scale)?, host(gradient)?);
-        let mut x_gradient = vec![0f32; x_values.len()];
+        let blocks = self.cpu.of_row_blocks(x_values.len() / columns, |rows| {
+            let range = rows.start * columns..rows.end * columns;
+            let mut x_gradient = vec![0f32; range.len()];
+            let mut scale_gradient = vec![0f32; columns];
+            rms_norm_gradient(
+                self.cpu.isa(),
+                &x_values[range.clone()],
+                &gradients[range],
+                &scales,
+                self.epsilon,
+                &mut x_gradient,
+                &mut scale_gradient,
+            );
+            (x_gradient, scale_gradient)
+        });
+        let mut x_gradient = Vec::with_capacity(x_values.len());
         let mut scale_gradient = vec![0f32; columns];
-        for ((x, dy), dx) in x_values
-            .chunks_exact(columns)
-            .zip(gradients.chunks_exact(columns))
-            .zip(x_gradient.chunks_exact_mut(columns))
-        {
-            let mean_square = x.iter().map(|v| v * v).sum::<f32>() / columns as f32;
-            let n = 1.0 / (mean_square + self.epsilon).sqrt();
-            let mean =
-                dy.iter().zip(x).zip(&scales).map(|((dy, x), scale)| dy * scale * x).sum::<f32>()
-                    / columns as f32;
-            for (i, dx) in dx.iter_mut().enumerate() {
-                *dx = n * (dy[i] * scales[i] - x[i] * n * n * mean);
-                scale_gradient[i] += dy[i] * x[i] * n;
+        for (block, partial) in blocks {
+            x_gradient.extend(block);
+            for (sum, partial) in scale_gradient.iter_mut().zip(partial) {
+                *sum += partial;
             }
         }
         Ok((

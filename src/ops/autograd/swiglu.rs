@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
 use super::{host, values};
-use crate::ops::cpu::{CpuOps, swiglu};
+use crate::ops::cpu::{CpuOps, swiglu, swiglu_gradient};
 
 /// `y = silu(gate) * up` of rows `[gate | up]`.
 pub(super) struct SwiGlu {
@@ -27,24 +27,16 @@ impl CustomOp1 for SwiGlu {
         Ok((CpuStorage::F32(out), Shape::from((rows, columns))))
     }
 
-    /// With `s = sigmoid(gate)`: `dgate = dy * up * s * (1 + gate * (1 - s))`, `dup = dy * gate * s`.
     fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let columns = gradient.dim(1)?;
+        let (rows, columns) = gradient.dims2()?;
         let (x_values, gradients) = (host(x)?, host(gradient)?);
-        let mut out = vec![0f32; x_values.len()];
-        for ((x, dy), out) in x_values
-            .chunks_exact(2 * columns)
-            .zip(gradients.chunks_exact(columns))
-            .zip(out.chunks_exact_mut(2 * columns))
-        {
-            let (gate, up) = x.split_at(columns);
-            let (gate_gradient, up_gradient) = out.split_at_mut(columns);
-            for i in 0..columns {
-                let sigmoid = 1.0 / (1.0 + (-gate[i]).exp());
-                gate_gradient[i] = dy[i] * up[i] * sigmoid * (1.0 + gate[i] * (1.0 - sigmoid));
-                up_gradient[i] = dy[i] * gate[i] * sigmoid;
-            }
-        }
-        Ok(Some(Tensor::from_vec(out, x.shape(), &Device::Cpu)?))
+        let blocks = self.cpu.of_row_blocks(rows, |rows| {
+            let x = &x_values[rows.start * 2 * columns..rows.end * 2 * columns];
+            let mut out = vec![0f32; x.len()];
+            let gradient = &gradients[rows.start * columns..rows.end * columns];
+            swiglu_gradient(self.cpu.isa(), x, gradient, columns, &mut out);
+            out
+        });
+        Ok(Some(Tensor::from_vec(blocks.concat(), x.shape(), &Device::Cpu)?))
     }
 }

@@ -81,6 +81,55 @@ vectorised! {
 }
 
 vectorised! {
+    /// Gradient of [`rms_norm`]: with `n = 1 / sqrt(mean(x^2) + epsilon)`,
+    /// `dx = n * (dy * scale - x * n^2 * mean(dy * scale * x))`, and `dscale += sum(dy * x * n)`.
+    pub(in crate::ops) fn rms_norm_gradient(
+        x: &[f32],
+        dy: &[f32],
+        scale: &[f32],
+        epsilon: f32,
+        dx: &mut [f32],
+        dscale: &mut [f32]
+    ) {
+        let columns = scale.len();
+        let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
+        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(columns)) {
+            let (mut squares, mut products) = ([0f32; LANES], [0f32; LANES]);
+            for start in (0..columns).step_by(LANES) {
+                let end = (start + LANES).min(columns);
+                for i in start..end {
+                    squares[i - start] += x[i] * x[i];
+                    products[i - start] += dy[i] * scale[i] * x[i];
+                }
+            }
+            let n = 1.0 / (add_lanes(squares) / columns as f32 + epsilon).sqrt();
+            let factor = n * n * (add_lanes(products) / columns as f32);
+            for i in 0..columns {
+                dx[i] = n * (dy[i] * scale[i] - x[i] * factor);
+                dscale[i] += dy[i] * x[i] * n;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Gradient of [`swiglu`]: with `s = sigmoid(gate)`, `dgate = dy * up * s * (1 + gate * (1 - s))` and
+    /// `dup = dy * gate * s`.
+    pub(in crate::ops) fn swiglu_gradient(gate_up: &[f32], dy: &[f32], columns: usize, out: &mut [f32]) {
+        let rows = gate_up.chunks_exact(2 * columns).zip(dy.chunks_exact(columns));
+        for ((row, dy), out) in rows.zip(out.chunks_exact_mut(2 * columns)) {
+            let (gate, up) = row.split_at(columns);
+            let (gate_gradient, up_gradient) = out.split_at_mut(columns);
+            for i in 0..columns {
+                let sigmoid = 1.0 / (1.0 + exp((-gate[i]).min(88.0)));
+                gate_gradient[i] = dy[i] * up[i] * sigmoid * (1.0 + gate[i] * (1.0 - sigmoid));
+                up_gradient[i] = dy[i] * gate[i] * sigmoid;
+            }
+        }
+    }
+}
+
+vectorised! {
     /// Rotates the first `rotated_heads` heads of one row in place: the two halves of a head are the
     /// two coordinates of each rotation. `cosine` and `sine` are `[head_dim / 2]`; a negated sine
     /// rotates back.

@@ -31,8 +31,8 @@ pub struct PackedGate(PackedWeight);
 
 #[derive(Debug)]
 enum Panels {
-    F32(Vec<f32>),
-    Bf16(Vec<u32>),
+    F32(Buffer<f32>),
+    Bf16(Buffer<u32>),
 }
 
 impl PackedWeight {
@@ -65,7 +65,7 @@ impl PackedWeight {
                 for (panel, lane, k, value) in cells {
                     packed[(panel + k) * PANEL + lane] = value;
                 }
-                Panels::F32(packed)
+                Panels::F32(packed.into())
             }
             Precision::Bf16 => {
                 assert!(columns.is_multiple_of(2), "config.json's checks make widths even");
@@ -74,10 +74,20 @@ impl PackedWeight {
                     let bits = u32::from(half::bf16::from_f32(value).to_bits());
                     packed[(panel / 2 + k / 2) * PANEL + lane] |= bits << (16 * (k % 2));
                 }
-                Panels::Bf16(packed)
+                Panels::Bf16(packed.into())
             }
         };
         Self { rows, columns, panels }
+    }
+
+    /// A weight `[rows, columns]` whose panels are filled.
+    pub(super) fn from_f32_panels(panels: Buffer<f32>, rows: usize, columns: usize) -> Self {
+        Self { rows, columns, panels: Panels::F32(panels) }
+    }
+
+    /// As [`PackedWeight::from_f32_panels`].
+    pub(super) fn from_bf16_panels(panels: Buffer<u32>, rows: usize, columns: usize) -> Self {
+        Self { rows, columns, panels: Panels::Bf16(panels) }
     }
 
     /// Output channels.

@@ -16,6 +16,7 @@ pub(crate) mod isa;
 mod layout;
 mod linear;
 mod operand;
+mod product;
 mod projection;
 mod shared;
 mod threads;
@@ -25,6 +26,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 
 use super::rotary::RotaryTables;
 use super::{AttentionShape, Ops, Packing, Result};
@@ -37,8 +39,9 @@ pub use linear::{PackedGate, PackedWeight};
 pub use operand::{Operand, Precision};
 pub use projection::Projection;
 
-pub(super) use elementwise::{rms_norm, rotate, swiglu};
+pub(super) use elementwise::{rms_norm, rms_norm_gradient, rotate, swiglu, swiglu_gradient};
 use operand::Values;
+pub(super) use product::{Factor, product};
 use shared::Shared;
 use threads::Threads;
 
@@ -177,6 +180,18 @@ impl CpuOps {
             };
             task(&x[range.start * from..range.end * from], out);
         });
+    }
+
+    /// Runs `task(rows)` on ranges of at most [`ROWS_PER_TASK`] rows that cover `0 .. rows`, whatever the threads are, and
+    /// gives their results in order.
+    pub(super) fn of_row_blocks<T: Send>(
+        &self,
+        rows: usize,
+        task: impl Fn(Range<usize>) -> T + Sync + Send,
+    ) -> Vec<T> {
+        let blocks = rows.div_ceil(ROWS_PER_TASK);
+        let range = |i: usize| i * ROWS_PER_TASK..((i + 1) * ROWS_PER_TASK).min(rows);
+        self.install(|| (0..blocks).into_par_iter().map(|i| task(range(i))).collect())
     }
 
     /// Rows of the tasks that [`Ops::advance`] cuts a batch into: all of them where there are too few to

@@ -1,0 +1,87 @@
+//! Seconds of full optimiser steps and peak memory, of a checkpoint on random tokens; `benches/peers/train.py` runs it
+//! beside PyTorch.
+//!
+//! `cargo bench --bench train -- --model DIR [--pairs 4] [--tokens 512] [--steps 3] [--dtype f32|bf16] [--threads 2]`
+
+#![allow(missing_docs)]
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Parser;
+use inform::checkpoint::Checkpoint;
+use inform::model::{RewardModel, standard_normal};
+use inform::ops::Packing;
+use inform::ops::autograd::AutogradOps;
+use inform::ops::cpu::Precision;
+use inform::train::{AdamW, LossConfig, OptimiserConfig, pair_loss};
+use serde_json::json;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long)]
+    model: PathBuf,
+    #[arg(long, default_value_t = 4)]
+    pairs: usize,
+    #[arg(long, default_value_t = 512)]
+    tokens: usize,
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+    #[arg(long, default_value = "f32")]
+    dtype: String,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// What `cargo bench` adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    inform::allocator::keep_freed_memory();
+    let arguments = Arguments::parse();
+    let precision = match arguments.dtype.as_str() {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        other => anyhow::bail!("--dtype: {other}"),
+    };
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let dimension = checkpoint.config.head.latent_dim().context("--model: no InfoRM head")?;
+    let vocabulary = checkpoint.config.decoder.vocab_size as u32;
+    let ops = AutogradOps::new(arguments.threads, precision)?;
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    let mut optimiser = AdamW::new(OptimiserConfig::default(), model.ops().parameters());
+    let mut state = 1u32;
+    let mut id = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % vocabulary
+    };
+    let texts: Vec<Vec<u32>> =
+        (0..2 * arguments.pairs).map(|_| (0..arguments.tokens).map(|_| id()).collect()).collect();
+    let packing = Packing::new(&texts).context("--tokens: at least 1")?;
+    let mut seconds = Vec::new();
+    for step in 0..=arguments.steps {
+        let noise = standard_normal(0, step as u64, 2 * arguments.pairs * dimension);
+        let begun = Instant::now();
+        let output = model.forward(&packing, Some(&noise))?;
+        let loss = pair_loss(&output, &LossConfig::default(), &vec![0.0; arguments.pairs])?;
+        let forward = begun.elapsed().as_secs_f64();
+        let gradients = loss.total.backward()?;
+        let backward = begun.elapsed().as_secs_f64() - forward;
+        optimiser.step(&gradients, 1.0)?;
+        let whole = begun.elapsed().as_secs_f64();
+        // The first touches memory that the others find.
+        if step > 0 {
+            seconds.push(whole);
+        }
+        eprintln!("step {step}: {whole:.2} s, forward {forward:.2}, backward {backward:.2}");
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+    println!("{}", json!({"seconds": seconds, "peak_mb": peak.map(|kb| kb / 1024.0)}));
+    Ok(())
+}
