@@ -149,9 +149,33 @@ impl Modify for KeyScheme {
 /// The API in the OpenAPI format, as JSON.
 pub fn openapi_json() -> String {
     // Serialising what was just built cannot fail.
-    let mut json = routes().to_openapi().to_pretty_json().unwrap_or_default();
+    let mut document = serde_json::to_value(routes().to_openapi()).unwrap_or_default();
+    bound_integers(&mut document);
+    let mut json = serde_json::to_string_pretty(&document).unwrap_or_default();
     json.push('\n');
     json
+}
+
+/// Gives every integer without a greatest value that of numbers which all JSON readers keep exactly (RFC 8259, section 6):
+/// larger ones are refused where they do not fit.
+fn bound_integers(value: &mut serde_json::Value) {
+    use serde_json::{Value, json};
+    const LARGEST: u64 = (1 << 53) - 1;
+    match value {
+        Value::Object(keys) => {
+            let is_integer = match keys.get("type") {
+                Some(Value::String(name)) => name == "integer",
+                Some(Value::Array(names)) => names.iter().any(|name| name == "integer"),
+                _ => false,
+            };
+            if is_integer && !keys.contains_key("maximum") {
+                keys.insert("maximum".to_owned(), json!(LARGEST));
+            }
+            keys.values_mut().for_each(bound_integers);
+        }
+        Value::Array(values) => values.iter_mut().for_each(bound_integers),
+        _ => {}
+    }
 }
 
 /// The service behind every connection.
