@@ -1,13 +1,19 @@
 //! The Llama family of decoders (Touvron et al. 2023), over packed sequences.
 
+use std::ops::Range;
+
 use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
+use crate::ops::autograd::AutogradOps;
 use crate::ops::{Ops, OpsError, Packing};
 
 /// A decoder: token embedding, layers, final norm. Tensor names are Hugging Face's `model.*`.
 #[derive(Debug)]
 pub struct Llama<O: Ops> {
-    embedding: O::Table,
+    /// Absent where the first layers are.
+    embedding: Option<O::Table>,
+    /// The layers from `first_layer` on.
     layers: Vec<Layer<O>>,
+    first_layer: usize,
     norm: O::Scale,
     config: DecoderConfig,
 }
@@ -102,7 +108,8 @@ impl<O: Ops> Layer<O> {
 }
 
 impl<O: Ops> Llama<O> {
-    /// Loads `model.embed_tokens`, `model.layers.*` and `model.norm`.
+    /// Loads `model.embed_tokens`, `model.layers.*` and `model.norm`; with a `first_layer` above 0 only the layers from
+    /// there on and the norm, for hidden states that something else computes.
     ///
     /// # Errors
     /// A missing tensor, a wrong shape or type.
@@ -110,13 +117,18 @@ impl<O: Ops> Llama<O> {
         ops: &O,
         config: &DecoderConfig,
         source: &dyn TensorSource,
+        first_layer: usize,
     ) -> Result<Self, CheckpointError> {
         let embedding = "model.embed_tokens.weight";
+        let embedding = (first_layer == 0)
+            .then(|| ops.table(source, embedding, config.vocab_size, config.hidden_size))
+            .transpose()?;
         Ok(Self {
-            embedding: ops.table(source, embedding, config.vocab_size, config.hidden_size)?,
-            layers: (0..config.num_hidden_layers)
+            embedding,
+            layers: (first_layer..config.num_hidden_layers)
                 .map(|index| Layer::load(ops, config, index, source))
                 .collect::<Result<_, _>>()?,
+            first_layer,
             norm: ops.scale(source, "model.norm.weight", config.hidden_size)?,
             config: config.clone(),
         })
@@ -127,39 +139,125 @@ impl<O: Ops> Llama<O> {
         (&self.norm, self.config.rms_norm_eps)
     }
 
-    /// Hidden states before the final norm at each sequence's last token: `[sequences, hidden]`.
+    /// The layers that are loaded.
+    pub fn layers(&self) -> Range<usize> {
+        self.first_layer..self.config.num_hidden_layers
+    }
+
+    /// What attention needs to know of a batch.
     ///
     /// # Errors
     /// A failing device.
-    pub fn pooled(&self, ops: &O, packing: &Packing) -> Result<O::Matrix, OpsError> {
+    pub fn layout(&self, ops: &O, packing: &Packing) -> Result<O::Layout, OpsError> {
+        ops.layout(packing, &self.config.attention)
+    }
+
+    /// What enters the first layer: `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    ///
+    /// # Panics
+    /// If the first layers were not loaded.
+    pub fn embed(&self, ops: &O, packing: &Packing) -> Result<O::Matrix, OpsError> {
+        let table = self.embedding.as_ref().expect("layers from the first on");
+        ops.embed(table, packing.ids())
+    }
+
+    /// Takes every row to the attention of layer `index`: from that of the layer before, whose inputs are
+    /// `previous`, or, without them, from `x` that enters the layer. Gives what enters the layer, `[rows, hidden]`, and
+    /// what its attention reads.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn advance(
+        &self,
+        ops: &O,
+        index: usize,
+        x: O::Matrix,
+        previous: Option<&O::Projection>,
+        layout: &O::Layout,
+    ) -> Result<(O::Matrix, O::Projection), OpsError> {
         let DecoderConfig { attention: shape, rms_norm_eps: epsilon, .. } = &self.config;
-        let layout = ops.layout(packing, shape)?;
-        let mut x = ops.embed(&self.embedding, packing.ids())?;
-        let mut projection = None;
-        let mut before: Option<&Layer<O>> = None;
-        for layer in &self.layers {
-            let asks = matches!(layer.projection, Projection::All(_));
-            let work = |ops: &O, attended: Option<O::Operand>, x: O::Matrix| {
-                let x = match (before, attended) {
-                    (Some(before), Some(attended)) => before.finish(ops, &attended, x, *epsilon)?,
-                    _ => x,
-                };
-                let projected = layer.project(ops, &x, *epsilon)?;
-                Ok((x, projected))
+        let layer = &self.layers[index - self.first_layer];
+        let work = |ops: &O, attended: Option<O::Operand>, x: O::Matrix| {
+            let x = match attended {
+                Some(attended) => {
+                    let before = &self.layers[index - 1 - self.first_layer];
+                    before.finish(ops, &attended, x, *epsilon)?
+                }
+                None => x,
             };
-            let (advanced, next) =
-                ops.advance(x, projection.as_ref(), &layout, shape, asks, work)?;
-            (x, projection, before) = (advanced, Some(next), Some(layer));
+            let projected = layer.project(ops, &x, *epsilon)?;
+            Ok((x, projected))
+        };
+        let asks = matches!(layer.projection, Projection::All(_));
+        ops.advance(x, previous, layout, shape, asks, work)
+    }
+
+    /// The last layer, for the last token of each sequence: from what [`Llama::advance`] gave for it to
+    /// `[sequences, hidden]` before the final norm.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn finish(
+        &self,
+        ops: &O,
+        x: &O::Matrix,
+        projection: &O::Projection,
+        layout: &O::Layout,
+        packing: &Packing,
+    ) -> Result<O::Matrix, OpsError> {
+        let epsilon = self.config.rms_norm_eps;
+        let x = ops.gather(x, &packing.last_rows())?;
+        let Some(layer) = self.layers.last() else { return Ok(x) };
+        let Projection::Last { query, .. } = &layer.projection else { return Ok(x) };
+        let normed = ops.rms_norm(&x, &layer.attention_norm, epsilon)?;
+        let queries = ops.linear(&normed, query)?;
+        let attended = ops.last_attention(queries, projection, layout)?;
+        layer.finish(ops, &attended, x, epsilon)
+    }
+
+    /// Hidden states before the final norm at each sequence's last token: `[sequences, hidden]`. `x` is what enters
+    /// the first of [`Llama::layers`].
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn pooled(
+        &self,
+        ops: &O,
+        packing: &Packing,
+        mut x: O::Matrix,
+    ) -> Result<O::Matrix, OpsError> {
+        let layout = self.layout(ops, packing)?;
+        let mut projection = None;
+        for index in self.layers() {
+            let (advanced, next) = self.advance(ops, index, x, projection.as_ref(), &layout)?;
+            (x, projection) = (advanced, Some(next));
         }
-        let mut x = ops.gather(&x, &packing.last_rows())?;
-        if let (Some(layer), Some(projection)) = (before, &projection)
-            && let Projection::Last { query, .. } = &layer.projection
-        {
-            let normed = ops.rms_norm(&x, &layer.attention_norm, *epsilon)?;
-            let queries = ops.linear(&normed, query)?;
-            let attended = ops.last_attention(queries, projection, &layout)?;
-            x = layer.finish(ops, &attended, x, *epsilon)?;
+        match &projection {
+            Some(projection) => self.finish(ops, &x, projection, &layout, packing),
+            None => ops.gather(&x, &packing.last_rows()),
         }
-        Ok(x)
+    }
+}
+
+impl Llama<AutogradOps> {
+    /// One layer, not the last, for every row: from what enters it to what enters the next. What it keeps in between
+    /// can be had again from `x` alone.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn layer(
+        &self,
+        ops: &AutogradOps,
+        index: usize,
+        x: &<AutogradOps as Ops>::Matrix,
+        layout: &<AutogradOps as Ops>::Layout,
+    ) -> Result<<AutogradOps as Ops>::Matrix, OpsError> {
+        let layer = &self.layers[index - self.first_layer];
+        let epsilon = self.config.rms_norm_eps;
+        let attended = ops.attention(&layer.project(ops, x, epsilon)?, layout)?;
+        layer.finish(ops, &attended, x.clone(), epsilon)
     }
 }

@@ -100,9 +100,28 @@ impl<O: Ops> RewardModel<O> {
         config: &ModelConfig,
         source: &dyn TensorSource,
     ) -> Result<Self, CheckpointError> {
-        let decoder = Llama::load(&ops, &config.decoder, source)?;
+        Self::load_from(ops, config, source, 0)
+    }
+
+    /// As [`RewardModel::load`], without what comes before the layer `first_layer`: for the functions that are given what
+    /// enters it.
+    ///
+    /// # Errors
+    /// As [`RewardModel::load`].
+    pub fn load_from(
+        ops: O,
+        config: &ModelConfig,
+        source: &dyn TensorSource,
+        first_layer: usize,
+    ) -> Result<Self, CheckpointError> {
+        let decoder = Llama::load(&ops, &config.decoder, source, first_layer)?;
         let head = Head::load(&ops, &config.head, config.decoder.hidden_size, source)?;
         Ok(Self { ops, decoder, head, config: config.clone() })
+    }
+
+    /// The backbone.
+    pub fn decoder(&self) -> &Llama<O> {
+        &self.decoder
     }
 
     /// The device.
@@ -115,7 +134,15 @@ impl<O: Ops> RewardModel<O> {
     /// # Errors
     /// A failing device.
     pub fn pooled(&self, packing: &Packing) -> Result<O::Matrix, OpsError> {
-        self.decoder.pooled(&self.ops, packing)
+        self.pooled_from(packing, self.decoder.embed(&self.ops, packing)?)
+    }
+
+    /// [`RewardModel::pooled`] of what enters the first layer that is loaded, `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn pooled_from(&self, packing: &Packing, x: O::Matrix) -> Result<O::Matrix, OpsError> {
+        self.decoder.pooled(&self.ops, packing, x)
     }
 
     /// Hidden states after the final norm at each sequence's last token: `[sequences, hidden]`.

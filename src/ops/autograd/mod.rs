@@ -71,6 +71,15 @@ impl AutogradOps {
         self.parameters.borrow().clone()
     }
 
+    /// Attention of every row, of `[q | k | v]` before their rotary embedding: `[rows, qkv_columns]` to
+    /// `[rows, output_columns]`.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn attention(&self, qkv: &Tensor, layout: &Arc<TrainingLayout>) -> Result<Tensor> {
+        Ok(qkv.apply_op1(self.packed_attention(layout))?)
+    }
+
     fn packed_attention(&self, layout: &Arc<TrainingLayout>) -> attention::PackedAttention {
         attention::PackedAttention {
             cpu: self.cpu.clone(),
@@ -201,7 +210,7 @@ impl Ops for AutogradOps {
         _asks: bool,
         work: impl Fn(&Self, Option<Tensor>, Tensor) -> Result<(Tensor, Tensor)> + Sync,
     ) -> Result<(Tensor, Tensor)> {
-        let attended = previous.map(|qkv| qkv.apply_op1(self.packed_attention(layout)));
+        let attended = previous.map(|qkv| self.attention(qkv, layout));
         work(self, attended.transpose()?, x)
     }
 
