@@ -1,7 +1,8 @@
 //! Seconds of full optimiser steps and peak memory, of a checkpoint on random tokens; `benches/peers/train.py` runs it
 //! beside PyTorch.
 //!
-//! `cargo bench --bench train -- --model DIR [--pairs 4] [--tokens 512] [--steps 3] [--dtype f32|bf16] [--threads 2]`
+//! `cargo bench --bench train -- --model DIR [--pairs 4] [--tokens 512] [--steps 3] [--dtype f32|bf16] [--threads 2]
+//! [--recompute] [--prompt 0] [--apart]`
 
 #![allow(missing_docs)]
 
@@ -15,7 +16,7 @@ use inform::model::{RewardModel, standard_normal};
 use inform::ops::Packing;
 use inform::ops::autograd::AutogradOps;
 use inform::ops::cpu::Precision;
-use inform::train::{AdamW, LossConfig, OptimiserConfig, pair_loss};
+use inform::train::{AdamW, Backward, Gradients, LossConfig, OptimiserConfig, pair_loss};
 use serde_json::json;
 
 #[global_allocator]
@@ -35,6 +36,15 @@ struct Arguments {
     dtype: String,
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Keep only what enters each layer
+    #[arg(long)]
+    recompute: bool,
+    /// Tokens that both texts of a pair begin with
+    #[arg(long, default_value_t = 0)]
+    prompt: usize,
+    /// Compute those in both texts
+    #[arg(long)]
+    apart: bool,
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -59,25 +69,40 @@ fn main() -> anyhow::Result<()> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) % vocabulary
     };
-    let texts: Vec<Vec<u32>> =
+    anyhow::ensure!(arguments.prompt < arguments.tokens, "--prompt: fewer than --tokens");
+    let mut texts: Vec<Vec<u32>> =
         (0..2 * arguments.pairs).map(|_| (0..arguments.tokens).map(|_| id()).collect()).collect();
-    let packing = Packing::new(&texts).context("--tokens: at least 1")?;
+    let (chosen, rejected) = texts.split_at_mut(arguments.pairs);
+    for (chosen, rejected) in chosen.iter().zip(rejected) {
+        rejected[..arguments.prompt].copy_from_slice(&chosen[..arguments.prompt]);
+    }
+    let packing = if arguments.apart { Packing::new(&texts) } else { Packing::shared(&texts) }
+        .context("--tokens: at least 1")?;
     let mut seconds = Vec::new();
     for step in 0..=arguments.steps {
         let noise = standard_normal(0, step as u64, 2 * arguments.pairs * dimension);
         let begun = Instant::now();
-        let output = model.forward(&packing, Some(&noise))?;
-        let loss = pair_loss(&output, &LossConfig::default(), &vec![0.0; arguments.pairs])?;
-        let forward = begun.elapsed().as_secs_f64();
-        let gradients = loss.total.backward()?;
-        let backward = begun.elapsed().as_secs_f64() - forward;
+        let mut gradients = Gradients::new(model.ops().parameters());
+        let loss = |output: &_| {
+            Ok(pair_loss(output, &LossConfig::default(), &vec![0.0; arguments.pairs])?)
+        };
+        Backward {
+            model: &model,
+            packing: &packing,
+            entering: None,
+            noise: Some(&noise),
+            recompute: arguments.recompute,
+        }
+        .run(loss, &mut gradients)?;
+        let computed = begun.elapsed().as_secs_f64();
         optimiser.step(&gradients, 1.0)?;
+        drop(gradients);
         let whole = begun.elapsed().as_secs_f64();
         // The first touches memory that the others find.
         if step > 0 {
             seconds.push(whole);
         }
-        eprintln!("step {step}: {whole:.2} s, forward {forward:.2}, backward {backward:.2}");
+        eprintln!("step {step}: {whole:.2} s, of which AdamW {:.2}", whole - computed);
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,6 @@
-//! Gradients of the InfoRM loss against PyTorch's autograd, for every tensor of a checkpoint.
+//! Gradients of the InfoRM loss against PyTorch's autograd, for every tensor of a checkpoint: with activations kept and
+//! computed again, with common prefixes computed once and in every sequence; and those of adapters and of last layers against
+//! the gradients of the whole.
 //!
 //! `tests/golden/gradients.py` makes the golden values.
 
@@ -6,81 +8,208 @@
 
 mod common;
 
-use candle_core::{D, Tensor};
-use common::{Golden, golden, sketch, sketch_error};
-use inform::checkpoint::Checkpoint;
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use common::{Golden, golden, relative_error, sketch, sketch_error};
+use inform::checkpoint::{Checkpoint, MemoryTensors};
 use inform::model::RewardModel;
-use inform::ops::Packing;
-use inform::ops::autograd::AutogradOps;
+use inform::ops::autograd::{AutogradOps, LoraConfig, Trains, adapter_name};
 use inform::ops::cpu::Precision;
+use inform::ops::Packing;
+use inform::train::{Backward, Gradients, LossConfig, pair_loss};
 
-const BETA: f64 = 0.1;
+/// The gradient of every checkpoint tensor, by its name.
+type ByName = BTreeMap<String, Vec<f32>>;
 
-/// `-log sigmoid(r_w - r_l) + beta (KL_w + KL_l)`, mean over pairs; sequences 0, 2, ... are preferred
-/// to sequences 1, 3, ...
-fn loss(reward: &Tensor, posterior: &Tensor) -> candle_core::Result<Tensor> {
-    let pairs = reward.elem_count() / 2;
-    let reward = reward.reshape((pairs, 2))?;
-    let margin = (reward.narrow(1, 0, 1)? - reward.narrow(1, 1, 1)?)?;
-    let preference = (margin.neg()?.exp()? + 1.0)?.log()?.mean_all()?;
-    let dimension = posterior.dim(D::Minus1)? / 2;
-    let mu = posterior.narrow(1, 0, dimension)?;
-    let logvar = posterior.narrow(1, dimension, dimension)?;
-    let divergence = (((mu.sqr()? + logvar.exp()?)? - 1.0)? - logvar)?;
-    preference + (divergence.sum_all()? * (0.5 * BETA / pairs as f64))?
-}
+/// Loss and gradients. Even sequences are preferred to odd ones; `pair_loss` wants the preferred ones first.
+fn gradients(
+    model: &RewardModel<AutogradOps>,
+    sequences: &[Vec<u32>],
+    noise: &[f32],
+    (shares, recompute): (bool, bool),
+    entering: Option<&dyn Fn(&Packing) -> Tensor>,
+) -> (f64, ByName) {
+    let order: Vec<usize> =
+        (0..sequences.len()).step_by(2).chain((1..sequences.len()).step_by(2)).collect();
+    let texts: Vec<&Vec<u32>> = order.iter().map(|&index| &sequences[index]).collect();
+    let packing = if shares { Packing::shared(&texts) } else { Packing::new(&texts) }.unwrap();
+    let d = noise.len() / sequences.len();
+    let noise: Vec<f32> = order.iter().flat_map(|&i| &noise[i * d..][..d]).copied().collect();
+    let entering = entering.map(|entering| entering(&packing));
 
-fn compare(name: &str) {
-    let checkpoint = Checkpoint::open(&golden("tiny").join(name)).unwrap();
-    let expected = Golden::read("gradients.safetensors");
-    let sequences = Golden::read(&format!("tiny/{name}.safetensors")).sequences();
-    let packing = Packing::new(&sequences).unwrap();
-    let noise = expected.f32(&format!("{name}.noise"));
-    let ops = AutogradOps::new(1, Precision::F32).unwrap();
-    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
+    let parameters = model.ops().parameters();
+    let mut gradients = Gradients::new(parameters.clone());
+    let backward = Backward {
+        model,
+        packing: &packing,
+        entering: entering.as_ref(),
+        noise: Some(&noise),
+        recompute,
+    };
+    let loss = |output: &_| Ok(pair_loss(output, &LossConfig::default(), &[])?);
+    let (_, loss) = backward.run(loss, &mut gradients).unwrap();
 
-    let output = model.forward(&packing, Some(&noise)).unwrap();
-    let loss = loss(&output.reward, &output.posterior.unwrap()).unwrap();
-    let error = loss.to_scalar::<f32>().unwrap() / expected.f32(&format!("{name}.loss"))[0] - 1.0;
-    assert!(error.abs() < 1e-5, "{name}: loss: {error:e}");
-
-    let gradients = loss.backward().unwrap();
-    let mut compared = Vec::new();
-    let mut worst = (0f64, String::new());
-    for parameter in model.ops().parameters() {
-        let gradient = gradients.get(&parameter.var).unwrap();
+    let mut found = ByName::new();
+    for (parameter, gradient) in parameters.into_iter().zip(gradients.sums()) {
+        let gradient = gradient.as_ref().unwrap();
         assert_eq!(gradient.shape(), parameter.var.shape());
         let mut first = 0;
         for (tensor, rows) in parameter.parts {
             let part = gradient.narrow(0, first, rows).unwrap().flatten_all().unwrap();
             first += rows;
-            let found = sketch(&part.to_vec1::<f32>().unwrap());
-            let error = sketch_error(&found, &expected.f64(&format!("{name}:{tensor}")));
-            assert!(error < 1e-5, "{name}: {tensor}: {error:e}");
-            if error > worst.0 {
-                worst = (error, tensor.clone());
-            }
-            compared.push(tensor);
+            let earlier = found.insert(tensor, part.to_vec1().unwrap());
+            assert!(earlier.is_none(), "a tensor is trained twice");
         }
     }
-    compared.sort();
-    let stored: Vec<String> = checkpoint
-        .tensors
-        .to_memory()
-        .unwrap()
-        .iter()
-        .map(|(tensor, ..)| tensor.to_owned())
-        .collect();
-    assert_eq!(compared, stored, "{name}: every stored tensor is trained, once");
-    println!("{name}: worst relative error {:.1e}, of {}", worst.0, worst.1);
+    (f64::from(loss.total.to_scalar::<f32>().unwrap()), found)
+}
+
+fn load(name: &str) -> (Checkpoint, RewardModel<AutogradOps>) {
+    let checkpoint = Checkpoint::open(&golden("tiny").join(name)).unwrap();
+    let ops = AutogradOps::new(1, Precision::F32).unwrap();
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
+    (checkpoint, model)
+}
+
+fn compare(name: &str, file: &str, sequences: &[Vec<u32>]) {
+    let (checkpoint, model) = load(name);
+    let expected = Golden::read(file);
+    let noise = expected.f32(&format!("{name}.noise"));
+    let expected_loss = f64::from(expected.f32(&format!("{name}.loss"))[0]);
+    let tensors = checkpoint.tensors.to_memory().unwrap();
+    let stored: Vec<&str> = tensors.iter().map(|(tensor, ..)| tensor).collect();
+    for way in [(false, false), (false, true), (true, false), (true, true)] {
+        let (loss, found) = gradients(&model, sequences, &noise, way, None);
+        let error = (loss / expected_loss - 1.0).abs();
+        assert!(error < 1e-5, "{name}: loss: {error:e}");
+        assert!(found.keys().eq(&stored), "{name}: every stored tensor is trained, once");
+        let mut worst = (0f64, "");
+        for (tensor, gradient) in &found {
+            let error = sketch_error(&sketch(gradient), &expected.f64(&format!("{name}:{tensor}")));
+            assert!(error < 1e-5, "{name}, {way:?}: {tensor}: {error:e}");
+            if error > worst.0 {
+                worst = (error, tensor);
+            }
+        }
+        println!("{name}, {file}, (shared, recomputed) {way:?}: {:.1e}, of {}", worst.0, worst.1);
+    }
+}
+
+fn own_sequences(name: &str) -> Vec<Vec<u32>> {
+    Golden::read(&format!("tiny/{name}.safetensors")).sequences()
 }
 
 #[test]
 fn linear_decode_head_with_grouped_queries() {
-    compare("linear");
+    compare("linear", "gradients.safetensors", &own_sequences("linear"));
 }
 
 #[test]
 fn gated_decode_head() {
-    compare("gated");
+    compare("gated", "gradients.safetensors", &own_sequences("gated"));
+}
+
+#[test]
+fn sequences_that_begin_alike() {
+    let file = "shared_gradients.safetensors";
+    let sequences = Golden::read(file).sequences();
+    let packing = Packing::shared(&sequences).unwrap();
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
+    assert!(packing.rows() + 3 * 90 < tokens, "the prompts are computed once");
+    compare("linear", file, &sequences);
+    compare("gated", file, &sequences);
+}
+
+/// Of `W + scale B A`: `dA = scale B^T dW` and `dB = scale dW A^T`, with dW that of a whole model with these weights.
+#[test]
+fn adapters_have_the_gradients_of_what_they_are_merged_into() {
+    let checkpoint = Checkpoint::open(&golden("tiny/linear")).unwrap();
+    let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned);
+    let lora = LoraConfig { rank: 3, alpha: 6.0, targets: targets.to_vec() };
+    let scale = lora.scale() as f32;
+    let ops = AutogradOps::new(1, Precision::F32)
+        .unwrap()
+        .training(Trains::Adapters { lora: lora.clone(), seed: 1 });
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
+
+    // B starts at 0, of which A has no gradient.
+    let mut factors = BTreeMap::new();
+    for (index, parameter) in model.ops().parameters().into_iter().enumerate() {
+        let (name, _) = &parameter.parts[0];
+        if name.contains(".lora_") {
+            let count = parameter.var.elem_count();
+            let values: Vec<f32> =
+                (0..count).map(|i| ((i * 37 + index * 11) % 23) as f32 / 230.0 - 0.05).collect();
+            let values = Tensor::from_vec(values, parameter.var.shape(), &Device::Cpu).unwrap();
+            parameter.var.set(&values).unwrap();
+            factors.insert(name.clone(), values);
+        }
+    }
+    assert_eq!(factors.len(), 2 * targets.len() * checkpoint.config.decoder.num_hidden_layers);
+
+    let mut merged: MemoryTensors = checkpoint.tensors.to_memory().unwrap();
+    let mut shapes = BTreeMap::new();
+    for (name, shape, values) in checkpoint.tensors.to_memory().unwrap().iter() {
+        if lora.adapts(name) {
+            let factor = |which| &factors[&adapter_name(name, which)];
+            let product = factor('B').matmul(factor('A')).unwrap().flatten_all().unwrap();
+            let product: Vec<f32> = product.to_vec1().unwrap();
+            let sum = values.iter().zip(product).map(|(w, p)| w + scale * p).collect();
+            merged.insert(name, shape, sum);
+            shapes.insert(name.to_owned(), (shape[0], shape[1]));
+        }
+    }
+    let ops = AutogradOps::new(1, Precision::F32).unwrap();
+    let whole = RewardModel::load(ops, &checkpoint.config, &merged).unwrap();
+
+    let sequences = own_sequences("linear");
+    let noise = Golden::read("gradients.safetensors").f32("linear.noise");
+    for way in [(false, false), (true, true)] {
+        let (loss, found) = gradients(&model, &sequences, &noise, way, None);
+        let (expected_loss, expected) = gradients(&whole, &sequences, &noise, way, None);
+        assert!((loss / expected_loss - 1.0).abs() < 1e-5, "{loss} {expected_loss}");
+        let heads = found.keys().filter(|name| !name.contains(".lora_")).count();
+        assert_eq!(found.len(), factors.len() + heads);
+        assert_eq!(heads, 2, "what adapters stand beside is frozen; heads are trained");
+        for (name, &shape) in &shapes {
+            let dense = Tensor::from_slice(&expected[name], shape, &Device::Cpu).unwrap();
+            let factor = |which| &factors[&adapter_name(name, which)];
+            let a = factor('B').t().unwrap().matmul(&dense).unwrap();
+            let b = dense.matmul(&factor('A').t().unwrap()).unwrap();
+            for (which, gradient) in [('A', a), ('B', b)] {
+                let gradient: Vec<f32> = gradient.flatten_all().unwrap().to_vec1().unwrap();
+                let expected: Vec<f32> = gradient.iter().map(|g| scale * g).collect();
+                let error = relative_error(&found[&adapter_name(name, which)], &expected);
+                assert!(error < 1e-5, "{name} {which}: {error:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn last_layers_have_the_gradients_that_they_have_in_the_whole() {
+    let (checkpoint, whole) = load("linear");
+    let last = checkpoint.config.decoder.num_hidden_layers - 1;
+    let ops = AutogradOps::new(1, Precision::F32).unwrap();
+    let tail = RewardModel::load_from(ops, &checkpoint.config, &checkpoint.tensors, last).unwrap();
+    let entering = |packing: &Packing| whole.entering(packing, last).unwrap().detach();
+    let sequences = Golden::read("shared_gradients.safetensors").sequences();
+    let noise = Golden::read("shared_gradients.safetensors").f32("linear.noise");
+    for way in [(false, false), (true, true)] {
+        let (expected_loss, expected) = gradients(&whole, &sequences, &noise, way, None);
+        let (loss, found) = gradients(&tail, &sequences, &noise, way, Some(&entering));
+        assert_eq!(loss, expected_loss);
+        assert!(found.keys().any(|name| name.starts_with(&format!("model.layers.{last}."))));
+        for (name, gradient) in &found {
+            let frozen = (0..last).any(|layer| name.starts_with(&format!("model.layers.{layer}.")));
+            assert!(!frozen && !name.contains("embed"), "{name} is frozen");
+            let error = relative_error(gradient, &expected[name]);
+            assert!(error < 1e-6, "{name}: {error:e}");
+        }
+        // The final norm and the head besides.
+        assert!(
+            found.contains_key("model.norm.weight") && found.contains_key("encode_head.weight")
+        );
+    }
 }

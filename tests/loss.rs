@@ -11,8 +11,8 @@ use common::{golden, relative_error};
 use inform::model::HeadOutput;
 use inform::ops::autograd::Parameter;
 use inform::train::{
-    AdamW, KlReduction, LossConfig, LossMargin, OptimiserConfig, ScheduleConfig, ScheduleKind,
-    pair_loss,
+    AdamW, Gradients, KlReduction, LossConfig, LossMargin, OptimiserConfig, ScheduleConfig,
+    ScheduleKind, pair_loss,
 };
 use serde::Deserialize;
 
@@ -150,14 +150,16 @@ fn adamw_with_clipping_and_decay_of_matrices_only() {
         };
         let parameters =
             vec![parameter("weight", &weight, true), parameter("scale", &scale, false)];
-        let mut optimiser = AdamW::new(config, parameters);
+        let mut optimiser = AdamW::new(config, parameters.clone());
         let x = Tensor::from_vec(case.x, (5, 3), &Device::Cpu).unwrap();
         let y = Tensor::from_vec(case.y, (5, 4), &Device::Cpu).unwrap();
         for (number, step) in case.steps.iter().enumerate() {
             let scaled = x.broadcast_mul(&scale).unwrap();
             let error = (scaled.matmul(&weight.t().unwrap()).unwrap() - &y).unwrap();
             let loss = error.sqr().unwrap().mean_all().unwrap();
-            let norm = optimiser.step(&loss.backward().unwrap(), step.share).unwrap();
+            let mut gradients = Gradients::new(parameters.clone());
+            gradients.add(&mut loss.backward().unwrap()).unwrap();
+            let norm = optimiser.step(&gradients, step.share).unwrap();
             assert!((norm / step.norm - 1.0).abs() < 1e-5, "{name}, step {number}: {norm}");
             for (what, found, expected) in
                 [("weight", &weight, &step.weight), ("scale", &scale, &step.scale)]

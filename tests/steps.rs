@@ -14,7 +14,9 @@ use inform::model::RewardModel;
 use inform::ops::Packing;
 use inform::ops::autograd::AutogradOps;
 use inform::ops::cpu::Precision;
-use inform::train::{AdamW, LossConfig, OptimiserConfig, ScheduleConfig, pair_loss};
+use inform::train::{
+    AdamW, Backward, Gradients, LossConfig, OptimiserConfig, ScheduleConfig, pair_loss,
+};
 
 const STEPS: usize = 10;
 
@@ -62,10 +64,14 @@ fn compare(name: &str) {
     for (step, noise) in noise.chunks_exact(sequences.len() * d).enumerate() {
         let noise: Vec<f32> =
             order.iter().flat_map(|&index| &noise[index * d..][..d]).copied().collect();
-        let output = model.forward(&packing, Some(&noise)).unwrap();
-        let loss = pair_loss(&output, &LossConfig::default(), &[]).unwrap();
+        let mut gradients = Gradients::new(model.ops().parameters());
+        let recompute = step % 2 == 1;
+        let noise = Some(noise.as_slice());
+        let backward =
+            Backward { model: &model, packing: &packing, entering: None, noise, recompute };
+        let loss = |output: &_| Ok(pair_loss(output, &LossConfig::default(), &[])?);
+        let (_, loss) = backward.run(loss, &mut gradients).unwrap();
         let total = f64::from(loss.total.to_scalar::<f32>().unwrap());
-        let gradients = loss.total.backward().unwrap();
         let norm = optimiser.step(&gradients, schedule.share(step, STEPS)).unwrap();
         for (found, expected) in [(total, losses[step]), (norm, norms[step])] {
             let error = (found / expected - 1.0).abs();

@@ -10,8 +10,8 @@ use inform::config::ServerConfig;
 use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, Evaluation, FeatureConfig, FitConfig, Judge, PairAccuracy, PairLimits, TRAINING_FILE,
-    TrainingRecord, encode_pairs, fit, init_head, read_pairs, side_by_side,
+    BadLines, Depth, Evaluation, FeatureConfig, FitConfig, Judge, PairAccuracy, PairLimits,
+    TRAINING_FILE, TrainingRecord, encode_pairs, fit, init_head, read_pairs, side_by_side,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -239,7 +239,6 @@ fn evaluate_checkpoint(
     threads: usize,
 ) -> anyhow::Result<Evaluation> {
     let checkpoint = Checkpoint::open(model)?;
-    let mut judge = Judge::load(&checkpoint, features, threads)?;
     let record = model.join(TRAINING_FILE);
     let record: Option<TrainingRecord> = if record.exists() {
         let text = std::fs::read(&record).with_context(|| record.display().to_string())?;
@@ -247,6 +246,11 @@ fn evaluate_checkpoint(
     } else {
         None
     };
+    let depth = match &record {
+        Some(record) => record.config.depth(&checkpoint.config.decoder)?,
+        None => Depth::Pooled,
+    };
+    let mut judge = Judge::load(&checkpoint, features, depth, threads)?;
     let pairs = if held_out {
         let record = record.as_ref().with_context(|| {
             format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())

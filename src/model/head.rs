@@ -3,10 +3,9 @@
 use parking_lot::Mutex;
 
 use super::Latent;
-use super::noise::standard_normal;
 use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, TensorSource};
 use crate::ops::head::{Decode, InformHead, decode};
-use crate::ops::{Ops, OpsError};
+use crate::ops::{Ops, OpsError, standard_normal};
 
 /// Seed of the draws that estimate a reward's spread.
 const SPREAD_SEED: u64 = 0;

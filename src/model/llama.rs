@@ -218,6 +218,25 @@ impl<O: Ops> Llama<O> {
         layer.finish(ops, &attended, x, epsilon)
     }
 
+    /// What enters layer `index`: `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn entering(
+        &self,
+        ops: &O,
+        packing: &Packing,
+        index: usize,
+    ) -> Result<O::Matrix, OpsError> {
+        let layout = self.layout(ops, packing)?;
+        let (mut x, mut projection) = (self.embed(ops, packing)?, None);
+        for layer in self.first_layer..=index {
+            let (advanced, next) = self.advance(ops, layer, x, projection.as_ref(), &layout)?;
+            (x, projection) = (advanced, Some(next));
+        }
+        Ok(x)
+    }
+
     /// Hidden states before the final norm at each sequence's last token: `[sequences, hidden]`. `x` is what enters
     /// the first of [`Llama::layers`].
     ///

@@ -3,14 +3,13 @@
 mod head;
 mod initialise;
 mod llama;
-mod noise;
 
 use thiserror::Error;
 
+pub use crate::ops::standard_normal;
 pub use head::{Head, HeadOutput};
 pub use initialise::{initialise_decoder, initialise_head};
 pub use llama::Llama;
-pub use noise::standard_normal;
 
 use crate::checkpoint::{CheckpointError, ModelConfig, TensorSource};
 use crate::ops::{Ops, OpsError, Packing};
@@ -145,6 +144,14 @@ impl<O: Ops> RewardModel<O> {
         self.decoder.pooled(&self.ops, packing, x)
     }
 
+    /// What enters the decoder's layer `index`: `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn entering(&self, packing: &Packing, index: usize) -> Result<O::Matrix, OpsError> {
+        self.decoder.entering(&self.ops, packing, index)
+    }
+
     /// Hidden states after the final norm at each sequence's last token: `[sequences, hidden]`.
     ///
     /// # Errors
@@ -164,7 +171,19 @@ impl<O: Ops> RewardModel<O> {
         packing: &Packing,
         noise: Option<&[f32]>,
     ) -> Result<HeadOutput<O>, OpsError> {
-        self.head.forward(&self.ops, &self.pooled(packing)?, self.decoder.norm(), noise)
+        self.head_forward(&self.pooled(packing)?, noise)
+    }
+
+    /// [`RewardModel::forward`] of pooled hidden states `[sequences, hidden]`, as [`RewardModel::pooled`] gives them.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub fn head_forward(
+        &self,
+        pooled: &O::Matrix,
+        noise: Option<&[f32]>,
+    ) -> Result<HeadOutput<O>, OpsError> {
+        self.head.forward(&self.ops, pooled, self.decoder.norm(), noise)
     }
 
     fn normalised(&self, reward: f32) -> f32 {
@@ -181,8 +200,7 @@ impl<O: Ops> RewardModel<O> {
     /// # Errors
     /// A failing device.
     pub fn score_pooled(&self, x: &O::Matrix) -> Result<Vec<Score>, OpsError> {
-        let HeadOutput { reward, posterior } =
-            self.head.forward(&self.ops, x, self.decoder.norm(), None)?;
+        let HeadOutput { reward, posterior } = self.head_forward(x, None)?;
         let rewards = self.ops.read(&reward)?;
         let posterior = posterior.map(|posterior| self.ops.read(&posterior)).transpose()?;
         let Some((posterior, dimension)) = posterior.zip(self.config.head.latent_dim()) else {

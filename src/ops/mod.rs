@@ -15,10 +15,12 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod head;
+mod noise;
 mod packing;
 mod rotary;
 
 use head::InformHead;
+pub use noise::standard_normal;
 pub use packing::{Packing, Segment};
 
 /// A device operation that could not be carried out.

@@ -127,6 +127,11 @@ impl Packing {
         self.ends.iter().map(|&(segment, _)| segment)
     }
 
+    /// Rows of a sequence's tokens, in their order.
+    pub fn rows_of(&self, sequence: usize) -> Vec<usize> {
+        self.rows_through(self.ends[sequence].0)
+    }
+
     /// Rows of the tokens before and in a segment, from position 0 on.
     pub fn rows_through(&self, segment: usize) -> Vec<usize> {
         let chain = std::iter::successors(Some(segment), |&s| self.segments[s].parent);
@@ -143,10 +148,7 @@ mod tests {
 
     /// The tokens of a sequence, read back along its segments.
     fn unpacked(packing: &Packing, index: usize) -> Vec<u32> {
-        let segment = packing.last_segments().nth(index).unwrap();
-        let last = packing.last_rows()[index];
-        let rows = packing.rows_through(segment).into_iter();
-        rows.take_while(|&row| row <= last).map(|row| packing.ids()[row]).collect()
+        packing.rows_of(index).into_iter().map(|row| packing.ids()[row]).collect()
     }
 
     fn sequence(parts: &[(u32, usize)]) -> Vec<u32> {

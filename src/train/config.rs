@@ -6,10 +6,12 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::data::{BadLines, PairLimits};
+use super::features::Depth;
 use super::loss::LossConfig;
 use super::optimiser::OptimiserConfig;
 use super::schedule::ScheduleConfig;
-use crate::checkpoint::{DecodeKind, HeadConfig, WeightType};
+use crate::checkpoint::{DecodeKind, DecoderConfig, HeadConfig, WeightType};
+use crate::ops::autograd::LoraConfig;
 use crate::ops::cpu::Precision;
 
 /// Everything that decides a training run.
@@ -33,6 +35,16 @@ pub struct FitConfig {
     /// What is trained.
     #[serde(default)]
     pub mode: Mode,
+    /// How many layers are trained, counted from the last one; of [`Mode::LastLayers`] only.
+    #[serde(default)]
+    pub last_layers: usize,
+    /// Low-rank adapters; of [`Mode::Lora`] only.
+    #[serde(default)]
+    pub lora: LoraConfig,
+    /// Whether only what enters each layer is kept for the backward pass, and the rest computed again: less memory for
+    /// a third more time.
+    #[serde(default)]
+    pub recompute: bool,
     /// Features of the frozen part.
     #[serde(default)]
     pub features: FeatureConfig,
@@ -73,6 +85,10 @@ pub enum Mode {
     /// Every parameter.
     #[default]
     Full,
+    /// Low-rank adapters beside the decoder's linear layers, and the head.
+    Lora,
+    /// The last layers, the final norm and the head, over features of the rest that are computed once.
+    LastLayers,
     /// The head, over features of the rest that are computed once.
     Head,
 }
@@ -252,6 +268,23 @@ impl FitConfig {
         Ok(config)
     }
 
+    /// Where the frozen part of `decoder` ends.
+    ///
+    /// # Errors
+    /// More last layers than a part of the decoder.
+    pub fn depth(&self, decoder: &DecoderConfig) -> anyhow::Result<Depth> {
+        if self.mode != Mode::LastLayers {
+            return Ok(Depth::Pooled);
+        }
+        let layers = decoder.num_hidden_layers;
+        anyhow::ensure!(
+            self.last_layers < layers,
+            "last_layers: {} of a decoder of {layers}: train it with `mode = \"full\"`",
+            self.last_layers
+        );
+        Ok(Depth::Entering(layers - self.last_layers))
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.data.files.is_empty(), "data.files: name at least one file");
         anyhow::ensure!(self.head.latent_dim > 0, "head.latent_dim: must be at least 1");
@@ -262,8 +295,15 @@ impl FitConfig {
         );
         anyhow::ensure!(
             self.mode == Mode::Full || matches!(self.start, Start::Folder(_)),
-            "mode: a head alone is trained on a backbone that is there: name it in `start.folder`"
+            "mode: what is not trained must be there: name it in `start.folder`"
         );
+        anyhow::ensure!(
+            (self.mode == Mode::LastLayers) == (self.last_layers > 0),
+            "last_layers: at least 1 with `mode = \"last_layers\"`, and 0 with others"
+        );
+        if self.mode == Mode::Lora {
+            self.lora.check()?;
+        }
         anyhow::ensure!(
             !self.evaluation.keep_best || self.evaluation.every_steps > 0,
             "evaluation.keep_best: needs evaluation.every_steps"

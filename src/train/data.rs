@@ -270,6 +270,14 @@ pub struct EncodedPair {
     pub origin: Origin,
 }
 
+impl EncodedPair {
+    /// Tokens of both texts, those that they begin with in common counted once.
+    pub fn computed_tokens(&self) -> usize {
+        let same = self.chosen.iter().zip(&self.rejected).take_while(|(a, b)| a == b).count();
+        self.chosen.len() + self.rejected.len() - same
+    }
+}
+
 /// Pairs that were left out, by reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {

@@ -13,7 +13,6 @@ use super::config::FitConfig;
 use super::data::EncodedPair;
 use super::evaluate::PairAccuracy;
 use super::fit::{EpochMeans, FitReport};
-use super::loss::pair_loss;
 use super::optimiser::AdamW;
 use super::progress::{Best, Progress, State};
 use super::trained::Trained;
@@ -27,10 +26,10 @@ struct StepRecord {
     epoch: usize,
     /// What was minimised, and its parts.
     loss: f64,
-    preference: f32,
-    kl: f32,
+    preference: f64,
+    kl: f64,
     /// Share of the batch's pairs ranked right.
-    accuracy: f32,
+    accuracy: f64,
     learning_rate: f64,
     /// Norm of all gradients together, before clipping.
     gradient_norm: f64,
@@ -101,8 +100,8 @@ impl Descent<'_> {
             let share = batch.len() as f64 / train.len() as f64;
             state.steps += 1;
             state.epoch.loss += share * record.loss;
-            state.epoch.accuracy += share * f64::from(record.accuracy);
-            state.epoch.kl += share * f64::from(record.kl);
+            state.epoch.accuracy += share * record.accuracy;
+            state.epoch.kl += share * record.kl;
             bar.set_message(format!(
                 "loss {:.4}, accuracy {:.3}, KL {:.2}, {pairs_per_second:.1} pairs/s",
                 record.loss, record.accuracy, record.kl
@@ -156,22 +155,18 @@ impl Descent<'_> {
         let Self { config, train, .. } = self;
         let noise =
             latent_dim.map(|d| standard_normal(config.seed, step as u64, 2 * batch.len() * d));
-        let output = model.forward(train, batch, noise.as_deref())?;
-        let margins: Vec<f32> =
-            batch.iter().map(|&pair| train[pair].margin.unwrap_or(0.0)).collect();
-        let loss = pair_loss(&output, &config.loss, &margins)?;
-        let total = f64::from(loss.total.to_scalar::<f32>()?);
         let at = || format!("step {step}; the batch: {}", origins(train, batch));
-        anyhow::ensure!(total.is_finite(), "the loss is {total}: {}", at());
+        let (found, gradients) = model.backward(train, batch, noise.as_deref()).with_context(at)?;
+        anyhow::ensure!(found.loss.is_finite(), "the loss is {}: {}", found.loss, at());
         let share = config.schedule.share(step, steps);
-        let gradient_norm = optimiser.step(&loss.total.backward()?, share).with_context(at)?;
+        let gradient_norm = optimiser.step(&gradients, share).with_context(at)?;
         Ok(StepRecord {
             step,
             epoch,
-            loss: total,
-            preference: loss.preference,
-            kl: loss.kl,
-            accuracy: loss.accuracy,
+            loss: found.loss,
+            preference: found.preference,
+            kl: found.kl,
+            accuracy: found.accuracy,
             learning_rate: config.optimiser.learning_rate * share,
             gradient_norm,
             pairs: batch.len(),

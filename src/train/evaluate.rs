@@ -1,14 +1,17 @@
 //! Pair accuracy of a reward model.
 
+use std::ops::Range;
+
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::config::FeatureConfig;
 use super::data::EncodedPair;
-use super::features::FeatureStore;
+use super::features::{Depth, FeatureStore, entering};
 use crate::checkpoint::Checkpoint;
 use crate::model::{RewardModel, Score, ScoreError, Scorer};
-use crate::ops::Ops;
 use crate::ops::cpu::CpuOps;
+use crate::ops::{Ops, Packing};
 
 /// Tokens of one batch of an evaluation.
 const TOKEN_BUDGET: usize = 8192;
@@ -56,30 +59,49 @@ impl PairAccuracy {
     }
 }
 
-/// Scores texts for an evaluation: a model on the CPU, and features of its backbone where they are kept.
+/// Scores texts for an evaluation: a model on the CPU, and features of its frozen part where they are kept.
 #[derive(Debug)]
 pub struct Judge {
     model: RewardModel<CpuOps>,
-    features: Option<FeatureStore>,
+    kept: Option<Kept>,
+}
+
+/// Features, and the layers that come after them.
+#[derive(Debug)]
+struct Kept {
+    features: FeatureStore,
+    /// `None` where features are pooled.
+    last_layers: Option<RewardModel<CpuOps>>,
+    hidden: usize,
 }
 
 impl Judge {
-    /// Loads a checkpoint's model; pooled hidden states are kept in the folder of `features`, if it names one.
+    /// Loads a checkpoint's model; where `features` names a folder, features at `depth` are kept there.
     ///
     /// # Errors
     /// A precision that this processor has not, tensors that do not fit, or features that cannot be read.
     pub fn load(
         checkpoint: &Checkpoint,
         features: &FeatureConfig,
+        depth: Depth,
         threads: usize,
     ) -> anyhow::Result<Self> {
         let Checkpoint { config, tensors, .. } = checkpoint;
-        let ops = CpuOps::new(threads, features.dtype)?;
-        let store = match &features.folder {
+        let ops = || CpuOps::new(threads, features.dtype);
+        let kept = match &features.folder {
             None => None,
-            Some(folder) => Some(FeatureStore::open(Some(folder), config, tensors, &ops)?),
+            Some(folder) => {
+                let last_layers = match depth {
+                    Depth::Pooled => None,
+                    Depth::Entering(layer) => {
+                        Some(RewardModel::load_from(ops()?, config, tensors, layer)?)
+                    }
+                };
+                let features = FeatureStore::open(Some(folder), config, tensors, &ops()?, depth)?;
+                Some(Kept { features, last_layers, hidden: config.decoder.hidden_size })
+            }
         };
-        Ok(Self { model: RewardModel::load(ops, config, tensors)?, features: store })
+        Ok(Self { model: RewardModel::load(ops()?, config, tensors)?, kept })
     }
 
     /// A score for each text, in their order.
@@ -87,16 +109,19 @@ impl Judge {
     /// # Errors
     /// An empty text, a failing device, or a folder of features that cannot be written.
     pub fn scores(&mut self, texts: &[&[u32]]) -> anyhow::Result<Vec<Score>> {
-        let Some(features) = &mut self.features else { return scores(&self.model, texts) };
-        let rows = features.rows(&self.model, texts)?;
+        let Some(Kept { features, last_layers, hidden, .. }) = &mut self.kept else {
+            return scores(&self.model, texts);
+        };
+        let numbers = features.numbers(&self.model, texts)?;
+        if let Some(model) = last_layers {
+            return scores_from(model, features, &numbers, texts, *hidden);
+        }
         let mut scores = Vec::with_capacity(texts.len());
-        for rows in rows.chunks(FEATURE_ROWS) {
-            let values: Vec<f32> =
-                rows.iter().flat_map(|&row| features.row(row)).copied().collect();
+        for numbers in numbers.chunks(FEATURE_ROWS) {
+            let values = numbers.iter().flat_map(|&number| features.get(number)).copied().collect();
             let ops = self.model.ops();
-            let columns = values.len() / rows.len();
             scores.extend(
-                ops.enter(|| self.model.score_pooled(&ops.upload(values, columns)?))
+                ops.enter(|| self.model.score_pooled(&ops.upload(values, *hidden)?))
                     .map_err(ScoreError::from)?,
             );
         }
@@ -117,18 +142,50 @@ impl Judge {
 /// Scores of texts, in batches of [`TOKEN_BUDGET`] tokens.
 pub(super) fn scores(scorer: &dyn Scorer, texts: &[&[u32]]) -> anyhow::Result<Vec<Score>> {
     let mut scores = Vec::with_capacity(texts.len());
-    let mut rest = texts;
-    while !rest.is_empty() {
-        let mut tokens = 0;
-        let fitting = rest.iter().take_while(|text| {
-            tokens += text.len();
-            tokens <= TOKEN_BUDGET
-        });
-        let (batch, later) = rest.split_at(fitting.count().max(1));
-        scores.extend(scorer.score(batch)?);
-        rest = later;
+    for batch in batches(texts) {
+        scores.extend(scorer.score(&texts[batch])?);
     }
     Ok(scores)
+}
+
+/// Scores by the last layers of a model, of texts whose features before them have these numbers.
+pub(super) fn scores_from(
+    last_layers: &RewardModel<CpuOps>,
+    features: &FeatureStore,
+    numbers: &[usize],
+    texts: &[&[u32]],
+    hidden: usize,
+) -> anyhow::Result<Vec<Score>> {
+    let mut scores = Vec::with_capacity(texts.len());
+    for batch in batches(texts) {
+        let packing = Packing::shared(&texts[batch.clone()]).context("an empty text")?;
+        let states: Vec<&[f32]> = numbers[batch].iter().map(|&n| features.get(n)).collect();
+        let values = entering(&packing, &states, hidden);
+        let ops = last_layers.ops();
+        let found = ops.enter(|| {
+            let pooled = last_layers.pooled_from(&packing, ops.upload(values, hidden)?)?;
+            last_layers.score_pooled(&pooled)
+        });
+        scores.extend(found.map_err(ScoreError::from)?);
+    }
+    Ok(scores)
+}
+
+/// Consecutive texts of at most [`TOKEN_BUDGET`] tokens together, or one.
+fn batches(texts: &[&[u32]]) -> Vec<Range<usize>> {
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    let mut tokens = 0;
+    for (index, text) in texts.iter().enumerate() {
+        tokens += text.len();
+        match batches.last_mut() {
+            Some(batch) if tokens <= TOKEN_BUDGET => batch.end = index + 1,
+            _ => {
+                batches.push(index..index + 1);
+                tokens = text.len();
+            }
+        }
+    }
+    batches
 }
 
 /// The 95 % score interval of a share (Wilson 1927).

@@ -1,14 +1,16 @@
-//! Features of a frozen backbone: pooled hidden states, computed once by the inference engine and kept on disk.
+//! Features of the frozen part of a model, computed once by the inference engine and kept on disk.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use crate::checkpoint::{FolderTensors, ModelConfig};
 use crate::model::RewardModel;
@@ -17,32 +19,72 @@ use crate::ops::{Ops, Packing};
 
 /// Tokens of a batch; prefixes that texts share are computed once.
 const BATCH_TOKENS: usize = 8192;
-/// Time between two parts: what a killed run loses at most.
+/// Time between two parts, and the numbers that one holds: what a killed run loses at most.
 const PART_EVERY: Duration = Duration::from_secs(30);
-/// Tensors of a part: a digest of each text's token ids, and its features.
+const PART_VALUES: usize = 1 << 26;
+/// Tensors of a part: a digest of each text's token ids, its features, and the rows of each text, where they are not 1.
 const TEXTS: &str = "texts";
 const FEATURES: &str = "features";
+const LENGTHS: &str = "lengths";
 const PART_SUFFIX: &str = "safetensors";
 
 /// The first half of a text's SHA-256, over its token ids.
 type TextDigest = [u8; 16];
 
-/// Hidden states before the final norm at the last token of texts, each `[hidden]`, of one backbone in one precision.
+/// Where a model is cut: what is before is frozen, and gives the features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Hidden states before the final norm at the last token: one row a text.
+    Pooled,
+    /// What enters this layer: one row a token.
+    Entering(usize),
+}
+
+/// Features of texts, `[rows, hidden]` each, of one backbone in one precision.
 ///
-/// On disk, a folder named by backbone and precision, of safetensors files: `texts` `[n, 16]` and `features`
-/// `[n, hidden]`. Each file appears in one step, and none is ever changed, so runs that are killed or that
-/// share the folder do no harm.
+/// On disk, a folder named by backbone, depth and precision, of safetensors files: `texts` `[n, 16]`, `features`
+/// `[rows, hidden]`, and `lengths` `[n]` where a text has a row for each token. Each file appears in one step, and
+/// none is ever changed, so runs that are killed or that share the folder do no harm. They are mapped, not loaded.
 #[derive(Debug)]
 pub struct FeatureStore {
-    folder: Option<PathBuf>,
+    folder: PathBuf,
+    /// Where nothing is to be kept.
+    _scratch: Option<TempDir>,
+    depth: Depth,
     hidden: usize,
-    rows: HashMap<TextDigest, usize>,
-    values: Vec<f32>,
+    texts: HashMap<TextDigest, usize>,
+    places: Vec<Place>,
+    parts: Vec<Part>,
+}
+
+/// Where a text's rows are.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    part: usize,
+    first: usize,
+    rows: usize,
+}
+
+/// A mapped file, and where its features begin.
+#[derive(Debug)]
+struct Part {
+    map: Mmap,
+    start: usize,
+    end: usize,
+}
+
+impl Part {
+    fn features(&self) -> &[f32] {
+        // SAFETY: every bit pattern is an f32.
+        let (before, values, _) = unsafe { self.map[self.start..self.end].align_to::<f32>() };
+        debug_assert!(before.is_empty());
+        values
+    }
 }
 
 impl FeatureStore {
-    /// Features of the backbone in `config` and `tensors` with products as `ops` takes them: those that `folder`
-    /// has already; without a folder, none are kept.
+    /// Features at `depth` of the backbone in `config` and `tensors`, with products as `ops` takes them: those that
+    /// `folder` has already; without a folder, none are kept.
     ///
     /// # Errors
     /// A folder or a file in it that cannot be read, or a file that holds something else.
@@ -51,49 +93,64 @@ impl FeatureStore {
         config: &ModelConfig,
         tensors: &FolderTensors,
         ops: &CpuOps,
+        depth: Depth,
     ) -> anyhow::Result<Self> {
         let hidden = config.decoder.hidden_size;
-        let folder = folder.map(|folder| folder.join(digest(config, tensors, ops)));
-        let mut store = Self { folder, hidden, rows: HashMap::new(), values: Vec::new() };
-        let Some(folder) = store.folder.clone() else { return Ok(store) };
+        let scratch = match folder {
+            Some(_) => None,
+            None => Some(tempfile::tempdir().context("a temporary folder")?),
+        };
+        let parent = folder.or(scratch.as_ref().map(TempDir::path)).context("a folder")?;
+        let folder = parent.join(digest(config, tensors, ops, depth));
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let file = entry?.path();
-            if file.extension().is_some_and(|extension| extension == PART_SUFFIX) {
-                store.read(&file)?;
-            }
+        let mut store = Self {
+            folder,
+            _scratch: scratch,
+            depth,
+            hidden,
+            texts: HashMap::new(),
+            places: Vec::new(),
+            parts: Vec::new(),
+        };
+        let named = || store.folder.display().to_string();
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&store.folder).with_context(named)? {
+            files.push(entry.with_context(named)?.path());
+        }
+        files.retain(|file| file.extension().is_some_and(|extension| extension == PART_SUFFIX));
+        files.sort();
+        for file in files {
+            store.map(&file)?;
         }
         Ok(store)
     }
 
-    /// The features of a text, if they are there.
-    pub fn get(&self, text: &[u32]) -> Option<&[f32]> {
-        self.rows.get(&text_digest(text)).map(|&row| self.row(row))
-    }
-
-    /// Computes what is missing of `texts`, and returns the number of the row of each.
+    /// Computes what is missing of `texts`, and returns the number of the features of each.
     ///
     /// # Errors
     /// An empty text, a failing device, or a folder that cannot be written.
-    pub fn rows(
+    pub fn numbers(
         &mut self,
         model: &RewardModel<CpuOps>,
         texts: &[&[u32]],
     ) -> anyhow::Result<Vec<usize>> {
-        let mut missing: Vec<&[u32]> =
-            texts.iter().copied().filter(|text| self.get(text).is_none()).collect();
+        let digests: Vec<TextDigest> = texts.iter().map(|text| text_digest(text)).collect();
+        let missing =
+            texts.iter().zip(&digests).filter(|(_, text)| !self.texts.contains_key(*text));
+        let mut missing: Vec<&[u32]> = missing.map(|(text, _)| *text).collect();
         // Neighbours then share the longest prefixes.
         missing.sort_unstable();
         missing.dedup();
         if !missing.is_empty() {
             self.compute(model, &missing)?;
         }
-        Ok(texts.iter().map(|text| self.rows[&text_digest(text)]).collect())
+        Ok(digests.iter().map(|text| self.texts[text]).collect())
     }
 
-    /// Features of a row.
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.hidden..][..self.hidden]
+    /// Features `[rows, hidden]` by their number.
+    pub fn get(&self, number: usize) -> &[f32] {
+        let Place { part, first, rows } = self.places[number];
+        &self.parts[part].features()[first * self.hidden..][..rows * self.hidden]
     }
 
     fn compute(&mut self, model: &RewardModel<CpuOps>, mut texts: &[&[u32]]) -> anyhow::Result<()> {
@@ -102,7 +159,7 @@ impl FeatureStore {
         )?);
         let begun = Instant::now();
         let (count, mut tokens) = (texts.len(), 0);
-        let (mut part, mut part_begun) = (Vec::new(), Instant::now());
+        let (mut part, mut part_begun) = (NewPart::default(), Instant::now());
         while !texts.is_empty() {
             let mut batch_tokens = 0;
             let fitting = texts.iter().take_while(|text| {
@@ -113,15 +170,26 @@ impl FeatureStore {
             tokens += batch.iter().map(|text| text.len()).sum::<usize>();
             let packing = Packing::shared(batch).context("an empty text")?;
             let ops = model.ops();
-            let values = ops.enter(|| ops.read(&model.pooled(&packing)?))?;
-            part.extend(batch.iter().map(|text| text_digest(text)).zip(self.rows.len()..));
-            self.rows.extend(part[part.len() - batch.len()..].iter().copied());
-            self.values.extend(values);
+            let depth = self.depth;
+            let values = ops.enter(|| match depth {
+                Depth::Pooled => ops.read(&model.pooled(&packing)?),
+                Depth::Entering(layer) => ops.read(&model.entering(&packing, layer)?),
+            })?;
+            for (index, text) in batch.iter().enumerate() {
+                let rows = match depth {
+                    Depth::Pooled => vec![index],
+                    Depth::Entering(_) => packing.rows_of(index),
+                };
+                part.texts.push((text_digest(text), rows.len()));
+                for row in rows {
+                    part.values.extend_from_slice(&values[row * self.hidden..][..self.hidden]);
+                }
+            }
             texts = later;
-            if texts.is_empty() || part_begun.elapsed() > PART_EVERY {
+            let is_full = part.values.len() > PART_VALUES || part_begun.elapsed() > PART_EVERY;
+            if texts.is_empty() || is_full {
                 self.write(&part)?;
-                part.clear();
-                part_begun = Instant::now();
+                (part, part_begun) = (NewPart::default(), Instant::now());
             }
             bar.inc(batch.len() as u64);
             bar.set_message(format!(
@@ -135,64 +203,109 @@ impl FeatureStore {
         Ok(())
     }
 
-    fn read(&mut self, file: &Path) -> anyhow::Result<()> {
+    fn map(&mut self, file: &Path) -> anyhow::Result<()> {
+        let named = || file.display().to_string();
         let damaged =
             || format!("{}: not a part of this backbone's features: delete it", file.display());
-        let bytes = fs::read(file).with_context(|| file.display().to_string())?;
-        let tensors = SafeTensors::deserialize(&bytes).with_context(damaged)?;
-        let (texts, features) = (
-            tensors.tensor(TEXTS).with_context(damaged)?,
-            tensors.tensor(FEATURES).with_context(damaged)?,
-        );
+        let open = File::open(file).with_context(named)?;
+        // SAFETY: the mapping is read-only, and parts are never changed once they have their name.
+        let map = unsafe { Mmap::map(&open) }.with_context(named)?;
+        let tensors = SafeTensors::deserialize(&map).with_context(damaged)?;
+        let of = |name: &str| tensors.tensor(name).with_context(damaged);
+        let (texts, features) = (of(TEXTS)?, of(FEATURES)?);
         let (texts, rest) = texts.data().as_chunks::<16>();
+        let lengths: Vec<usize> = match self.depth {
+            Depth::Pooled => vec![1; texts.len()],
+            Depth::Entering(_) => {
+                let (lengths, _) = of(LENGTHS)?.data().as_chunks::<4>();
+                lengths.iter().map(|&bytes| u32::from_le_bytes(bytes) as usize).collect()
+            }
+        };
+        let rows = lengths.iter().sum::<usize>();
+        let start = features.data().as_ptr() as usize - map.as_ptr() as usize;
         let is_right = rest.is_empty()
+            && lengths.len() == texts.len()
             && features.dtype() == Dtype::F32
-            && features.shape() == [texts.len(), self.hidden];
+            && features.shape() == [rows, self.hidden]
+            && (map.as_ptr() as usize + start).is_multiple_of(align_of::<f32>());
         anyhow::ensure!(is_right, damaged());
-        let (features, _) = features.data().as_chunks::<4>();
-        for (text, row) in texts.iter().zip(features.chunks_exact(self.hidden)) {
-            let next = self.rows.len();
-            self.rows.entry(*text).or_insert_with(|| {
-                self.values.extend(row.iter().map(|&bytes| f32::from_le_bytes(bytes)));
-                next
+        let end = start + features.data().len();
+        let mut first = 0;
+        for (text, rows) in texts.iter().zip(lengths) {
+            let place = Place { part: self.parts.len(), first, rows };
+            self.texts.entry(*text).or_insert_with(|| {
+                self.places.push(place);
+                self.places.len() - 1
             });
+            first += rows;
         }
+        self.parts.push(Part { map, start, end });
         Ok(())
     }
 
-    /// Writes a part, named by its content.
-    fn write(&self, part: &[(TextDigest, usize)]) -> anyhow::Result<()> {
-        let Some(folder) = &self.folder else { return Ok(()) };
-        let named = || folder.display().to_string();
-        let texts: Vec<u8> = part.iter().flat_map(|(text, _)| *text).collect();
-        let features: Vec<u8> = part
-            .iter()
-            .flat_map(|&(_, row)| self.row(row))
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
-        let bytes = safetensors::serialize(
-            [
-                (TEXTS, TensorView::new(Dtype::U8, vec![part.len(), 16], &texts)?),
-                (FEATURES, TensorView::new(Dtype::F32, vec![part.len(), self.hidden], &features)?),
-            ],
-            None,
-        )?;
-        let staged = tempfile::NamedTempFile::new_in(folder).with_context(named)?;
-        fs::write(staged.path(), bytes).with_context(named)?;
+    /// Writes a part, named by its content, and maps it.
+    fn write(&mut self, part: &NewPart) -> anyhow::Result<()> {
+        let named = || self.folder.display().to_string();
+        let texts: Vec<u8> = part.texts.iter().flat_map(|(text, _)| *text).collect();
+        let lengths: Vec<u8> =
+            part.texts.iter().flat_map(|&(_, rows)| (rows as u32).to_le_bytes()).collect();
+        let features: Vec<u8> = part.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let rows = part.values.len() / self.hidden;
+        let mut views = vec![
+            (TEXTS, TensorView::new(Dtype::U8, vec![part.texts.len(), 16], &texts)?),
+            (FEATURES, TensorView::new(Dtype::F32, vec![rows, self.hidden], &features)?),
+        ];
+        if self.depth != Depth::Pooled {
+            views.push((LENGTHS, TensorView::new(Dtype::U32, vec![part.texts.len()], &lengths)?));
+        }
+        let staged = tempfile::NamedTempFile::new_in(&self.folder).with_context(named)?;
+        safetensors::serialize_to_file(views, None, staged.path()).with_context(named)?;
         let name = hex(&Sha256::digest(&texts)[..16]);
-        staged.persist(folder.join(format!("{name}.{PART_SUFFIX}"))).with_context(named)?;
-        Ok(())
+        let file = self.folder.join(format!("{name}.{PART_SUFFIX}"));
+        staged.persist(&file).with_context(named)?;
+        self.map(&file)
     }
 }
 
-/// Names what features depend on besides the text: the backbone's weights and how products are rounded.
-fn digest(config: &ModelConfig, tensors: &FolderTensors, ops: &CpuOps) -> String {
+/// What the next part will hold.
+#[derive(Debug, Default)]
+struct NewPart {
+    /// Each text, and its number of rows.
+    texts: Vec<(TextDigest, usize)>,
+    values: Vec<f32>,
+}
+
+/// Puts what [`Depth::Entering`] keeps of each sequence on the rows of a batch: `[rows, hidden]`.
+pub(super) fn entering(packing: &Packing, features: &[&[f32]], hidden: usize) -> Vec<f32> {
+    let mut values = vec![0.0; packing.rows() * hidden];
+    for (sequence, features) in features.iter().enumerate() {
+        // Rows that sequences share have the same bits in each of them.
+        for (row, state) in packing.rows_of(sequence).into_iter().zip(features.chunks_exact(hidden))
+        {
+            values[row * hidden..][..hidden].copy_from_slice(state);
+        }
+    }
+    values
+}
+
+/// Names what features depend on besides the text: the weights before the cut and how products are rounded.
+fn digest(config: &ModelConfig, tensors: &FolderTensors, ops: &CpuOps, depth: Depth) -> String {
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(&config.decoder).unwrap_or_default());
     hash.update(format!("\n{} {}", ops.isa().name(), ops.precision().name()));
+    if let Depth::Entering(layer) = depth {
+        hash.update(format!("\nentering {layer}"));
+    }
+    let comes_before = |name: &str| {
+        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+        match (depth, layer.and_then(|layer| layer.parse::<usize>().ok())) {
+            (Depth::Entering(first), Some(layer)) => layer < first,
+            // The final norm comes after the features.
+            _ => name.starts_with("model.") && name != "model.norm.weight",
+        }
+    };
     tensors.for_each(|name, dtype, shape, bytes| {
-        // The final norm comes after the features.
-        if name.starts_with("model.") && name != "model.norm.weight" {
+        if comes_before(name) {
             hash.update(format!("\n{name} {dtype} {shape:?}\n"));
             hash.update(bytes);
         }

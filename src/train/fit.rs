@@ -281,10 +281,11 @@ impl Finished {
     ) -> anyhow::Result<Self> {
         let stored = Checkpoint::open(folder)?;
         let features = match config.mode {
-            Mode::Head => config.features.clone(),
-            Mode::Full => FeatureConfig::default(),
+            Mode::Head | Mode::LastLayers => config.features.clone(),
+            Mode::Full | Mode::Lora => FeatureConfig::default(),
         };
-        let mut judge = Judge::load(&stored, &features, config.threads)?;
+        let depth = config.depth(&stored.config.decoder)?;
+        let mut judge = Judge::load(&stored, &features, depth, config.threads)?;
         let accuracy = match held_out {
             [] => None,
             pairs => Some(PairAccuracy::of(&judge.rewards(pairs)?)),

@@ -8,6 +8,7 @@ mod evaluate;
 mod evaluation;
 mod features;
 mod fit;
+mod gradients;
 mod init_head;
 mod loss;
 mod optimiser;
@@ -23,8 +24,9 @@ pub use data::{
 };
 pub use evaluate::{Judge, PairAccuracy, wilson_interval};
 pub use evaluation::{CalibrationBin, Evaluation, MarginBin, side_by_side};
-pub use features::FeatureStore;
+pub use features::{Depth, FeatureStore};
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
+pub use gradients::{Backward, Gradients};
 pub use init_head::init_head;
 pub use loss::{KlReduction, Loss, LossConfig, LossMargin, pair_loss};
 pub use optimiser::{AdamW, OptimiserConfig};

@@ -1,10 +1,12 @@
 //! AdamW with global-norm clipping.
 
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, InplaceOp2, Layout};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::gradients::{Gradients, with_values};
 use crate::ops::autograd::Parameter;
 
 /// Settings of AdamW (Loshchilov and Hutter 2019).
@@ -113,17 +115,16 @@ impl AdamW {
     ///
     /// # Errors
     /// A gradient that is not finite, or a failing tensor operation; no parameter was changed then.
-    pub fn step(&mut self, gradients: &GradStore, share: f64) -> anyhow::Result<f64> {
-        let gradients: Vec<Option<Vec<f32>>> = self
-            .parameters
-            .iter()
-            .map(|(parameter, _)| {
-                let gradient = gradients.get(parameter.var.as_tensor());
-                gradient.map(|gradient| gradient.flatten_all()?.to_vec1()).transpose()
-            })
-            .collect::<candle_core::Result<_>>()?;
-        let squares: f64 =
-            gradients.iter().flatten().flatten().map(|&g| f64::from(g) * f64::from(g)).sum();
+    ///
+    /// # Panics
+    /// If the gradients are of other parameters.
+    pub fn step(&mut self, gradients: &Gradients, share: f64) -> anyhow::Result<f64> {
+        let gradients = gradients.sums();
+        assert_eq!(gradients.len(), self.parameters.len(), "gradients of other parameters");
+        let mut squares = 0.0;
+        for gradient in gradients.iter().flatten() {
+            squares += with_values(gradient, sum_of_squares)?;
+        }
         let norm = squares.sqrt();
         anyhow::ensure!(norm.is_finite(), "the gradient is not finite");
         let clip = (self.config.clip_norm / norm).min(1.0) as f32;
@@ -131,31 +132,85 @@ impl AdamW {
 
         let config = &self.config;
         let rate = config.learning_rate * share;
-        let (beta1, beta2) = (config.beta1 as f32, config.beta2 as f32);
-        let rate_corrected = (rate / (1.0 - config.beta1.powi(self.steps))) as f32;
-        let root_correction = (1.0 - config.beta2.powi(self.steps)).sqrt() as f32;
-        let epsilon = config.epsilon as f32;
         for ((parameter, moments), gradient) in self.parameters.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
             let keep =
                 if parameter.decays { (1.0 - rate * config.weight_decay) as f32 } else { 1.0 };
-            let var = &parameter.var;
-            let mut values: Vec<f32> = var.as_tensor().flatten_all()?.to_vec1()?;
-            values
-                .par_iter_mut()
-                .zip(&gradient)
-                .zip(&mut moments.first)
-                .zip(&mut moments.second)
-                .with_min_len(1 << 14)
-                .for_each(|(((value, gradient), first), second)| {
-                    let gradient = gradient * clip;
-                    *first = beta1 * *first + (1.0 - beta1) * gradient;
-                    *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
-                    let root = second.sqrt() / root_correction + epsilon;
-                    *value = *value * keep - rate_corrected * *first / root;
-                });
-            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+            let update = Update {
+                keep,
+                clip,
+                beta1: config.beta1 as f32,
+                beta2: config.beta2 as f32,
+                rate: (rate / (1.0 - config.beta1.powi(self.steps))) as f32,
+                root_correction: (1.0 - config.beta2.powi(self.steps)).sqrt() as f32,
+                epsilon: config.epsilon as f32,
+                moments: RefCell::new(moments),
+            };
+            parameter.var.inplace_op2(&gradient.contiguous()?, &update)?;
         }
         Ok(norm)
+    }
+}
+
+/// Values of one task.
+const CHUNK: usize = 1 << 14;
+
+/// In f64, in an order that the number of threads does not change.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    let of = |chunk: &[f32]| chunk.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+    let sums: Vec<f64> = values.par_chunks(CHUNK).map(of).collect();
+    sums.iter().sum()
+}
+
+/// A step of one parameter, in place: the first argument is its values, the second their gradient.
+struct Update<'a> {
+    /// What weight decay leaves.
+    keep: f32,
+    clip: f32,
+    beta1: f32,
+    beta2: f32,
+    /// The learning rate, corrected for the first moment's start at 0.
+    rate: f32,
+    /// The same for the root of the second moment.
+    root_correction: f32,
+    epsilon: f32,
+    moments: RefCell<&'a mut Moments>,
+}
+
+impl InplaceOp2 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        values: &mut CpuStorage,
+        values_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let bounds = (values_layout.contiguous_offsets(), gradient_layout.contiguous_offsets());
+        let (CpuStorage::F32(values), CpuStorage::F32(gradient), (Some(own), Some(of))) =
+            (values, gradient, bounds)
+        else {
+            return Err(candle_core::Error::Msg("expected contiguous f32 values".to_owned()));
+        };
+        let Self { keep, clip, beta1, beta2, rate, root_correction, epsilon, .. } = *self;
+        let mut moments = self.moments.borrow_mut();
+        let Moments { first, second } = &mut **moments;
+        values[own.0..own.1]
+            .par_iter_mut()
+            .zip(&gradient[of.0..of.1])
+            .zip(first)
+            .zip(second)
+            .with_min_len(CHUNK)
+            .for_each(|(((value, gradient), first), second)| {
+                let gradient = gradient * clip;
+                *first = beta1 * *first + (1.0 - beta1) * gradient;
+                *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+                let root = second.sqrt() / root_correction + epsilon;
+                *value = *value * keep - rate * *first / root;
+            });
+        Ok(())
     }
 }

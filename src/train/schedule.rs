@@ -24,6 +24,9 @@ pub struct ScheduleConfig {
     pub epochs: usize,
     /// Pairs of one optimiser step.
     pub pairs_per_step: usize,
+    /// Tokens of a micro-batch, of which a step takes as many as its pairs need, adding their gradients; 0 for one
+    /// micro-batch. What a pair's two texts begin with counts once.
+    pub micro_batch_tokens: usize,
     /// Share of all steps in which the learning rate rises from 0.
     pub warmup_share: f64,
     /// Learning rate at the last step, as a share of the peak.
@@ -36,6 +39,7 @@ impl Default for ScheduleConfig {
             kind: ScheduleKind::Cosine,
             epochs: 1,
             pairs_per_step: 64,
+            micro_batch_tokens: 8192,
             warmup_share: 0.03,
             final_share: 0.1,
         }

@@ -1,30 +1,65 @@
-//! What is trained: all of a model, or its head over features of the rest.
+//! What is trained: all of a model, adapters beside it, its last layers, or its head alone.
+
+use std::ops::Range;
 
 use anyhow::Context;
 use candle_core::{Device, Tensor};
 
 use super::config::{FeatureConfig, FitConfig, Mode};
 use super::data::EncodedPair;
-use super::features::FeatureStore;
+use super::evaluate;
+use super::features::{Depth, FeatureStore, entering};
+use super::gradients::{Backward, Gradients};
+use super::loss::{LossConfig, pair_loss};
 use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
 use crate::model::{Head, HeadOutput, RewardModel};
-use crate::ops::autograd::{AutogradOps, Parameter};
+use crate::ops::autograd::{AutogradOps, LoraConfig, Parameter, Trains, adapter_name};
 use crate::ops::cpu::{CpuOps, Precision};
 use crate::ops::{Ops, Packing};
 
-pub(super) enum Trained {
-    Full(Box<RewardModel<AutogradOps>>),
+/// A model in training.
+pub(super) struct Trained {
+    kind: Kind,
+    loss: LossConfig,
+    recompute: bool,
+    micro_batch_tokens: usize,
+    lora: Option<LoraConfig>,
+    hidden: usize,
+}
+
+enum Kind {
+    /// A decoder, or its last layers over features of the rest.
+    Decoder { model: Box<RewardModel<AutogradOps>>, frozen: Option<Frozen> },
+    /// A head over features of a whole decoder.
     Head {
         ops: AutogradOps,
         head: Box<Head<AutogradOps>>,
         /// Scale and epsilon of the final norm; frozen with the backbone.
         norm: (Tensor, f32),
-        features: FeatureStore,
-        /// Computes features of texts that `features` has not.
-        engine: Box<RewardModel<CpuOps>>,
-        /// Rows of each pair's chosen and rejected text in `features`, one after the other.
-        rows: Vec<usize>,
+        frozen: Frozen,
     },
+}
+
+/// What is not trained.
+struct Frozen {
+    features: FeatureStore,
+    /// Computes features of texts that `features` has not.
+    engine: Box<RewardModel<CpuOps>>,
+    /// Numbers of each training pair's chosen and rejected text in `features`, one after the other.
+    numbers: Vec<usize>,
+}
+
+/// What a batch of `B` pairs gave. Losses are means over its pairs.
+#[derive(Debug, Default)]
+pub(super) struct BatchResult {
+    /// What is minimised.
+    pub(super) loss: f64,
+    /// As [`super::Loss::preference`].
+    pub(super) preference: f64,
+    /// As [`super::Loss::kl`].
+    pub(super) kl: f64,
+    /// Share of the pairs that are ranked right.
+    pub(super) accuracy: f64,
 }
 
 impl Trained {
@@ -35,61 +70,144 @@ impl Trained {
     ) -> anyhow::Result<Self> {
         let ops = AutogradOps::new(config.threads, config.dtype).context("dtype")?;
         let Checkpoint { config: model, tensors, .. } = checkpoint;
-        match config.mode {
-            Mode::Full => Ok(Self::Full(Box::new(RewardModel::load(ops, model, tensors)?))),
+        let hidden = model.decoder.hidden_size;
+        let depth = config.depth(&model.decoder)?;
+        let frozen = || Frozen::load(config, checkpoint, train, depth);
+        let kind = match config.mode {
+            Mode::Full | Mode::Lora => {
+                let ops = match config.mode {
+                    Mode::Lora => ops.training(Trains::Adapters {
+                        lora: config.lora.clone(),
+                        seed: config.seed,
+                    }),
+                    _ => ops,
+                };
+                let model = Box::new(RewardModel::load(ops, model, tensors)?);
+                Kind::Decoder { model, frozen: None }
+            }
+            Mode::LastLayers => {
+                let frozen = frozen()?;
+                let first = model.decoder.num_hidden_layers - config.last_layers;
+                let model = Box::new(RewardModel::load_from(ops, model, tensors, first)?);
+                Kind::Decoder { model, frozen: Some(frozen) }
+            }
             Mode::Head => {
-                let FeatureConfig { folder, dtype } = &config.features;
-                let engine = CpuOps::new(config.threads, *dtype).context("features.dtype")?;
-                let folder = folder.as_deref();
-                let mut features = FeatureStore::open(folder, model, tensors, &engine)
-                    .context("features.folder")?;
-                let texts: Vec<&[u32]> = train
-                    .iter()
-                    .flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected])
-                    .collect();
-                let engine = Box::new(RewardModel::load(engine, model, tensors)?);
-                let rows = features.rows(&engine, &texts)?;
-                let hidden = model.decoder.hidden_size;
-                let head = Head::load(&ops, &model.head, hidden, tensors)?;
+                let frozen = frozen()?;
+                let head = Box::new(Head::load(&ops, &model.head, hidden, tensors)?);
                 let scale = tensors.f32("model.norm.weight", &[hidden])?;
                 let scale = Tensor::from_vec(scale, hidden, &Device::Cpu)?;
-                let norm = (scale, model.decoder.rms_norm_eps);
-                Ok(Self::Head { ops, head: Box::new(head), norm, features, engine, rows })
+                Kind::Head { ops, head, norm: (scale, model.decoder.rms_norm_eps), frozen }
             }
+        };
+        Ok(Self {
+            kind,
+            loss: config.loss.clone(),
+            recompute: config.recompute,
+            micro_batch_tokens: config.schedule.micro_batch_tokens,
+            lora: (config.mode == Mode::Lora).then(|| config.lora.clone()),
+            hidden,
+        })
+    }
+
+    fn ops(&self) -> &AutogradOps {
+        match &self.kind {
+            Kind::Decoder { model, .. } => model.ops(),
+            Kind::Head { ops, .. } => ops,
         }
     }
 
     pub(super) fn parameters(&self) -> Vec<Parameter> {
-        match self {
-            Self::Full(model) => model.ops().parameters(),
-            Self::Head { ops, .. } => ops.parameters(),
-        }
+        self.ops().parameters()
     }
 
-    /// Of the chosen texts of the pairs with these numbers, then of their rejected ones.
-    pub(super) fn forward(
+    /// Loss and gradients of the pairs with these numbers. `noise` `[2 B * d]` draws the latents of their chosen texts,
+    /// then those of their rejected ones.
+    pub(super) fn backward(
         &self,
         train: &[EncodedPair],
         batch: &[usize],
         noise: Option<&[f32]>,
-    ) -> anyhow::Result<HeadOutput<AutogradOps>> {
-        match self {
-            Self::Full(model) => {
-                let chosen = batch.iter().map(|&pair| &train[pair].chosen);
-                let rejected = batch.iter().map(|&pair| &train[pair].rejected);
-                let sequences: Vec<&Vec<u32>> = chosen.chain(rejected).collect();
-                let packing = Packing::new(&sequences).context("an empty sequence")?;
-                Ok(model.forward(&packing, noise)?)
-            }
-            Self::Head { ops, head, norm: (scale, epsilon), features, rows, .. } => {
-                let sides = (0..2).flat_map(|side| batch.iter().map(move |&pair| 2 * pair + side));
-                let values: Vec<f32> =
-                    sides.flat_map(|side| features.row(rows[side])).copied().collect();
-                let hidden = scale.elem_count();
-                let x = ops.upload(values, hidden)?;
-                Ok(head.forward(ops, &x, (scale, *epsilon), noise)?)
+    ) -> anyhow::Result<(BatchResult, Gradients)> {
+        let mut gradients = Gradients::new(self.parameters());
+        let mut result = BatchResult::default();
+        for range in self.micro_batches(train, batch) {
+            let pairs = &batch[range.clone()];
+            let share = pairs.len() as f64 / batch.len() as f64;
+            let noise: Option<Vec<f32>> = noise.map(|noise| {
+                let d = noise.len() / (2 * batch.len());
+                let side = |first: usize| &noise[(first + range.start) * d..][..range.len() * d];
+                [side(0), side(batch.len())].concat()
+            });
+            let margins: Vec<f32> =
+                pairs.iter().map(|&pair| train[pair].margin.unwrap_or(0.0)).collect();
+            let loss_of = |output: &HeadOutput<AutogradOps>| {
+                let mut loss = pair_loss(output, &self.loss, &margins)?;
+                loss.total = (loss.total * share)?;
+                Ok(loss)
+            };
+            let (_, loss) = match &self.kind {
+                Kind::Decoder { model, frozen } => {
+                    let texts: Vec<&[u32]> = sides(pairs, |pair, side| match side {
+                        0 => train[pair].chosen.as_slice(),
+                        _ => &train[pair].rejected,
+                    });
+                    let packing = Packing::shared(&texts).context("an empty sequence")?;
+                    let entering = frozen
+                        .as_ref()
+                        .map(|frozen| {
+                            let states = sides(pairs, |pair, side| frozen.of(pair, side));
+                            model
+                                .ops()
+                                .upload(entering(&packing, &states, self.hidden), self.hidden)
+                        })
+                        .transpose()?;
+                    Backward {
+                        model,
+                        packing: &packing,
+                        entering: entering.as_ref(),
+                        noise: noise.as_deref(),
+                        recompute: self.recompute,
+                    }
+                    .run(loss_of, &mut gradients)?
+                }
+                Kind::Head { ops, head, norm: (scale, epsilon), frozen } => {
+                    let values = sides(pairs, |pair, side| frozen.of(pair, side)).concat();
+                    let x = ops.upload(values, self.hidden)?;
+                    let output = head.forward(ops, &x, (scale, *epsilon), noise.as_deref())?;
+                    let loss = loss_of(&output)?;
+                    gradients.add(&mut loss.total.backward()?)?;
+                    (output, loss)
+                }
+            };
+            result.loss += f64::from(loss.total.to_scalar::<f32>()?);
+            result.preference += share * f64::from(loss.preference);
+            result.kl += share * f64::from(loss.kl);
+            result.accuracy += share * f64::from(loss.accuracy);
+        }
+        Ok((result, gradients))
+    }
+
+    /// Consecutive pairs of a batch whose tokens, those that both texts begin with counted once, are at most as many as
+    /// is allowed, or one pair.
+    fn micro_batches(&self, train: &[EncodedPair], batch: &[usize]) -> Vec<Range<usize>> {
+        let limit = match (&self.kind, self.micro_batch_tokens) {
+            (Kind::Head { .. }, _) | (_, 0) => usize::MAX,
+            (Kind::Decoder { .. }, limit) => limit,
+        };
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        let mut tokens = 0;
+        for (index, &pair) in batch.iter().enumerate() {
+            let own = train[pair].computed_tokens();
+            tokens += own;
+            match ranges.last_mut() {
+                Some(range) if tokens <= limit => range.end = index + 1,
+                _ => {
+                    ranges.push(index..index + 1);
+                    tokens = own;
+                }
             }
         }
+        ranges
     }
 
     /// Rewards of each pair's chosen and rejected text, one after the other, with the weights as they are now and
@@ -102,38 +220,117 @@ impl Trained {
     ) -> anyhow::Result<Vec<f64>> {
         let texts: Vec<&[u32]> =
             pairs.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
-        let rewards = match self {
-            Self::Full(_) => {
-                let ops = CpuOps::new(threads, Precision::F32)?;
-                let model = RewardModel::load(ops, &checkpoint.config, &self.export(checkpoint)?)?;
-                let scores = super::evaluate::scores(&model, &texts)?;
-                return Ok(scores.iter().map(|score| f64::from(score.reward)).collect());
+        let stored = match &self.kind {
+            Kind::Decoder { .. } => self.export(checkpoint)?,
+            Kind::Head { .. } => MemoryTensors::default(),
+        };
+        let cpu = || CpuOps::new(threads, Precision::F32);
+        let scores = match &mut self.kind {
+            Kind::Decoder { frozen: None, .. } => {
+                let model = RewardModel::load(cpu()?, &checkpoint.config, &stored)?;
+                evaluate::scores(&model, &texts)?
             }
-            Self::Head { ops, head, norm: (scale, epsilon), features, engine, .. } => {
-                let rows = features.rows(engine, &texts)?;
-                let values = rows.iter().flat_map(|&row| features.row(row)).copied().collect();
-                let x = ops.upload(values, scale.elem_count())?;
-                ops.read(&head.forward(ops, &x, (scale, *epsilon), None)?.reward)?
+            Kind::Decoder { model, frozen: Some(Frozen { features, engine, .. }) } => {
+                let numbers = features.numbers(engine, &texts)?;
+                let first = model.decoder().layers().start;
+                let model = RewardModel::load_from(cpu()?, &checkpoint.config, &stored, first)?;
+                evaluate::scores_from(&model, features, &numbers, &texts, self.hidden)?
+            }
+            Kind::Head { ops, head, norm: (scale, epsilon), frozen } => {
+                let numbers = frozen.features.numbers(&frozen.engine, &texts)?;
+                let features = &frozen.features;
+                let values = numbers.iter().flat_map(|&number| features.get(number)).copied();
+                let x = ops.upload(values.collect(), self.hidden)?;
+                let rewards = ops.read(&head.forward(ops, &x, (scale, *epsilon), None)?.reward)?;
+                return Ok(rewards.into_iter().map(f64::from).collect());
             }
         };
-        Ok(rewards.into_iter().map(f64::from).collect())
+        Ok(scores.iter().map(|score| f64::from(score.reward)).collect())
     }
 
-    /// Every tensor of the checkpoint, the trained ones as they are now.
+    /// Every tensor of the checkpoint, the trained ones as they are now, adapters merged into what they stand beside.
     pub(super) fn export(&self, checkpoint: &Checkpoint) -> anyhow::Result<MemoryTensors> {
-        let mut tensors = match self {
-            Self::Full(_) => MemoryTensors::default(),
-            Self::Head { .. } => checkpoint.tensors.to_memory()?,
+        let trained = self.trained_tensors()?;
+        let replaces_all = matches!(&self.kind, Kind::Decoder { frozen: None, .. });
+        let mut tensors = match (&self.lora, replaces_all) {
+            (None, true) => MemoryTensors::default(),
+            _ => checkpoint.tensors.to_memory()?,
         };
+        for (name, tensor) in &trained {
+            let adapted =
+                name.strip_suffix(".lora_A.weight").map(|layer| format!("{layer}.weight"));
+            let (tensor_name, tensor) = match (adapted, &self.lora) {
+                (Some(adapted), Some(lora)) => {
+                    let b = adapter_name(&adapted, 'B');
+                    let b = trained.iter().find(|(name, _)| *name == b);
+                    let (_, b) = b.with_context(|| format!("{name}: no B beside it"))?;
+                    let (rows, columns) = (b.dim(0)?, tensor.dim(1)?);
+                    let base = checkpoint.tensors.f32(&adapted, &[rows, columns])?;
+                    let base = Tensor::from_vec(base, (rows, columns), &Device::Cpu)?;
+                    (adapted, (base + (b.matmul(tensor)? * lora.scale())?)?)
+                }
+                _ if name.ends_with(".lora_B.weight") => continue,
+                _ => (name.clone(), tensor.clone()),
+            };
+            tensors.insert(&tensor_name, tensor.dims(), tensor.flatten_all()?.to_vec1()?);
+        }
+        Ok(tensors)
+    }
+
+    /// The adapters as they are now, under their names beside the weights; `None` where there are none.
+    pub(super) fn adapters(&self) -> anyhow::Result<Option<(LoraConfig, MemoryTensors)>> {
+        let Some(lora) = &self.lora else { return Ok(None) };
+        let mut tensors = MemoryTensors::default();
+        for (name, tensor) in self.trained_tensors()? {
+            if name.contains(".lora_") {
+                tensors.insert(&name, tensor.dims(), tensor.flatten_all()?.to_vec1()?);
+            }
+        }
+        Ok(Some((lora.clone(), tensors)))
+    }
+
+    /// Every trained tensor by its name.
+    fn trained_tensors(&self) -> anyhow::Result<Vec<(String, Tensor)>> {
+        let mut tensors = Vec::new();
         for parameter in self.parameters() {
-            let tensor = parameter.var.as_tensor();
             let mut first = 0;
             for (name, rows) in &parameter.parts {
-                let part = tensor.narrow(0, first, *rows)?;
-                tensors.insert(name, part.dims(), part.flatten_all()?.to_vec1()?);
+                let part = parameter.var.as_tensor().narrow(0, first, *rows)?.contiguous()?;
+                tensors.push((name.clone(), part.detach()));
                 first += rows;
             }
         }
         Ok(tensors)
     }
+}
+
+impl Frozen {
+    fn load(
+        config: &FitConfig,
+        checkpoint: &Checkpoint,
+        train: &[EncodedPair],
+        depth: Depth,
+    ) -> anyhow::Result<Self> {
+        let Checkpoint { config: model, tensors, .. } = checkpoint;
+        let FeatureConfig { folder, dtype } = &config.features;
+        let engine = CpuOps::new(config.threads, *dtype).context("features.dtype")?;
+        let mut features = FeatureStore::open(folder.as_deref(), model, tensors, &engine, depth)
+            .context("features.folder")?;
+        let texts: Vec<&[u32]> =
+            train.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
+        let engine = Box::new(RewardModel::load(engine, model, tensors)?);
+        let numbers = features.numbers(&engine, &texts)?;
+        Ok(Self { features, engine, numbers })
+    }
+
+    /// Features of a training pair's chosen text, side 0, or its rejected one.
+    fn of(&self, pair: usize, side: usize) -> &[f32] {
+        self.features.get(self.numbers[2 * pair + side])
+    }
+}
+
+/// What `of(pair, side)` gives for the chosen texts, side 0, of all pairs, then for their rejected ones.
+fn sides<T>(pairs: &[usize], of: impl Fn(usize, usize) -> T) -> Vec<T> {
+    let of = &of;
+    (0..2).flat_map(|side| pairs.iter().map(move |&pair| of(pair, side))).collect()
 }

@@ -1,6 +1,7 @@
-"""Makes tests/golden/gradients.safetensors: the gradients of the InfoRM loss, from PyTorch's autograd.
+"""Makes gradients.safetensors and shared_gradients.safetensors: the gradients of the InfoRM loss, from PyTorch's autograd.
 
-Run it after tiny.py. For each checkpoint NAME with a bottleneck:
+Run it after tiny.py. The first is over the sequences of NAME.safetensors, the second over sequences that begin alike, which
+it holds as `ids` and `lengths`. For each checkpoint NAME with a bottleneck:
 
     NAME.noise     eps [n, d] of the reparameterised latents, one row a sequence
     NAME.loss      the loss; sequences 0, 2, ... are preferred to sequences 1, 3, ...
@@ -46,23 +47,53 @@ def loss(model, head, sequences, noise):
     return preference + BETA * (divergence[0::2] + divergence[1::2]).mean()
 
 
-def main():
+def alike(generator):
+    """Three pairs: two to one prompt of 90 tokens, of which one pair has 40 more in common; and one that ends where the
+    other begins to differ."""
+
+    def tokens(count):
+        return torch.randint(5, 60, (count,), generator=generator).tolist()
+
+    prompt, longer, other = tokens(90), tokens(40), tokens(75)
+    first = [prompt + longer + tokens(33), prompt + longer + tokens(70)]
+    second = [prompt + tokens(20), prompt + tokens(1)]
+    third = [other + tokens(64), other]
+    return [*first, *second, *third]
+
+
+def gradients(name, sequences, generator):
     golden = {}
+    model, head, config = load(TINY / name)
+    noise = torch.randn(len(sequences), config["latent_dim"], generator=generator)
+    head = {tensor: value.requires_grad_() for tensor, value in head.items()}
+    total = loss(model, head, sequences, noise)
+    total.backward()
+    golden[f"{name}.noise"] = noise
+    golden[f"{name}.loss"] = total.detach()[None]
+    parameters = {f"model.{tensor}": value for tensor, value in model.named_parameters()} | head
+    for tensor, value in parameters.items():
+        golden[f"{name}:{tensor}"] = sketch(value.grad)
+    return golden
+
+
+def main():
+    here = Path(__file__).resolve().parent
     generator = torch.Generator().manual_seed(5)
+    golden = {}
     for name in ["linear", "gated"]:
-        model, head, config = load(TINY / name)
         stored = load_file(TINY / f"{name}.safetensors")
         sequences = [ids.tolist() for ids in stored["ids"].split(stored["lengths"].tolist())]
-        noise = torch.randn(len(sequences), config["latent_dim"], generator=generator)
-        head = {tensor: value.requires_grad_() for tensor, value in head.items()}
-        total = loss(model, head, sequences, noise)
-        total.backward()
-        golden[f"{name}.noise"] = noise
-        golden[f"{name}.loss"] = total.detach()[None]
-        parameters = {f"model.{tensor}": value for tensor, value in model.named_parameters()} | head
-        for tensor, value in parameters.items():
-            golden[f"{name}:{tensor}"] = sketch(value.grad)
-    save_file(golden, Path(__file__).resolve().with_suffix(".safetensors"))
+        golden |= gradients(name, sequences, generator)
+    save_file(golden, here / "gradients.safetensors")
+
+    sequences = alike(generator)
+    golden = {
+        "ids": torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int32),
+        "lengths": torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int32),
+    }
+    for name in ["linear", "gated"]:
+        golden |= gradients(name, sequences, generator)
+    save_file(golden, here / "shared_gradients.safetensors")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ use rayon::prelude::*;
 
 use super::{TrainingLayout, host, values};
 use crate::ops::AttentionShape;
-use crate::ops::cpu::{CpuOps, Matrix, rotate};
+use crate::ops::cpu::{CpuOps, Isa, Matrix, rotate, softmax_gradient};
+
+/// Queries that are taken at once: keys after the last of them are not looked at.
+const QUERY_BLOCK: usize = 128;
 
 /// Rotary embedding and attention: of `[q | k | v]` rows as in [`crate::ops::Ops::advance`], or of q
 /// and `[k | v]` as [`crate::ops::Ops::last_attention`].
@@ -19,6 +22,13 @@ pub(super) struct PackedAttention {
     pub(super) shape: AttentionShape,
 }
 
+/// Queries at consecutive positions, and the rows of the keys from position 0 to that of the last one.
+#[derive(Debug)]
+pub(super) struct Queries {
+    pub(super) rows: Range<usize>,
+    pub(super) keys: Vec<usize>,
+}
+
 impl PackedAttention {
     /// Rotates rows `[heads.. | rest]` forward.
     fn rotated(&self, mut rows: Vec<f32>, heads: usize, positions: &[usize]) -> Vec<f32> {
@@ -26,11 +36,47 @@ impl PackedAttention {
         rows
     }
 
-    /// Undoes the rotation of a row's first heads.
-    fn rotate_back(&self, row: &mut [f32], heads: usize, position: usize) {
-        let (cosine, sine) = self.layout.attention.rotation(position);
-        let back: Vec<f32> = sine.iter().map(|s| -s).collect();
-        rotate(self.cpu.isa(), row, heads, cosine, &back);
+    /// Undoes the rotation of rows `[heads.. | rest]`.
+    fn rotate_back(&self, rows: &mut [f32], heads: usize, positions: &[usize]) {
+        let columns = rows.len() / positions.len();
+        let rotate_row = |(row, &position): (&mut [f32], &usize)| {
+            let (cosine, sine) = self.layout.attention.rotation(position);
+            let back: Vec<f32> = sine.iter().map(|s| -s).collect();
+            rotate(self.cpu.isa(), row, heads, cosine, &back);
+        };
+        let rows = rows.par_chunks_exact_mut(columns).zip(positions).with_min_len(QUERY_BLOCK);
+        self.cpu.install(|| rows.for_each(rotate_row));
+    }
+
+    /// Adds the gradients of rotated queries to the rows of the first target, those of rotated `[k | v]` to the last
+    /// target's; each from its column of `first` on. Keys that several queries share get the sum in the order of `queries`.
+    fn gradients<const N: usize>(
+        &self,
+        queries: &[Queries],
+        inputs: Inputs<'_>,
+        mut targets: [Target<'_>; N],
+        first: [usize; 2],
+    ) {
+        let AttentionShape { heads, key_value_heads, head_dim, .. } = self.shape;
+        let group = heads / key_value_heads;
+        let tasks: Vec<(&Queries, usize)> = queries
+            .iter()
+            .flat_map(|queries| (0..key_value_heads).map(move |head| (queries, head)))
+            .collect();
+        let found: Vec<HeadGradient> = self.cpu.install(|| {
+            let of = |&(queries, head): &(&Queries, usize)| {
+                head_gradient(self.cpu.isa(), &self.shape, queries, head, inputs)
+            };
+            tasks.par_iter().with_max_len(1).map(of).collect()
+        });
+        for ((queries, head), found) in tasks.iter().zip(&found) {
+            let q_column = first[0] + head * group * head_dim;
+            targets[0].add(queries.rows.clone(), q_column, group * head_dim, &found.q);
+            for (values, head) in [(&found.k, *head), (&found.v, key_value_heads + head)] {
+                let keys = queries.keys.iter().copied();
+                targets[N - 1].add(keys, first[1] + head * head_dim, head_dim, values);
+            }
+        }
     }
 }
 
@@ -47,37 +93,19 @@ impl CustomOp1 for PackedAttention {
     fn bwd(&self, qkv: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let heads = self.shape.heads + self.shape.key_value_heads;
         let positions = self.layout.attention.positions();
-        let qkv_rows = self.rotated(host(qkv)?, heads, positions);
+        let rows = self.rotated(host(qkv)?, heads, positions);
         let (output, gradient) = (host(result)?, host(gradient)?);
         let (columns, width) = (self.shape.qkv_columns(), self.shape.output_columns());
-        let mut out = vec![0f32; qkv_rows.len()];
-        let mut sequences = Vec::new();
-        let mut rest = out.as_mut_slice();
-        for rows in &self.layout.sequences {
-            let (own, others) = rest.split_at_mut(rows.len() * columns);
-            sequences.push((rows, own));
-            rest = others;
-        }
-        let gradient_of = |(rows, out): (&Range<usize>, &mut [f32])| {
-            let (start, length) = (rows.start, rows.len());
-            let own = |x, columns| Block::new(x, start, length, columns);
-            let (qkv, output, gradient) =
-                (own(&qkv_rows, columns), own(&output, width), own(&gradient, width));
-            let gradients = sequence_gradient(
-                &self.shape,
-                qkv,
-                Block { first_column: width, ..qkv },
-                output,
-                gradient,
-            );
-            for (row, out) in out.chunks_exact_mut(columns).enumerate() {
-                let kv = columns - width;
-                out[..width].copy_from_slice(&gradients.q[row * width..][..width]);
-                out[width..].copy_from_slice(&gradients.kv[row * kv..][..kv]);
-                self.rotate_back(out, heads, positions[start + row]);
-            }
+        let mut out = vec![0f32; rows.len()];
+        let inputs = Inputs {
+            q: Rows { values: &rows, columns, first: 0 },
+            kv: Rows { values: &rows, columns, first: width },
+            output: Rows { values: &output, columns: width, first: 0 },
+            gradient: Rows { values: &gradient, columns: width, first: 0 },
         };
-        self.cpu.install(|| sequences.into_par_iter().for_each(gradient_of));
+        let queries = &self.layout.segments;
+        self.gradients(queries, inputs, [Target { values: &mut out, columns }], [0, width]);
+        self.rotate_back(&mut out, heads, positions);
         Ok(Some(Tensor::from_vec(out, qkv.shape(), &Device::Cpu)?))
     }
 }
@@ -106,32 +134,30 @@ impl CustomOp2 for PackedAttention {
         result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let key_heads = self.shape.key_value_heads;
+        let (heads, key_heads) = (self.shape.heads, self.shape.key_value_heads);
         let last = self.layout.attention.last_positions();
-        let q_rows = self.rotated(host(q)?, self.shape.heads, last);
-        let kv_rows = self.rotated(host(kv)?, key_heads, self.layout.attention.positions());
+        let positions = self.layout.attention.positions();
+        let q_rows = self.rotated(host(q)?, heads, last);
+        let kv_rows = self.rotated(host(kv)?, key_heads, positions);
         let (output, gradient) = (host(result)?, host(gradient)?);
         let (columns, width) = (self.shape.key_value_columns(), self.shape.output_columns());
-        let gradient_of = |sequence: usize| {
-            let rows = &self.layout.sequences[sequence];
-            let one = |x| Block::new(x, sequence, 1, width);
-            let kv = Block::new(&kv_rows, rows.start, rows.len(), columns);
-            let mut gradients =
-                sequence_gradient(&self.shape, one(&q_rows), kv, one(&output), one(&gradient));
-            self.rotate_back(&mut gradients.q, self.shape.heads, last[sequence]);
-            for (position, row) in gradients.kv.chunks_exact_mut(columns).enumerate() {
-                self.rotate_back(row, key_heads, position);
-            }
-            gradients
+        let (mut q_out, mut kv_out) = (vec![0f32; q_rows.len()], vec![0f32; kv_rows.len()]);
+        let inputs = Inputs {
+            q: Rows { values: &q_rows, columns: width, first: 0 },
+            kv: Rows { values: &kv_rows, columns, first: 0 },
+            output: Rows { values: &output, columns: width, first: 0 },
+            gradient: Rows { values: &gradient, columns: width, first: 0 },
         };
-        let gradients: Vec<Gradients> = self.cpu.install(|| {
-            (0..self.layout.sequences.len()).into_par_iter().map(gradient_of).collect()
-        });
-        let q_gradient = gradients.iter().flat_map(|g| &g.q).copied().collect();
-        let kv_gradient = gradients.iter().flat_map(|g| &g.kv).copied().collect();
+        let targets = [
+            Target { values: &mut q_out, columns: width },
+            Target { values: &mut kv_out, columns },
+        ];
+        self.gradients(&self.layout.lasts, inputs, targets, [0, 0]);
+        self.rotate_back(&mut q_out, heads, last);
+        self.rotate_back(&mut kv_out, key_heads, positions);
         Ok((
-            Some(Tensor::from_vec(q_gradient, q.shape(), &Device::Cpu)?),
-            Some(Tensor::from_vec(kv_gradient, kv.shape(), &Device::Cpu)?),
+            Some(Tensor::from_vec(q_out, q.shape(), &Device::Cpu)?),
+            Some(Tensor::from_vec(kv_out, kv.shape(), &Device::Cpu)?),
         ))
     }
 }
@@ -140,35 +166,59 @@ fn output(matrix: &Matrix) -> (CpuStorage, Shape) {
     (CpuStorage::F32(matrix.to_vec()), Shape::from(matrix.shape()))
 }
 
-/// Consecutive rows of a matrix, from a column on.
+/// Rows of a matrix, of which columns from `first` on are meant.
 #[derive(Clone, Copy)]
-struct Block<'a> {
+struct Rows<'a> {
     values: &'a [f32],
-    rows: usize,
     columns: usize,
-    first_column: usize,
+    first: usize,
 }
 
-impl<'a> Block<'a> {
-    fn new(values: &'a [f32], start: usize, rows: usize, columns: usize) -> Self {
-        let values = &values[start * columns..(start + rows) * columns];
-        Self { values, rows, columns, first_column: 0 }
-    }
-
-    /// The columns of a head.
-    fn head(&self, index: usize, head_dim: usize) -> View {
-        View { start: self.first_column + index * head_dim, row: self.columns, column: 1 }
-    }
-
-    fn head_row(&self, row: usize, index: usize, head_dim: usize) -> &'a [f32] {
-        &self.values[row * self.columns + self.first_column + index * head_dim..][..head_dim]
+impl<'a> Rows<'a> {
+    /// `count` columns of a row.
+    fn get(&self, row: usize, column: usize, count: usize) -> &'a [f32] {
+        &self.values[row * self.columns + self.first + column..][..count]
     }
 }
 
-/// Gradients of one sequence's rotated q `[queries, heads * head_dim]` and `[k | v]` `[keys, ..]`.
-struct Gradients {
+/// What the gradient is computed of: rotated queries, rotated `[k | v]`, the attention's output and its gradient.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    q: Rows<'a>,
+    kv: Rows<'a>,
+    output: Rows<'a>,
+    gradient: Rows<'a>,
+}
+
+/// A matrix that gradients are added to.
+struct Target<'a> {
+    values: &'a mut [f32],
+    columns: usize,
+}
+
+impl Target<'_> {
+    /// Adds `values` `[rows, count]` to these rows, from a column on.
+    fn add(
+        &mut self,
+        rows: impl Iterator<Item = usize>,
+        column: usize,
+        count: usize,
+        values: &[f32],
+    ) {
+        for (row, values) in rows.zip(values.chunks_exact(count)) {
+            let target = &mut self.values[row * self.columns + column..][..count];
+            for (sum, value) in target.iter_mut().zip(values) {
+                *sum += value;
+            }
+        }
+    }
+}
+
+/// Gradients of a key head: of its queries `[queries, group * head_dim]`, keys and values `[keys, head_dim]`.
+struct HeadGradient {
     q: Vec<f32>,
-    kv: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
 }
 
 /// A matrix inside a slice: where it starts, and the strides of its rows and columns.
@@ -225,66 +275,82 @@ fn product(
     }
 }
 
-/// The gradient of one sequence, whose last tokens are the queries. Recomputes the probabilities `P` of
-/// each head rather than keeping them. With scores `S = scale * Q K^T`: `dV = P^T dO`, `dP = dO V^T`,
-/// `dS = P * (dP - rowsum(dO * O))`, `dQ = scale * dS K`, `dK = scale * dS^T Q`.
-fn sequence_gradient(
+/// The gradient of the queries that read one key head. Recomputes the probabilities `P` rather than keeping them.
+/// With scores `S = scale * Q K^T`: `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(dO * O))`,
+/// `dQ = scale * dS K`, `dK = scale * dS^T Q`.
+fn head_gradient(
+    isa: Isa,
     shape: &AttentionShape,
-    q: Block<'_>,
-    kv: Block<'_>,
-    output: Block<'_>,
-    gradient: Block<'_>,
-) -> Gradients {
+    queries: &Queries,
+    key_head: usize,
+    inputs: Inputs<'_>,
+) -> HeadGradient {
     let AttentionShape { heads, key_value_heads, head_dim, .. } = *shape;
-    let (queries, keys) = (q.rows, kv.rows);
-    let (width, kv_width) = (shape.output_columns(), shape.key_value_columns());
+    let group = heads / key_value_heads;
+    let Queries { rows, keys } = queries;
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let square = View { start: 0, row: keys, column: 1 };
-    let mut out = Gradients { q: vec![0.0; queries * width], kv: vec![0.0; keys * kv_width] };
-    let mut probabilities = vec![0f32; queries * keys];
-    let mut score_gradient = vec![0f32; queries * keys];
-    for head in 0..heads {
-        let key_head = head / (heads / key_value_heads);
-        let value_head = key_value_heads + key_head;
-        let queries_view = q.head(head, head_dim);
-        let (k, v) = (kv.head(key_head, head_dim), kv.head(value_head, head_dim));
-        let o = gradient.head(head, head_dim);
-        let into = |head: usize, row| View { start: head * head_dim, row, column: 1 };
+    let gathered = |head: usize| -> Vec<f32> {
+        let rows = keys.iter().flat_map(|&row| inputs.kv.get(row, head * head_dim, head_dim));
+        rows.copied().collect()
+    };
+    let (k, v) = (gathered(key_head), gathered(key_value_heads + key_head));
+    let width = group * head_dim;
+    let mut out = HeadGradient {
+        q: vec![0.0; rows.len() * width],
+        k: vec![0.0; k.len()],
+        v: vec![0.0; v.len()],
+    };
+    let mut probabilities = vec![0f32; QUERY_BLOCK.min(rows.len()) * keys.len()];
+    let mut score_gradient = probabilities.clone();
+    let dense = View { start: 0, row: head_dim, column: 1 };
+    let before = keys.len() - rows.len();
+    for first in (0..rows.len()).step_by(QUERY_BLOCK) {
+        let count = QUERY_BLOCK.min(rows.len() - first);
+        // What the last query of the block sees.
+        let seen = before + first + count;
+        let square = View { start: 0, row: seen, column: 1 };
+        for own in 0..group {
+            let column = (key_head * group + own) * head_dim;
+            let row = rows.start + first;
+            let view = |of: &Rows<'_>| View {
+                start: row * of.columns + of.first + column,
+                row: of.columns,
+                column: 1,
+            };
+            let (q, gradient) = (view(&inputs.q), view(&inputs.gradient));
+            let into_q = View { start: first * width + own * head_dim, row: width, column: 1 };
 
-        let scores = (queries, keys, head_dim);
-        let (a, b) = ((q.values, queries_view), (kv.values, k.transposed()));
-        product(scores, (&mut probabilities, square), a, b, scale, false);
-        let (a, b) = ((gradient.values, o), (kv.values, v.transposed()));
-        product(scores, (&mut score_gradient, square), a, b, 1.0, false);
-        for row in 0..queries {
-            let seen = keys - queries + row + 1;
-            let p = &mut probabilities[row * keys..][..keys];
-            let ds = &mut score_gradient[row * keys..][..keys];
-            let maximum = p[..seen].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
-            for value in &mut p[..seen] {
-                *value = (*value - maximum).exp();
-                sum += *value;
+            let scores = (count, seen, head_dim);
+            let (a, b) = ((inputs.q.values, q), (k.as_slice(), dense.transposed()));
+            product(scores, (&mut probabilities, square), a, b, scale, false);
+            let (a, b) = ((inputs.gradient.values, gradient), (v.as_slice(), dense.transposed()));
+            product(scores, (&mut score_gradient, square), a, b, 1.0, false);
+            for index in 0..count {
+                let visible = before + first + index + 1;
+                let p = &mut probabilities[index * seen..][..seen];
+                let ds = &mut score_gradient[index * seen..][..seen];
+                let output = inputs.output.get(row + index, column, head_dim);
+                let gradient = inputs.gradient.get(row + index, column, head_dim);
+                let dot: f32 = output.iter().zip(gradient).map(|(o, g)| o * g).sum();
+                softmax_gradient(isa, p, ds, visible, dot);
             }
-            p[seen..].fill(0.0);
-            ds[seen..].fill(0.0);
-            let of = |x: Block<'_>| x.head_row(row, head, head_dim).to_vec();
-            let dot: f32 = of(output).iter().zip(of(gradient)).map(|(o, g)| o * g).sum();
-            for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                *p /= sum;
-                *ds = *p * (*ds - dot);
-            }
+            let key_sums = (seen, head_dim, count);
+            let p = (probabilities.as_slice(), square.transposed());
+            let gradient = (inputs.gradient.values, gradient);
+            product(key_sums, (&mut out.v, dense), p, gradient, 1.0, true);
+            let ds = score_gradient.as_slice();
+            let keys = (k.as_slice(), dense);
+            product(
+                (count, head_dim, seen),
+                (&mut out.q, into_q),
+                (ds, square),
+                keys,
+                scale,
+                false,
+            );
+            let q = (inputs.q.values, q);
+            product(key_sums, (&mut out.k, dense), (ds, square.transposed()), q, scale, true);
         }
-        let key_sums = (keys, head_dim, queries);
-        let p = (probabilities.as_slice(), square.transposed());
-        let target = (out.kv.as_mut_slice(), into(value_head, kv_width));
-        product(key_sums, target, p, (gradient.values, o), 1.0, true);
-        let ds = score_gradient.as_slice();
-        let target = (out.q.as_mut_slice(), into(head, width));
-        product((queries, head_dim, keys), target, (ds, square), (kv.values, k), scale, true);
-        let target = (out.kv.as_mut_slice(), into(key_head, kv_width));
-        let q = (q.values, queries_view);
-        product(key_sums, target, (ds, square.transposed()), q, scale, true);
     }
     out
 }

@@ -6,17 +6,23 @@
 mod attention;
 mod norm;
 mod product;
+mod seed;
 mod swiglu;
+mod weight;
 
-use std::cell::RefCell;
-use std::ops::Range;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor, Var};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
-use super::{AttentionShape, Ops, Packing, Result};
+use super::{AttentionShape, Ops, Packing, Result, standard_normal};
 use crate::checkpoint::{CheckpointError, TensorSource};
+use weight::{Adapter, Part};
+pub use weight::{LinearWeight, LoraConfig, adapter_name};
+
+/// First of the random streams that adapters begin from, beside those of other initial weights.
+const ADAPTERS: u64 = 3 << 32;
 
 /// A trained tensor, and the checkpoint tensors that its rows belong to.
 #[derive(Debug, Clone)]
@@ -29,13 +35,30 @@ pub struct Parameter {
     pub decays: bool,
 }
 
-/// A batch of whole sequences.
+/// A batch as attention sees it.
 #[derive(Debug)]
 pub struct TrainingLayout {
     attention: AttentionLayout,
     shape: AttentionShape,
-    /// Rows of each sequence.
-    sequences: Vec<Range<usize>>,
+    /// Each segment's rows, with all keys that they read.
+    segments: Vec<attention::Queries>,
+    /// Each sequence's last row; rows count sequences.
+    lasts: Vec<attention::Queries>,
+}
+
+/// What a training changes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Trains {
+    /// Every parameter that is loaded.
+    #[default]
+    All,
+    /// Heads, and adapters beside the linear layers; what they stand beside is frozen.
+    Adapters {
+        /// Which, and their size.
+        lora: LoraConfig,
+        /// Of the first values of `A`; `B` starts at 0.
+        seed: u64,
+    },
 }
 
 /// Device of a training run; keeps every parameter it has loaded.
@@ -43,7 +66,9 @@ pub struct TrainingLayout {
 pub struct AutogradOps {
     cpu: Arc<CpuOps>,
     precision: Precision,
+    trains: Trains,
     parameters: RefCell<Vec<Parameter>>,
+    is_recording: Cell<bool>,
 }
 
 impl AutogradOps {
@@ -55,15 +80,51 @@ impl AutogradOps {
     pub fn new(threads: usize, precision: Precision) -> std::result::Result<Self, CpuError> {
         // Refuses a precision that the processor has not.
         CpuOps::new(1, precision)?;
-        let cpu = Arc::new(CpuOps::new(threads, Precision::F32)?);
-        Ok(Self { cpu, precision, parameters: RefCell::default() })
+        Ok(Self {
+            cpu: Arc::new(CpuOps::new(threads, Precision::F32)?),
+            precision,
+            trains: Trains::All,
+            parameters: RefCell::default(),
+            is_recording: Cell::new(true),
+        })
     }
 
-    fn product(&self, x: &Tensor, weight: &Tensor, precision: Precision) -> Result<Tensor> {
+    /// The same, of which only `trains` is trained. To be called before anything is loaded.
+    pub fn training(self, trains: Trains) -> Self {
+        Self { trains, ..self }
+    }
+
+    /// Runs `work` without keeping anything for a backward pass.
+    pub fn without_recording<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = self.is_recording.replace(false);
+        let result = work();
+        self.is_recording.set(before);
+        result
+    }
+
+    /// A scalar from which `backward` goes on with the gradient of `x` that is known.
+    ///
+    /// # Errors
+    /// A failing operation.
+    pub fn seed(&self, x: &Tensor, gradient: Tensor) -> Result<Tensor> {
+        Ok(x.apply_op1(seed::Seed { gradient })?)
+    }
+
+    /// A tensor as operations are to see it now.
+    fn seen(&self, tensor: &Tensor) -> Tensor {
+        if self.is_recording.get() { tensor.clone() } else { tensor.detach() }
+    }
+
+    fn product(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        precision: Precision,
+    ) -> candle_core::Result<Tensor> {
         let (cpu, transposed) = (self.cpu.clone(), false);
         let product =
             product::Product { cpu, precision, a_transposed: transposed, b_transposed: transposed };
-        Ok(x.contiguous()?.apply_op2(weight, product)?)
+        x.contiguous()?.apply_op2(&self.seen(weight), product)
     }
 
     /// Every parameter loaded so far, in loading order.
@@ -97,7 +158,7 @@ impl AutogradOps {
     ) -> std::result::Result<Tensor, CheckpointError> {
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu)
             .and_then(|tensor| Var::from_tensor(&tensor))
-            .map_err(|source| CheckpointError::Tensor { source: Box::new(source) })?;
+            .map_err(failed)?;
         let handle = tensor.as_tensor().clone();
         self.parameters.borrow_mut().push(Parameter {
             parts: parts.iter().map(|&(name, rows)| (name.to_owned(), rows)).collect(),
@@ -106,13 +167,63 @@ impl AutogradOps {
         });
         Ok(handle)
     }
+
+    /// A tensor of the decoder: a parameter, or frozen where only adapters are trained.
+    fn decoder_tensor(
+        &self,
+        parts: &[(&str, usize)],
+        values: Vec<f32>,
+        shape: &[usize],
+        decays: bool,
+    ) -> std::result::Result<Tensor, CheckpointError> {
+        match self.trains {
+            Trains::All => self.register(parts, values, shape, decays),
+            Trains::Adapters { .. } => {
+                Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed)
+            }
+        }
+    }
+
+    /// The adapters of a stack of linear layers; empty where it has none.
+    fn adapters(
+        &self,
+        parts: &[(&str, usize)],
+        columns: usize,
+    ) -> std::result::Result<Vec<Part>, CheckpointError> {
+        let Trains::Adapters { lora, seed } = &self.trains else { return Ok(Vec::new()) };
+        if !parts.iter().any(|(name, _)| lora.adapts(name)) {
+            return Ok(Vec::new());
+        }
+        let rank = lora.rank;
+        let adapter = |name: &str, rows: usize| {
+            let (a_name, b_name) = (adapter_name(name, 'A'), adapter_name(name, 'B'));
+            // Every adapter draws from a stream of its own, named by how many came before it.
+            let stream = ADAPTERS + self.parameters.borrow().len() as u64;
+            let deviation = 1.0 / (columns as f32).sqrt();
+            let mut a = standard_normal(*seed, stream, rank * columns);
+            a.iter_mut().for_each(|value| *value *= deviation);
+            let a = self.register(&[(&a_name, rank)], a, &[rank, columns], true)?;
+            let b = vec![0.0; rows * rank];
+            let b = self.register(&[(&b_name, rows)], b, &[rows, rank], true)?;
+            Ok(Adapter { a, b, scale: lora.scale() })
+        };
+        let part = |&(name, rows): &(&str, usize)| {
+            let adapter = lora.adapts(name).then(|| adapter(name, rows)).transpose()?;
+            Ok(Part { rows, adapter })
+        };
+        parts.iter().map(part).collect()
+    }
+}
+
+fn failed(source: candle_core::Error) -> CheckpointError {
+    CheckpointError::Tensor { source: Box::new(source) }
 }
 
 impl Ops for AutogradOps {
     type Matrix = Tensor;
     type Operand = Tensor;
-    type Weight = Tensor;
-    type GatedWeight = Tensor;
+    type Weight = LinearWeight;
+    type GatedWeight = LinearWeight;
     type HeadWeight = Tensor;
     type Scale = Tensor;
     type Table = Tensor;
@@ -124,9 +235,11 @@ impl Ops for AutogradOps {
         source: &dyn TensorSource,
         parts: &[(&str, usize)],
         columns: usize,
-    ) -> std::result::Result<Tensor, CheckpointError> {
+    ) -> std::result::Result<LinearWeight, CheckpointError> {
         let rows = parts.iter().map(|(_, rows)| rows).sum();
-        self.register(parts, source.stacked(parts, columns)?, &[rows, columns], true)
+        let values = source.stacked(parts, columns)?;
+        let values = self.decoder_tensor(parts, values, &[rows, columns], true)?;
+        Ok(LinearWeight { values, adapters: self.adapters(parts, columns)? })
     }
 
     fn gated_weight(
@@ -136,7 +249,7 @@ impl Ops for AutogradOps {
         up: &str,
         rows: usize,
         columns: usize,
-    ) -> std::result::Result<Tensor, CheckpointError> {
+    ) -> std::result::Result<LinearWeight, CheckpointError> {
         self.weight(source, &[(gate, rows), (up, rows)], columns)
     }
 
@@ -146,7 +259,8 @@ impl Ops for AutogradOps {
         parts: &[(&str, usize)],
         columns: usize,
     ) -> std::result::Result<Tensor, CheckpointError> {
-        self.weight(source, parts, columns)
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        self.register(parts, source.stacked(parts, columns)?, &[rows, columns], true)
     }
 
     fn scale(
@@ -155,7 +269,8 @@ impl Ops for AutogradOps {
         name: &str,
         columns: usize,
     ) -> std::result::Result<Tensor, CheckpointError> {
-        self.register(&[(name, columns)], source.f32(name, &[columns])?, &[columns], false)
+        let values = source.f32(name, &[columns])?;
+        self.decoder_tensor(&[(name, columns)], values, &[columns], false)
     }
 
     fn table(
@@ -165,39 +280,45 @@ impl Ops for AutogradOps {
         rows: usize,
         columns: usize,
     ) -> std::result::Result<Tensor, CheckpointError> {
-        self.weight(source, &[(name, rows)], columns)
+        let values = source.f32(name, &[rows, columns])?;
+        self.decoder_tensor(&[(name, rows)], values, &[rows, columns], true)
     }
 
-    /// Gradients of rows that several sequences share are not written yet: sequences must be whole.
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<TrainingLayout>> {
-        if packing.segments().iter().any(|segment| segment.parent.is_some()) {
-            let message = "training packs each sequence whole".to_owned();
-            return Err(candle_core::Error::Msg(message).into());
-        }
+        let segments = packing.segments().iter().enumerate().map(|(index, segment)| {
+            let (rows, keys) = (segment.rows.clone(), packing.rows_through(index));
+            attention::Queries { rows, keys }
+        });
+        let lasts = (0..packing.sequences()).map(|sequence| {
+            let (rows, keys) = (sequence..sequence + 1, packing.rows_of(sequence));
+            attention::Queries { rows, keys }
+        });
         Ok(Arc::new(TrainingLayout {
             attention: self.cpu.layout(packing, shape)?,
             shape: *shape,
-            sequences: packing.segments().iter().map(|segment| segment.rows.clone()).collect(),
+            segments: segments.collect(),
+            lasts: lasts.collect(),
         }))
     }
 
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-        Ok(table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
+        Ok(self.seen(table).index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
     }
 
     fn rms_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        Ok(x.apply_op2(scale, norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
+        Ok(x.apply_op2(&self.seen(scale), norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
     }
 
-    fn linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        self.product(x, weight, self.precision)
+    fn linear(&self, x: &Tensor, weight: &LinearWeight) -> Result<Tensor> {
+        let product = |x: &Tensor, weight: &Tensor| self.product(x, weight, self.precision);
+        Ok(weight.apply(x, product)?)
     }
 
-    fn linear_add(&self, x: &Tensor, weight: &Tensor, residual: Tensor) -> Result<Tensor> {
+    fn linear_add(&self, x: &Tensor, weight: &LinearWeight, residual: Tensor) -> Result<Tensor> {
         Ok((residual + self.linear(x, weight)?)?)
     }
 
-    fn gated_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    fn gated_linear(&self, x: &Tensor, weight: &LinearWeight) -> Result<Tensor> {
         self.head_swiglu(self.linear(x, weight)?)
     }
 
@@ -233,7 +354,7 @@ impl Ops for AutogradOps {
     }
 
     fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        self.product(x, weight, Precision::F32)
+        Ok(self.product(x, weight, Precision::F32)?)
     }
 
     fn head_swiglu(&self, gate_up: Tensor) -> Result<Tensor> {

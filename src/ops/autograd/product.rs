@@ -57,8 +57,13 @@ impl CustomOp2 for Product {
         assert!(!self.a_transposed && !self.b_transposed, "gradients are taken of x W^T only");
         let gradient = gradient.contiguous()?;
         let of = |a_transposed| Self { a_transposed, b_transposed: true, ..self.clone() };
-        let a_gradient = gradient.apply_op2_no_bwd(b, &of(false))?;
-        let b_gradient = gradient.apply_op2_no_bwd(&a.contiguous()?, &of(true))?;
-        Ok((Some(a_gradient), Some(b_gradient)))
+        // What is frozen, or what comes before the first trained layer, needs none.
+        let a_gradient =
+            a.track_op().then(|| gradient.apply_op2_no_bwd(b, &of(false))).transpose()?;
+        let b_gradient = b
+            .track_op()
+            .then(|| gradient.apply_op2_no_bwd(&a.contiguous()?, &of(true)))
+            .transpose()?;
+        Ok((a_gradient, b_gradient))
     }
 }

@@ -176,6 +176,37 @@ vectorised! {
 }
 
 vectorised! {
+    /// Of one query: its scores become probabilities `P`, and their gradient `dP` becomes that of the scores,
+    /// `P * (dP - dot)`. Keys from `visible` on are not seen, and get 0 in both.
+    pub(in crate::ops) fn softmax_gradient(scores: &mut [f32], gradient: &mut [f32], visible: usize, dot: f32) {
+        scores[visible..].fill(0.0);
+        gradient[visible..].fill(0.0);
+        let (scores, gradient) = (&mut scores[..visible], &mut gradient[..visible]);
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let chunks = scores.chunks_exact(LANES);
+        let rest = chunks.remainder().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        for chunk in chunks {
+            for (lane, &score) in lanes.iter_mut().zip(chunk) {
+                *lane = if score > *lane { score } else { *lane };
+            }
+        }
+        let maximum = lanes.iter().fold(rest, |a, &b| if b > a { b } else { a });
+        let mut sums = [0f32; LANES];
+        for chunk in scores.chunks_mut(LANES) {
+            for (lane, score) in sums.iter_mut().zip(chunk) {
+                *score = exp(*score - maximum);
+                *lane += *score;
+            }
+        }
+        let inverse = 1.0 / add_lanes(sums);
+        for (score, gradient) in scores.iter_mut().zip(gradient) {
+            *score *= inverse;
+            *gradient = *score * (*gradient - dot);
+        }
+    }
+}
+
+vectorised! {
     /// `values *= factor`.
     pub(super) fn scale(values: &mut [f32], factor: f32) {
         for value in values {

@@ -39,7 +39,9 @@ pub use linear::{PackedGate, PackedWeight};
 pub use operand::{Operand, Precision};
 pub use projection::Projection;
 
-pub(super) use elementwise::{rms_norm, rms_norm_gradient, rotate, swiglu, swiglu_gradient};
+pub(super) use elementwise::{
+    rms_norm, rms_norm_gradient, rotate, softmax_gradient, swiglu, swiglu_gradient,
+};
 use operand::Values;
 pub(super) use product::{Factor, product};
 use shared::Shared;
