@@ -14,9 +14,9 @@ use candle_core::{Device, Tensor};
 use common::{Golden, golden, relative_error, sketch, sketch_error};
 use inform::checkpoint::{Checkpoint, MemoryTensors};
 use inform::model::RewardModel;
+use inform::ops::Packing;
 use inform::ops::autograd::{AutogradOps, LoraConfig, Trains, adapter_name};
 use inform::ops::cpu::Precision;
-use inform::ops::Packing;
 use inform::train::{Backward, Gradients, LossConfig, pair_loss};
 
 /// The gradient of every checkpoint tensor, by its name.

@@ -38,6 +38,7 @@ impl Workshop {
         let settings = format!(
             "output = {:?}
 threads = 2
+recompute = true
 [start.scratch]
 vocab_size = 300
 hidden_size = 32
@@ -57,6 +58,7 @@ learning_rate = {learning_rate:?}
 [schedule]
 epochs = 3
 pairs_per_step = 8
+micro_batch_tokens = 200
 [evaluation]
 every_steps = 7
 pairs = 16

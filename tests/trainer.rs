@@ -604,3 +604,134 @@ fn label_noise_exchanges_a_share_of_the_training_pairs() {
     let expected = (0.25 * some.train_pairs as f64).round() as usize;
     assert_eq!(some.label_noise_pairs, expected);
 }
+
+#[test]
+fn last_layers_are_trained_over_features_of_those_before() {
+    let workshop = Workshop::new();
+    let base = workshop.fit(&workshop.settings(SCRATCH, &inform_head("linear")), "base");
+    let kept = workshop.folder.path().join("features");
+    let settings = |mode: &str, more: &str| {
+        let start = format!("{mode}\n[start]\nfolder = {:?}", base.output);
+        workshop.settings(&start, &format!("[loss]\nbeta = 0.01\n[head]\nlatent_dim = 5\n{more}"))
+    };
+    let last = "mode = \"last_layers\"\nlast_layers = 1";
+    let with_folder = settings(last, &format!("[features]\nfolder = {kept:?}"));
+
+    let fitted = workshop.fit(&with_folder, "last");
+    assert!(fitted.report.held_out.as_ref().unwrap().accuracy > 0.95, "{:?}", fitted.report);
+    let tensors = |fitted: &Fitted| fitted.checkpoint().tensors.to_memory().unwrap();
+    let (before, after) = (tensors(&base), tensors(&fitted));
+    for (name, _, values) in before.iter().filter(|(name, ..)| name.starts_with("model.")) {
+        let (_, _, found) = after.iter().find(|(found, ..)| *found == name).unwrap();
+        let is_trained = name.starts_with("model.layers.1.") || name == "model.norm.weight";
+        assert_eq!(found != values, is_trained, "{name}");
+    }
+
+    // Kept features, and none, and recomputed activations are the same; one micro-batch is, but for rounding.
+    let again = workshop.fit(&with_folder, "again");
+    let without = workshop.fit(&settings(last, ""), "without");
+    assert_eq!(again.bytes(WEIGHTS), fitted.bytes(WEIGHTS));
+    assert_eq!(without.bytes(WEIGHTS), fitted.bytes(WEIGHTS));
+    let recompute = settings(&format!("recompute = true\n{last}"), "");
+    assert_eq!(workshop.fit(&recompute, "recomputed").bytes(WEIGHTS), fitted.bytes(WEIGHTS));
+
+    // The same loss as that of the whole model, at the first step, however it is divided.
+    let one_step = |name: &str, settings: String, tokens: usize| {
+        let settings = settings
+            .replace("epochs = 3", "epochs = 1")
+            .replace("step = 16", &format!("step = 500\nmicro_batch_tokens = {tokens}"));
+        let report = workshop.fit(&settings, name).report;
+        assert_eq!(report.steps, 1);
+        report.epochs[0]
+    };
+    let whole = one_step("full", settings("mode = \"full\"", ""), 0);
+    for (name, mode, tokens) in
+        [("last-one", last, 0), ("last-some", last, 300), ("full-some", "mode = \"full\"", 300)]
+    {
+        let found = one_step(name, settings(mode, ""), tokens);
+        assert!((whole.loss - found.loss).abs() < 1e-5 * whole.loss, "{whole:?} {found:?}");
+        assert!((whole.kl - found.kl).abs() < 1e-5 * whole.kl, "{whole:?} {found:?}");
+    }
+
+    // An evaluation over kept features is that without them.
+    let model = fitted.output.to_str().unwrap();
+    let data: Vec<&str> = workshop.data.iter().map(|file| file.to_str().unwrap()).collect();
+    let evaluate = |more: &[&str]| {
+        let arguments = [&["eval", "--json", "--model", model, "--data"], data.as_slice(), more];
+        succeeded(workshop.trainer(&arguments.concat()))
+    };
+    assert_eq!(evaluate(&["--features", kept.to_str().unwrap()]), evaluate(&[]));
+
+    for (wrong, says) in [
+        ("mode = \"last_layers\"", "last_layers: at least 1"),
+        ("last_layers = 1", "and 0 with others"),
+        ("mode = \"last_layers\"\nlast_layers = 2", "train it with `mode = \"full\"`"),
+    ] {
+        let failed = workshop.start(&settings(wrong, ""), &workshop.run("failed"));
+        let said = String::from_utf8(failed.stderr).unwrap();
+        assert!(!failed.status.success() && said.contains(says), "{said}");
+    }
+}
+
+#[test]
+fn adapters_are_trained_and_merged() {
+    let workshop = Workshop::new();
+    let base = workshop.fit(&workshop.settings(SCRATCH, &inform_head("linear")), "base");
+    let settings = |lora: &str| {
+        let start = format!(
+            "mode = \"lora\"\nweight_type = \"f32\"\n[lora]\n{lora}\n[start]\nfolder = {:?}",
+            base.output
+        );
+        workshop.settings(&start, "[loss]\nbeta = 0.01\n[head]\nlatent_dim = 5\n")
+    };
+    let fitted = workshop.fit(
+        &settings("rank = 4\nalpha = 8\ntargets = [\"q_proj\", \"v_proj\", \"down_proj\"]"),
+        "lora",
+    );
+    assert!(fitted.report.held_out.as_ref().unwrap().accuracy > 0.95, "{:?}", fitted.report);
+
+    let config: Value =
+        serde_json::from_slice(&fitted.bytes("adapter/adapter_config.json")).unwrap();
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(4), &json!(8.0)));
+    let adapter = fitted.bytes("adapter/adapter_model.safetensors");
+    let adapter = safetensors::SafeTensors::deserialize(&adapter).unwrap();
+    let factor = |layer: &str, which: char| {
+        let name = format!("base_model.model.{layer}.lora_{which}.weight");
+        let tensor = adapter.tensor(&name).unwrap();
+        let values: Vec<f32> =
+            tensor.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        (tensor.shape().to_vec(), values)
+    };
+    let (before, after) = (
+        base.checkpoint().tensors.to_memory().unwrap(),
+        fitted.checkpoint().tensors.to_memory().unwrap(),
+    );
+    let mut adapted = 0;
+    for (name, shape, values) in before.iter().filter(|(name, ..)| name.starts_with("model.")) {
+        let (_, _, found) = after.iter().find(|(found, ..)| *found == name).unwrap();
+        let layer = name.strip_suffix(".weight").unwrap();
+        if !["q_proj", "v_proj", "down_proj"].iter().any(|target| layer.ends_with(target)) {
+            assert_eq!(found, values, "{name} is frozen");
+            continue;
+        }
+        adapted += 1;
+        let ((a_shape, a), (b_shape, b)) = (factor(layer, 'A'), factor(layer, 'B'));
+        assert_eq!((a_shape, b_shape), (vec![4, shape[1]], vec![shape[0], 4]));
+        for (index, (found, value)) in found.iter().zip(values).enumerate() {
+            let (row, column) = (index / shape[1], index % shape[1]);
+            let product: f32 = (0..4).map(|k| b[row * 4 + k] * a[k * shape[1] + column]).sum();
+            assert!((found - value - 2.0 * product).abs() < 1e-5, "{name}, {row}, {column}");
+        }
+    }
+    assert_eq!((adapted, adapter.len()), (6, 12));
+
+    for (wrong, says) in [
+        ("rank = 0", "lora.rank"),
+        ("targets = []", "lora.targets: name at least one"),
+        ("targets = [\"head\"]", "lora.targets: `head` is none of"),
+    ] {
+        let failed = workshop.start(&settings(wrong), &workshop.run("failed"));
+        let said = String::from_utf8(failed.stderr).unwrap();
+        assert!(!failed.status.success() && said.contains(says), "{said}");
+    }
+}

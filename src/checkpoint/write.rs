@@ -138,6 +138,9 @@ fn damaged(folder: &Path) -> impl FnOnce(safetensors::SafeTensorError) -> Checkp
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
         let mut file = File::create(path)?;
         file.write_all(bytes)?;
         file.sync_all()

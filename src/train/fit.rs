@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::card;
 use super::config::{CardConfig, FeatureConfig, FitConfig, Mode, ProgressConfig, Start};
 use super::data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
 use super::descent::Descent;
@@ -20,6 +19,7 @@ use super::init_head::{init_head, text_files};
 use super::progress::Progress;
 use super::scratch;
 use super::trained::Trained;
+use super::{adapter, card};
 use crate::checkpoint::{
     Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
     ModelConfig, write_checkpoint,
@@ -192,6 +192,12 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     )?;
 
     let tensors = model.export(&checkpoint)?;
+    let adapter = match (model.adapters()?, &config.start) {
+        (Some((lora, adapters)), Start::Folder(base)) => {
+            adapter::files(&lora, &adapters, &base.to_string_lossy())?
+        }
+        _ => Vec::new(),
+    };
     // The start's normalisation was of its own rewards; and baseline and evaluation are of raw ones.
     let stored = ModelConfig { reward_scale: None, ..checkpoint.config.clone() };
     let contents = CheckpointFiles {
@@ -216,6 +222,7 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
             (CARD_FILE.to_owned(), card::write(&record, &finished)?.into_bytes()),
             progress.finished_log()?,
         ];
+        files.extend(adapter);
         if let Some(accuracy) = &report.held_out {
             files.push((CONFIG_FILE.to_owned(), with_reward_scale(folder, accuracy)?));
         }

@@ -1,5 +1,6 @@
 //! Training: from preference pairs to a checkpoint that the server loads.
 
+mod adapter;
 mod card;
 mod config;
 mod data;
