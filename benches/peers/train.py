@@ -1,11 +1,12 @@
 """Full training steps of ours and of PyTorch, in turn, on the same shapes and threads.
 
     cargo build --release --bench train
-    python3 benches/peers/train.py --model DIR [--pairs 4] [--tokens 512] [--rounds 5] [--dtype f32|bf16] [--checkpointing]
+    python3 benches/peers/train.py --model DIR [--pairs 4] [--tokens 512] [--rounds 5] [--dtype f32|bf16] [--checkpointing] [--prompt 256]
 
 DIR is a checkpoint with an InfoRM head. A step is forward, the InfoRM loss, backward, clipping and AdamW over every parameter.
 PyTorch: transformers' LlamaModel with its default attention, f32 or bf16 autocast over f32 weights, with gradient checkpointing
-where --checkpointing is given. Prints medians, their ratio, peak memory, and the floor: six floating-point operations a parameter
+where --checkpointing is given, as ours recomputes activations then. --prompt: so many tokens are the same in both texts of a pair,
+and are computed once on our side; a third line has ours with them computed in both. Prints medians, their ratio, peak memory, and the floor: six floating-point operations a parameter
 of a linear layer and token, at the rate of PyTorch's own product of 4,096 rows.
 """
 
@@ -77,6 +78,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--prompt", type=int, default=0)
     parser.add_argument("--torch", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.torch:
@@ -90,9 +92,13 @@ def main():
     ours = max((name for name in binaries if not name.endswith(".d")), key=os.path.getmtime)
     torch = [sys.executable, __file__, "--torch", *shared]
     torch += ["--checkpointing"] if arguments.checkpointing else []
-    found = {"ours": [], "torch": []}
+    own = [ours, *shared, "--prompt", str(arguments.prompt), *(["--recompute"] if arguments.checkpointing else [])]
+    commands = {"ours": own, "torch": torch}
+    if arguments.prompt:
+        commands["ours, prompts apart"] = [*own, "--apart"]
+    found = {name: [] for name in commands}
     for _ in range(arguments.rounds):
-        for name, command in [("ours", [ours, *shared]), ("torch", torch)]:
+        for name, command in commands.items():
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found[name].append(json.loads(done.stdout))
     medians = {name: statistics.median(s for run in runs for s in run["seconds"]) for name, runs in found.items()}
