@@ -22,7 +22,7 @@ pub(super) struct PackedAttention {
 impl PackedAttention {
     /// Rotates rows `[heads.. | rest]` forward.
     fn rotated(&self, mut rows: Vec<f32>, heads: usize, positions: &[usize]) -> Vec<f32> {
-        self.cpu.rotate_rows(&mut rows, heads, &self.layout.attention, positions);
+        self.cpu.rotate_rows(&mut rows, heads, self.shape.head_dim, &self.layout.attention, positions);
         rows
     }
 
@@ -30,7 +30,7 @@ impl PackedAttention {
     fn rotate_back(&self, row: &mut [f32], heads: usize, position: usize) {
         let (cosine, sine) = self.layout.attention.rotation(position);
         let back: Vec<f32> = sine.iter().map(|s| -s).collect();
-        rotate(self.cpu.isa(), row, heads, cosine, &back);
+        rotate(self.cpu.isa(), row, heads, self.shape.head_dim, cosine, &back);
     }
 }
 

@@ -16,7 +16,7 @@ use candle_core::{D, Device, Tensor, Var};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
 use super::{AttentionShape, Ops, Packing, Result};
-use crate::checkpoint::{CheckpointError, TensorSource};
+use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
 
 /// A trained tensor, and the checkpoint tensors that its rows belong to.
 #[derive(Debug, Clone)]
@@ -119,6 +119,11 @@ impl Ops for AutogradOps {
     type Layout = Arc<TrainingLayout>;
     type Projection = Tensor;
 
+    /// Of Llama's layers alone, whatever scales their rotary embedding.
+    fn supports(&self, decoder: &DecoderConfig) -> std::result::Result<(), CheckpointError> {
+        decoder.require(&[], "training")
+    }
+
     fn weight(
         &self,
         source: &dyn TensorSource,
@@ -185,7 +190,7 @@ impl Ops for AutogradOps {
         Ok(table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
     }
 
-    fn rms_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
+    fn norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
         Ok(x.apply_op2(scale, norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
     }
 
@@ -229,7 +234,7 @@ impl Ops for AutogradOps {
     }
 
     fn head_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        self.rms_norm(x, scale, epsilon)
+        self.norm(x, scale, epsilon)
     }
 
     fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
