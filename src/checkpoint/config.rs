@@ -105,7 +105,8 @@ impl RewardScale {
 
 /// Everything in `config.json` that decides how a checkpoint is computed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ModelConfig {    /// The backbone.
+pub struct ModelConfig {
+    /// The backbone.
     pub decoder: DecoderConfig,
     /// The reward head.
     pub head: HeadConfig,

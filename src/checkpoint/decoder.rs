@@ -168,7 +168,8 @@ impl DecoderConfig {
         let Architecture { family, norm, mlp, residual, query_key_norm, biases, .. } =
             &self.architecture;
         let sliding = self.architecture.sliding.as_ref();
-        let shapes = || [Some(&self.attention), sliding.map(|s| &s.attention)].into_iter().flatten();
+        let shapes =
+            || [Some(&self.attention), sliding.map(|s| &s.attention)].into_iter().flatten();
         [
             (Part::Biases, *biases != Biases::default()),
             (Part::LayerNorm, *norm == NormKind::Layer),

@@ -67,6 +67,8 @@ pub enum CheckpointError {
         file.display()
     )]
     WrongType { file: PathBuf, tensor: String, found: String },
+    #[error("{}: tensor `{tensor}` has values that are not finite numbers", file.display())]
+    NotFinite { file: PathBuf, tensor: String },
     #[error("{}: {message}", file.display())]
     Tokenizer { file: PathBuf, message: String },
     #[error("{}: the chat template does not compile: {message}", file.display())]

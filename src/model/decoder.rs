@@ -204,12 +204,7 @@ impl<O: Ops> Layer<O> {
     }
 
     /// What follows this layer's attention.
-    fn finish(
-        &self,
-        ops: &O,
-        attended: &O::Operand,
-        x: O::Matrix,
-    ) -> Result<O::Matrix, OpsError> {
+    fn finish(&self, ops: &O, attended: &O::Operand, x: O::Matrix) -> Result<O::Matrix, OpsError> {
         match &self.residual {
             LayerResidual::Sequential => {
                 let x = ops.linear_add(attended, &self.attention_output, x)?;

@@ -12,8 +12,9 @@ use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
 use super::config::ScratchConfig;
 use super::data::Pair;
 use crate::checkpoint::{
-    Architecture, CheckpointError, CheckpointFiles, DecoderConfig, HeadConfig, MemoryTensors, ModelConfig,
-    TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WeightType, write_checkpoint,
+    Architecture, CheckpointError, CheckpointFiles, DecoderConfig, HeadConfig, MemoryTensors,
+    ModelConfig, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WeightType,
+    write_checkpoint,
 };
 use crate::model::{initialise_decoder, initialise_head};
 use crate::ops::AttentionShape;

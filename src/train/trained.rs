@@ -1,12 +1,12 @@
 //! What is trained: all of a model, or its head over features of the rest.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor};
 
 use super::config::{FeatureConfig, FitConfig, Mode};
 use super::data::EncodedPair;
 use super::features::FeatureStore;
-use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
+use crate::checkpoint::{Checkpoint, MemoryTensors, NormKind, TensorSource};
 use crate::model::{Head, HeadOutput, RewardModel};
 use crate::ops::autograd::{AutogradOps, Parameter};
 use crate::ops::cpu::{CpuOps, Precision};
@@ -51,7 +51,11 @@ impl Trained {
                 let rows = features.rows(&engine, &texts)?;
                 let hidden = model.decoder.hidden_size;
                 let head = Head::load(&ops, &model.head, hidden, tensors)?;
-                let scale = tensors.f32("model.norm.weight", &[hidden])?;
+                ensure!(
+                    model.decoder.architecture.norm == NormKind::Rms,
+                    "mode: a head alone is not trained on a model with layer norm yet"
+                );
+                let scale = model.decoder.tensors(tensors).f32("model.norm.weight", &[hidden])?;
                 let scale = Tensor::from_vec(scale, hidden, &Device::Cpu)?;
                 let norm = (scale, model.decoder.rms_norm_eps);
                 Ok(Self::Head { ops, head: Box::new(head), norm, features, engine, rows })

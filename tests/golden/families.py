@@ -50,7 +50,7 @@ MODELS = {
     ),
     "mistral": lambda: (
         hf.MistralForSequenceClassification,
-        hf.MistralConfig(**COMMON, sliding_window=37, head_dim=6),
+        hf.MistralConfig(**COMMON, sliding_window=37, head_dim=16),
     ),
     "llama_bias": lambda: (
         hf.LlamaForSequenceClassification,

@@ -1,6 +1,6 @@
 //! Gemma 2: soft-caps, windows in every other layer, norms before and after attention and MLP, GeGLU, scaled embeddings.
 
-use super::{Keys, base, llama, sliding_layers, window, with_whole_rope};
+use super::{Keys, base, heads, llama, sliding_layers, window, with_whole_rope};
 use crate::checkpoint::{
     Architecture, CheckpointError, DecoderConfig, MlpKind, Residual, SlidingLayers, TensorSource,
     TensorValues,
@@ -9,15 +9,14 @@ use crate::ops::{AttentionShape, Gelu};
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let mut decoder = gemma(keys)?;
-    let soft_cap = match keys.get("attn_logit_softcapping")? {
+    let soft_cap = match keys.unless_null("attn_logit_softcapping", Some(50.0))? {
         Some(cap) if !(cap > 0.0 && f32::is_finite(cap)) => {
             let message = format!("must be above 0, found {cap}");
             return Err(keys.wrong("attn_logit_softcapping", message));
         }
         cap => cap,
     };
-    decoder.attention =
-        AttentionShape { soft_cap, ..with_whole_rope(keys, decoder.attention)? };
+    decoder.attention = AttentionShape { soft_cap, ..with_whole_rope(keys, decoder.attention)? };
     let layers = sliding_layers(keys, decoder.num_hidden_layers, |layer| layer % 2 == 0)?;
     let attention = AttentionShape { window: window(keys, Some(4096))?, ..decoder.attention };
     decoder.architecture.sliding = Some(SlidingLayers { attention, layers });
@@ -26,8 +25,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
 
 /// What Gemma 2 and 3 have in common.
 pub(super) fn gemma(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
-    let mut decoder = base(keys)?;
-    decoder.attention.head_dim = keys.or("head_dim", 256)?;
+    let mut decoder = base(keys, heads(keys, Some(256))?)?;
     let scalar = keys.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
     decoder.attention.score_scale = Some((1.0 / scalar.sqrt()) as f32);
     decoder.architecture = Architecture {

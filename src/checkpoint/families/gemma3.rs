@@ -24,10 +24,8 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let shape = decoder.attention;
     let (full, local) = ropes(keys)?;
     decoder.attention = full.into_shape(keys, shape)?;
-    let attention = AttentionShape {
-        window: window(keys, Some(4096))?,
-        ..local.into_shape(keys, shape)?
-    };
+    let attention =
+        AttentionShape { window: window(keys, Some(4096))?, ..local.into_shape(keys, shape)? };
     decoder.architecture.sliding = Some(SlidingLayers { attention, layers });
     Ok(decoder)
 }

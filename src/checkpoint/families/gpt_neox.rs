@@ -11,25 +11,27 @@ use crate::ops::{AttentionShape, Gelu};
 pub(super) const PREFIX: &str = "gpt_neox.";
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
-    let decoder = base(keys)?;
-    let heads = decoder.attention.heads;
-    if !decoder.hidden_size.is_multiple_of(heads) {
-        let message = format!("the {heads} heads do not divide {}", decoder.hidden_size);
+    let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
+    if !hidden_size.is_multiple_of(heads) {
+        let message = format!("the {heads} heads do not divide {hidden_size}");
         return Err(keys.wrong("hidden_size", message));
     }
     let shape = AttentionShape {
         heads,
         key_value_heads: heads,
-        head_dim: decoder.hidden_size / heads,
+        head_dim: hidden_size / heads,
         ..AttentionShape::default()
     };
-    let mut rope = Rope::read(keys)?;
-    // Names of its own, before `rope_parameters`.
-    let has_parameters = keys.object("rope_parameters")?.is_some();
-    if !has_parameters {
-        rope.theta = keys.positive("rotary_emb_base")?.unwrap_or(rope.theta);
-        rope.partial = keys.positive("rotary_pct")?.unwrap_or(0.25);
-    }
+    let rope = Rope::read_or(keys, |map| {
+        for (key, own, default) in [
+            ("rope_theta", "rotary_emb_base", 10_000.0),
+            ("partial_rotary_factor", "rotary_pct", 0.25),
+        ] {
+            let value = keys.positive(own)?.unwrap_or(default);
+            map.entry(key).or_insert(value.into());
+        }
+        Ok(())
+    })?;
     let activation: String = keys.or("hidden_act", "gelu".to_owned())?;
     let gelu = match activation.as_str() {
         "gelu" => Gelu::Exact,
@@ -41,7 +43,6 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     };
     let attention_bias = keys.or("attention_bias", true)?;
     Ok(DecoderConfig {
-        attention: rope.into_shape(keys, shape)?,
         rms_norm_eps: keys.or("layer_norm_eps", 1e-5)?,
         architecture: Architecture {
             norm: NormKind::Layer,
@@ -57,7 +58,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
             },
             ..Architecture::default()
         },
-        ..decoder
+        ..base(keys, rope.into_shape(keys, shape)?)?
     })
 }
 

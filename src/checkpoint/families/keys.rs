@@ -54,6 +54,15 @@ impl<'a> Keys<'a> {
         Ok(self.get(key)?.unwrap_or(default))
     }
 
+    /// As [`Keys::or`], with `None` for a null: releases of transformers leave a default out, and write what is switched off.
+    pub(in crate::checkpoint) fn unless_null<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        default: Option<T>,
+    ) -> Result<Option<T>, CheckpointError> {
+        if self.map.contains_key(key) { self.get(key) } else { Ok(default) }
+    }
+
     pub(in crate::checkpoint) fn required<T: DeserializeOwned>(
         &self,
         key: &str,
@@ -79,7 +88,10 @@ impl<'a> Keys<'a> {
     }
 
     /// A finite number above zero; `None` where it is missing or null.
-    pub(in crate::checkpoint) fn positive(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
+    pub(in crate::checkpoint) fn positive(
+        &self,
+        key: &str,
+    ) -> Result<Option<f64>, CheckpointError> {
         let value: Option<f64> = self.get(key)?;
         match value {
             Some(number) if !(number.is_finite() && number > 0.0) => {
@@ -102,7 +114,11 @@ impl<'a> Keys<'a> {
     }
 
     /// Keys of an object in the same file, which errors name after `prefix`.
-    pub(in crate::checkpoint) fn within(self, map: &'a Map<String, Value>, prefix: &'a str) -> Self {
+    pub(in crate::checkpoint) fn within(
+        self,
+        map: &'a Map<String, Value>,
+        prefix: &'a str,
+    ) -> Self {
         Self { map, prefix, ..self }
     }
 

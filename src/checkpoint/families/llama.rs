@@ -1,10 +1,10 @@
 //! Llama.
 
-use super::{Keys, base, with_whole_rope};
+use super::{Keys, base, heads, with_whole_rope};
 use crate::checkpoint::{Biases, CheckpointError, DecoderConfig};
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
-    let mut decoder = base(keys)?;
+    let mut decoder = base(keys, heads(keys, None)?)?;
     decoder.rms_norm_eps = keys.required("rms_norm_eps")?;
     decoder.attention = with_whole_rope(keys, decoder.attention)?;
     decoder.architecture.biases = attention_biases(keys)?;

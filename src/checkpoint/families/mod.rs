@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{CheckpointError, DecoderConfig, TensorSource, TensorValues};
+use super::{Architecture, CheckpointError, DecoderConfig, TensorSource, TensorValues};
 use crate::ops::AttentionShape;
 pub(super) use keys::Keys;
 use rope::Rope;
@@ -164,23 +164,22 @@ impl TensorSource for DecoderTensors<'_> {
     }
 }
 
-/// A decoder of Llama's keys and layers, without scaling of its rotary embedding.
-fn base(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
-    let hidden_size = keys.even("hidden_size")?;
+/// A decoder of Llama's keys and layers with these heads.
+fn base(keys: &Keys<'_>, attention: AttentionShape) -> Result<DecoderConfig, CheckpointError> {
     Ok(DecoderConfig {
         vocab_size: keys.count("vocab_size")?,
-        hidden_size,
+        hidden_size: keys.even("hidden_size")?,
         intermediate_size: keys.even("intermediate_size")?,
         num_hidden_layers: keys.count("num_hidden_layers")?,
-        attention: heads(keys, hidden_size)?,
+        attention,
         max_position_embeddings: keys.count("max_position_embeddings")?,
         rms_norm_eps: keys.or("rms_norm_eps", 1e-6)?,
-        architecture: Default::default(),
+        architecture: Architecture::default(),
     })
 }
 
-/// Heads and their width.
-fn heads(keys: &Keys<'_>, hidden_size: usize) -> Result<AttentionShape, CheckpointError> {
+/// Heads and their width; without `head_dim` that is `default`, or what the hidden size leaves each.
+fn heads(keys: &Keys<'_>, default: Option<usize>) -> Result<AttentionShape, CheckpointError> {
     let heads = keys.count("num_attention_heads")?;
     let key_value_heads = keys.or("num_key_value_heads", heads)?;
     if key_value_heads == 0 || !heads.is_multiple_of(key_value_heads) {
@@ -189,7 +188,8 @@ fn heads(keys: &Keys<'_>, hidden_size: usize) -> Result<AttentionShape, Checkpoi
             format!("{key_value_heads} does not divide the {heads} query heads"),
         ));
     }
-    let head_dim = keys.or("head_dim", hidden_size / heads)?;
+    let hidden_size = keys.count("hidden_size")?;
+    let head_dim = keys.or("head_dim", default.unwrap_or(hidden_size / heads))?;
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(keys.wrong("head_dim", format!("must be even, found {head_dim}")));
     }
@@ -208,9 +208,9 @@ fn with_whole_rope(
     rope.into_shape(keys, shape)
 }
 
-/// The window of `sliding_window`; `None` where there is none.
+/// The window of `sliding_window`: `default` where the key is missing, none where it is null.
 fn window(keys: &Keys<'_>, default: Option<usize>) -> Result<Option<usize>, CheckpointError> {
-    match keys.get("sliding_window")?.or(default) {
+    match keys.unless_null("sliding_window", default)? {
         Some(0) => Err(keys.wrong("sliding_window", "must be at least 1")),
         window => Ok(window),
     }

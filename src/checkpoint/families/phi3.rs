@@ -1,6 +1,6 @@
 //! Phi-3 and Phi-4-mini: Llama with a sliding window, whose queries, keys and values are one tensor, gate and up another.
 
-use super::{Keys, Rope, base, rows, window};
+use super::{Keys, Rope, base, heads, rows, window};
 use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource, TensorValues};
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
@@ -16,7 +16,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
             return Err(keys.wrong(&format!("{name}.rope_type"), message));
         }
     }
-    let mut decoder = base(keys)?;
+    let mut decoder = base(keys, heads(keys, None)?)?;
     decoder.rms_norm_eps = keys.or("rms_norm_eps", 1e-5)?;
     decoder.attention = Rope::read(keys)?.into_shape(keys, decoder.attention)?;
     decoder.attention.window = window(keys, None)?;

@@ -1,12 +1,12 @@
 //! Qwen2 and Qwen2.5: Llama with biases of queries, keys and values, and windows in the upper layers where they are
 //! switched on.
 
-use super::{Keys, base, sliding_layers, window, with_whole_rope};
+use super::{Keys, base, heads, sliding_layers, window, with_whole_rope};
 use crate::checkpoint::{Biases, CheckpointError, DecoderConfig, SlidingLayers};
 use crate::ops::AttentionShape;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
-    let mut decoder = base(keys)?;
+    let mut decoder = base(keys, heads(keys, None)?)?;
     decoder.attention = with_whole_rope(keys, decoder.attention)?;
     decoder.architecture.biases = Biases { query_key_value: true, ..Biases::default() };
     decoder.architecture.sliding = sliding(keys, &decoder)?;

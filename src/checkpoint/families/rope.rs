@@ -23,12 +23,23 @@ pub(super) struct Rope {
 impl Rope {
     /// Reads the keys of a model whose layers all have the same.
     pub(super) fn read(keys: &Keys<'_>) -> Result<Self, CheckpointError> {
-        for name in OBJECTS {
+        Self::read_or(keys, |_| Ok(()))
+    }
+
+    /// As [`Rope::read`], after `complete` has added what the object may leave out.
+    pub(super) fn read_or(
+        keys: &Keys<'_>,
+        complete: impl Fn(&mut Map<String, Value>) -> Result<(), CheckpointError>,
+    ) -> Result<Self, CheckpointError> {
+        let mut found = (OBJECTS[1], Map::new());
+        for name in OBJECTS.into_iter().rev() {
             if let Some(map) = keys.object(name)? {
-                return Self::of(keys, name, &map);
+                found = (name, map);
             }
         }
-        Self::of(keys, OBJECTS[1], &Map::new())
+        let (name, mut map) = found;
+        complete(&mut map)?;
+        Self::of(keys, name, &map)
     }
 
     /// From the object that is called `name`, and the keys beside it.

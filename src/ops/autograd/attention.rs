@@ -22,7 +22,13 @@ pub(super) struct PackedAttention {
 impl PackedAttention {
     /// Rotates rows `[heads.. | rest]` forward.
     fn rotated(&self, mut rows: Vec<f32>, heads: usize, positions: &[usize]) -> Vec<f32> {
-        self.cpu.rotate_rows(&mut rows, heads, self.shape.head_dim, &self.layout.attention, positions);
+        self.cpu.rotate_rows(
+            &mut rows,
+            heads,
+            self.shape.head_dim,
+            &self.layout.attention,
+            positions,
+        );
         rows
     }
 
