@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use common::{decoder, devices, mixed_lengths, packing};
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use inform::checkpoint::MemoryTensors;
-use inform::model::{Llama, initialise_decoder};
+use inform::model::{Decoder, initialise_decoder};
 use inform::ops::Packing;
 use inform::ops::cpu::CpuOps;
 
@@ -33,12 +33,13 @@ fn bench(criterion: &mut Criterion) {
             let config = decoder(layers as usize);
             let mut tensors = MemoryTensors::default();
             initialise_decoder(&mut tensors, &config, 0);
-            Llama::load(&ops, &config, &tensors).expect("shapes of its own")
+            Decoder::load(&ops, &config, &tensors, 0).expect("shapes of its own")
         };
         let (few, many) = (load(1), load(1 + MORE));
-        let time = |model: &Llama<CpuOps>, packing: &Packing| {
+        let time = |model: &Decoder<CpuOps>, packing: &Packing| {
             let started = Instant::now();
-            black_box(model.pooled(&ops, packing).expect("host memory"));
+            let x = model.embed(&ops, packing).expect("host memory");
+            black_box(model.pooled(&ops, packing, x).expect("host memory"));
             started.elapsed()
         };
         let mut group = criterion.benchmark_group(format!("layer/{}", ops.precision().name()));

@@ -54,6 +54,7 @@ fn cpu(config: &ServerConfig, checkpoint: &Checkpoint) -> anyhow::Result<Devices
 #[cfg(feature = "cuda")]
 mod gpu {
     use super::*;
+    use crate::checkpoint::CheckpointError;
     use crate::ops::cuda::{CudaError, CudaOps};
 
     /// The model on every GPU, or `None`, with a warning, where none can serve it.
@@ -65,8 +66,9 @@ mod gpu {
             Ok(0) => "the driver knows no device".to_owned(),
             Ok(_) => match load(config, checkpoint, &[]) {
                 Ok(devices) => return Ok(Some(devices)),
-                Err(error) => match error.downcast_ref::<CudaError>() {
-                    Some(CudaError::TooOld { .. } | CudaError::Unsupported(_)) => error.to_string(),
+                Err(error) => match (error.downcast_ref(), error.downcast_ref()) {
+                    (Some(CudaError::TooOld { .. }), _)
+                    | (_, Some(CheckpointError::Unsupported(_))) => error.to_string(),
                     // A card that could serve and does not is no reason to be a hundred times slower.
                     _ => return Err(error.context("device")),
                 },
@@ -95,7 +97,6 @@ mod gpu {
         let (mut names, mut first) = (Vec::with_capacity(ordinals.len()), None);
         for &ordinal in ordinals {
             let ops = CudaOps::new(ordinal, &config.cuda.product_rows)?;
-            ops.supports(&checkpoint.config.decoder.attention)?;
             names.push(format!("cuda:{ordinal} ({}, bf16)", ops.name()));
             let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
             // Compiles and measures everything that the first batch would wait for.

@@ -9,7 +9,9 @@ mod common;
 use std::path::Path;
 
 use common::{Golden, golden, relative_error};
-use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, MemoryTensors};
+use inform::checkpoint::{
+    Checkpoint, DecodeKind, FolderTensors, HeadConfig, MemoryTensors, ModelConfig,
+};
 use inform::config::{DeviceChoice, ServerConfig};
 use inform::device::Devices;
 use inform::model::{RewardModel, Score, Scorer, initialise_head, standard_normal};
@@ -145,13 +147,36 @@ fn the_fused_head_is_the_head_step_by_step() {
 fn a_model_that_the_kernels_do_not_know_is_refused() {
     let Some(ops) = device() else { return };
     let checkpoint = Checkpoint::open(&golden("tiny/gated")).unwrap();
-    let error = ops.supports(&checkpoint.config.decoder.attention).unwrap_err();
+    let error = ops.supports(&checkpoint.config.decoder).unwrap_err();
     assert!(error.to_string().contains("heads have 12 channels"), "{error}");
     let mut config = ServerConfig { device: DeviceChoice::Cuda(vec![0]), ..Default::default() };
     let error = Devices::load(&config, &checkpoint).err().unwrap();
     assert!(format!("{error:#}").starts_with("device: heads have 12"), "{error:#}");
     config.device = DeviceChoice::Auto;
     assert!(Devices::load(&config, &checkpoint).unwrap().name.starts_with("cpu"));
+    let qwen = ModelConfig::read(&golden("families/qwen2")).unwrap();
+    let error = ops.supports(&qwen.decoder).unwrap_err();
+    assert_eq!(error.to_string(), "a GPU does not support this Qwen2 model yet: biases");
+}
+
+#[test]
+fn a_sliding_window_agrees_with_pytorch_to_the_precision_of_bf16() {
+    let Some(ops) = device() else { return };
+    let folder = golden("families/mistral");
+    let config = ModelConfig::read(&folder).unwrap();
+    let tensors = FolderTensors::open(&folder).unwrap();
+    let model = RewardModel::load(ops, &config, &tensors).unwrap();
+    let expected = Golden::read("families/mistral.safetensors");
+    let sequences = expected.sequences();
+    let packing = Packing::shared(&sequences).unwrap();
+    let hidden = model.ops().read(&model.last_hidden(&packing).unwrap()).unwrap();
+    let width = config.decoder.hidden_size;
+    let all = expected.f32("hidden");
+    let mut end = 0;
+    for (found, ids) in hidden.chunks(width).zip(&sequences) {
+        end += ids.len();
+        compare(&format!("{} tokens", ids.len()), found, &all[(end - 1) * width..end * width]);
+    }
 }
 
 #[test]

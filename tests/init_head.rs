@@ -15,8 +15,10 @@ use inform::checkpoint::{
 };
 use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
+use inform::ops::{Ops, Packing};
 use inform::train::init_head;
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
 
 /// Names and values of the tensors that `keep` names.
@@ -153,6 +155,55 @@ fn starts_from_a_language_model_with_or_without_head() {
         assert_eq!(tensors(&checkpoint, is_backbone), tensors(&original, is_backbone), "{name}");
         assert_eq!(head_names(&checkpoint), head_names(&original), "{name}");
         assert!(score(&checkpoint).is_finite());
+    }
+}
+
+/// Names and layout of tensors stay the family's own; masks that old releases stored are left out.
+#[test]
+fn starts_from_other_families() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (name, prefix, class) in [
+        ("gpt_neox", "gpt_neox.", "GPTNeoXForInfoRM"),
+        ("phi3", "model.", "Phi3ForInfoRM"),
+        ("gemma3", "model.", "Gemma3TextForInfoRM"),
+    ] {
+        let (source, output) = (scratch.path().join(name), scratch.path().join("new"));
+        fs::create_dir(&source).unwrap();
+        for file in [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE] {
+            fs::copy(golden("tiny/linear").join(file), source.join(file)).unwrap();
+        }
+        let family = golden("families").join(name);
+        fs::copy(family.join(CONFIG_FILE), source.join(CONFIG_FILE)).unwrap();
+        let bytes = fs::read(family.join("model.safetensors")).unwrap();
+        let mut stored = SafeTensors::deserialize(&bytes).unwrap().tensors();
+        let mask = format!("{prefix}layers.0.attention.bias");
+        let mask_values = TensorView::new(safetensors::Dtype::BOOL, vec![4], &[1; 4]).unwrap();
+        stored.push((mask.clone(), mask_values));
+        let bytes = safetensors::serialize(stored, None).unwrap();
+        fs::write(source.join("model.safetensors"), bytes).unwrap();
+
+        init_head(&source, &output, &HeadConfig::inform(4, DecodeKind::Linear), 0).unwrap();
+        let (old, new) = (Checkpoint::open(&source).unwrap(), Checkpoint::open(&output).unwrap());
+        assert_eq!(new.config.decoder, old.config.decoder);
+        assert_eq!(config(&output)["architectures"], json!([class]));
+        let names = |folder: &Path| -> Vec<String> {
+            let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let mut names: Vec<_> = tensors.names().into_iter().map(str::to_owned).collect();
+            names.sort();
+            names
+        };
+        let mut expected = names(&source);
+        expected.retain(|name| name.starts_with(prefix) && *name != mask);
+        expected.splice(0..0, ["decode_head.weight".to_owned(), "encode_head.weight".to_owned()]);
+        assert_eq!(names(&output), expected);
+        let pooled = |checkpoint: &Checkpoint| {
+            let ops = CpuOps::new(1, Precision::F32).unwrap();
+            let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
+            let packing = Packing::new(&[[1, 2, 3]]).unwrap();
+            model.ops().read(&model.last_hidden(&packing).unwrap()).unwrap()
+        };
+        assert_eq!(pooled(&new), pooled(&old));
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use common::{bits, golden};
-use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
+use inform::checkpoint::{DecodeKind, FolderTensors, HeadConfig, ModelConfig};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
@@ -54,6 +54,16 @@ fn tiny_checkpoints() {
     }
 }
 
+/// Every operation that Llama has not: windows, soft-caps, frequencies of two kinds, biases, GELU, layer norm, partial
+/// rotation, norms of heads and before the residual.
+#[test]
+fn families() {
+    for name in ["mistral", "qwen2_sliding", "gpt_neox", "phi3", "gemma2", "gemma3"] {
+        let folder = golden("families").join(name);
+        both_precisions(&Trial { folder, longest: 400, compositions: 60, progress: false });
+    }
+}
+
 #[test]
 fn smollm2_in_short() {
     let Some(folder) = smollm2() else { return };
@@ -87,16 +97,18 @@ fn on_a_gpu() {
     let (longest, compositions) = whole.map_or((500, 10), |count| (1500, count));
     let small: [&[usize]; 2] = [&[16, 64], &[64]];
     let pieces = if whole.is_some() { [&[128, 512, 2048][..], &[512]] } else { small };
-    for folder in [Some(golden("tiny/linear")), whole.and(smollm2())].into_iter().flatten() {
-        let checkpoint = Checkpoint::open(&folder).unwrap();
+    let tiny = [golden("tiny/linear"), golden("families/mistral")];
+    for folder in tiny.into_iter().chain(whole.and(smollm2())) {
+        let config = ModelConfig::read(&folder).unwrap();
+        let tensors = FolderTensors::open(&folder).unwrap();
         let load = |pieces| {
             let ops = CudaOps::new(0, pieces)?;
-            Ok(RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap())
+            Ok(RewardModel::load(ops, &config, &tensors).unwrap())
         };
         match load(pieces[0]).and_then(|one| Ok((one, load(pieces[1])?))) {
             Ok((one, two)) => {
                 let trial = Trial { folder, longest, compositions, progress: whole.is_some() };
-                trial.run("GPU", &checkpoint, [&one, &two]);
+                trial.run("GPU", &config, [&one, &two]);
             }
             Err(error) => {
                 let error: inform::ops::cuda::CudaError = error;
@@ -139,22 +151,23 @@ struct Trial {
 
 impl Trial {
     fn run_on_cpu(&self, precision: Precision) {
-        let checkpoint = Checkpoint::open(&self.folder).unwrap();
+        let config = ModelConfig::read(&self.folder).unwrap();
+        let tensors = FolderTensors::open(&self.folder).unwrap();
         let load = |threads| {
             let ops = CpuOps::new(threads, precision).ok()?;
-            Some(RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap())
+            Some(RewardModel::load(ops, &config, &tensors).unwrap())
         };
         match load(1).zip(load(2)) {
-            Some((one, two)) => self.run(precision.name(), &checkpoint, [&one, &two]),
+            Some((one, two)) => self.run(precision.name(), &config, [&one, &two]),
             None => println!("skipped: this processor has no {}", precision.name()),
         }
     }
 
     /// The models have the same weights and must give the same bits.
-    fn run(&self, device: &str, checkpoint: &Checkpoint, [one, two]: [&dyn Scorer; 2]) {
+    fn run(&self, device: &str, config: &ModelConfig, [one, two]: [&dyn Scorer; 2]) {
         let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(3);
-        let vocabulary = checkpoint.config.decoder.vocab_size as u32;
+        let vocabulary = config.decoder.vocab_size as u32;
         let texts = texts(&mut random, vocabulary, self.longest);
         let alone: Vec<Vec<u32>> =
             texts.iter().map(|text| bits(&one.score(&[text]).unwrap()[0])).collect();

@@ -7,7 +7,7 @@ use std::io::{BufRead, Write};
 use std::str::FromStr;
 
 use anyhow::anyhow;
-use inform::checkpoint::{DecoderConfig, MemoryTensors};
+use inform::checkpoint::{Architecture, DecoderConfig, MemoryTensors};
 use inform::model::standard_normal;
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::{AttentionShape, Ops, Packing};
@@ -30,9 +30,11 @@ pub(crate) fn decoder(layers: usize) -> DecoderConfig {
             key_value_heads: 3,
             head_dim: 64,
             rope_theta: 100_000.0,
+            ..AttentionShape::default()
         },
         max_position_embeddings: 8192,
         rms_norm_eps: 1e-5,
+        architecture: Architecture::default(),
     }
 }
 
@@ -54,7 +56,7 @@ pub(crate) fn operand(ops: &CpuOps, rows: usize, columns: usize) -> <CpuOps as O
     let mut source = MemoryTensors::default();
     source.insert("ones", &[columns], vec![1.0; columns]);
     let ones = ops.scale(&source, "ones", columns).expect("given above");
-    ops.rms_norm(&matrix(ops, rows, columns), &ones, 1e-5).expect("host memory")
+    ops.norm(&matrix(ops, rows, columns), &ones, 1e-5).expect("host memory")
 }
 
 /// Sequences of random tokens, each of its own; laid end to end.

@@ -131,7 +131,7 @@ fn operations(
     source.insert("scale of the MLP", &[inner], vec![1.0; inner]);
     let matrix = |columns| ops.upload(standard_normal(4, 0, rows * columns), columns);
     let operand = |name: &str, columns| {
-        anyhow::Ok(ops.rms_norm(&matrix(columns)?, &ops.scale(&source, name, columns)?, 1e-5)?)
+        anyhow::Ok(ops.norm(&matrix(columns)?, &ops.scale(&source, name, columns)?, 1e-5)?)
     };
     let scale = ops.scale(&source, "scale", hidden)?;
     let x = matrix(hidden)?;
@@ -173,7 +173,7 @@ fn operations(
         Ok(())
     };
     let mut cases = [
-        Case::new("norm", (6.0 * n * h, 4.0 * n * h), || Ok(ops.rms_norm(&x, &scale, 1e-5)?)),
+        Case::new("norm", (6.0 * n * h, 4.0 * n * h), || Ok(ops.norm(&x, &scale, 1e-5)?)),
         Case::new("q, k, v product", asked, || Ok(ops.linear(&normed, &qkv)?)),
         Case::new(
             "the same, rotary and attention",

@@ -1,6 +1,6 @@
 //! Sizes of models that are measured.
 
-use inform::checkpoint::DecoderConfig;
+use inform::checkpoint::{Architecture, DecoderConfig};
 use inform::ops::AttentionShape;
 
 pub(crate) struct Shape {
@@ -47,9 +47,11 @@ impl Shape {
                 key_value_heads: self.key_value_heads,
                 head_dim: self.head_dim,
                 rope_theta: 10_000.0,
+                ..AttentionShape::default()
             },
             max_position_embeddings: 8192,
             rms_norm_eps: 1e-5,
+            architecture: Architecture::default(),
         }
     }
 }

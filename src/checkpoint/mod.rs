@@ -9,6 +9,8 @@
 
 mod baseline;
 mod config;
+mod decoder;
+mod families;
 mod hash;
 mod tensors;
 mod text;
@@ -19,7 +21,11 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use baseline::{BASELINE_FILE, Baseline};
-pub use config::{CONFIG_FILE, DecodeKind, DecoderConfig, HeadConfig, ModelConfig, RewardScale};
+pub use config::{CONFIG_FILE, DecodeKind, HeadConfig, ModelConfig, RewardScale};
+pub use decoder::{
+    Architecture, Biases, DecoderConfig, MlpKind, NormKind, Part, Residual, SlidingLayers,
+};
+pub use families::{DecoderTensors, Family};
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
 pub use text::{
     EncodeError, Encoding, Input, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
@@ -61,6 +67,8 @@ pub enum CheckpointError {
         file.display()
     )]
     WrongType { file: PathBuf, tensor: String, found: String },
+    #[error("{}: tensor `{tensor}` has values that are not finite numbers", file.display())]
+    NotFinite { file: PathBuf, tensor: String },
     #[error("{}: {message}", file.display())]
     Tokenizer { file: PathBuf, message: String },
     #[error("{}: the chat template does not compile: {message}", file.display())]
@@ -75,6 +83,8 @@ pub enum CheckpointError {
     Tensor { source: Box<candle_core::Error> },
     #[error("the weights could not be brought to the device: {message}")]
     Device { message: String },
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl CheckpointError {

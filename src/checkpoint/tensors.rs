@@ -28,6 +28,16 @@ pub enum TensorValues {
     Bf16(Vec<bf16>),
 }
 
+impl TensorValues {
+    fn is_finite(&self) -> bool {
+        match self {
+            Self::F32(values) => values.iter().all(|value| value.is_finite()),
+            Self::F16(values) => values.iter().all(|value| value.is_finite()),
+            Self::Bf16(values) => values.iter().all(|value| value.is_finite()),
+        }
+    }
+}
+
 impl From<TensorValues> for Vec<f32> {
     /// Exact: f32 holds every value of the others.
     fn from(values: TensorValues) -> Self {
@@ -246,6 +256,9 @@ impl TensorSource for FolderTensors {
             }
         };
         self.release(entry);
+        if !values.is_finite() {
+            return Err(CheckpointError::NotFinite { file: file.clone(), tensor: name.to_owned() });
+        }
         Ok(values)
     }
 }

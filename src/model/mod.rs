@@ -1,15 +1,15 @@
 //! Reward models: a decoder family and a reward head, written once over [`Ops`].
 
+mod decoder;
 mod head;
 mod initialise;
-mod llama;
 
 use thiserror::Error;
 
 pub use crate::ops::standard_normal;
+pub use decoder::Decoder;
 pub use head::{Head, HeadOutput};
 pub use initialise::{initialise_decoder, initialise_head};
-pub use llama::Llama;
 
 use crate::checkpoint::{CheckpointError, ModelConfig, TensorSource};
 use crate::ops::{Ops, OpsError, Packing};
@@ -84,7 +84,7 @@ pub trait Scorer: Send {
 #[derive(Debug)]
 pub struct RewardModel<O: Ops> {
     ops: O,
-    decoder: Llama<O>,
+    decoder: Decoder<O>,
     head: Head<O>,
     config: ModelConfig,
 }
@@ -113,13 +113,13 @@ impl<O: Ops> RewardModel<O> {
         source: &dyn TensorSource,
         first_layer: usize,
     ) -> Result<Self, CheckpointError> {
-        let decoder = Llama::load(&ops, &config.decoder, source, first_layer)?;
+        let decoder = Decoder::load(&ops, &config.decoder, source, first_layer)?;
         let head = Head::load(&ops, &config.head, config.decoder.hidden_size, source)?;
         Ok(Self { ops, decoder, head, config: config.clone() })
     }
 
     /// The backbone.
-    pub fn decoder(&self) -> &Llama<O> {
+    pub fn decoder(&self) -> &Decoder<O> {
         &self.decoder
     }
 

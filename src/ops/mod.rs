@@ -4,11 +4,12 @@
 //! feature of that name) on a GPU; [`autograd`] records the same operations for training.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::checkpoint::{CheckpointError, TensorSource};
+use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
 
 pub mod autograd;
 pub mod cpu;
@@ -22,6 +23,7 @@ mod rotary;
 use head::InformHead;
 pub use noise::standard_normal;
 pub use packing::{Packing, Segment};
+pub use rotary::RopeScaling;
 
 /// A device operation that could not be carried out.
 #[derive(Debug, Error)]
@@ -33,13 +35,17 @@ pub enum OpsError {
     #[cfg(feature = "cuda")]
     #[error("{0}")]
     Cuda(#[from] cuda::CudaError),
+    /// The device has not got the operation: [`Ops::supports`] should have refused the model.
+    #[error("this device does not compute {0}")]
+    Missing(&'static str),
 }
 
 /// Result of a device operation.
 pub type Result<T> = std::result::Result<T, OpsError>;
 
-/// Shape of one attention layer, and its rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// Shape of one attention layer, and its rotary embedding. The default has no heads: it stands for what a shape does not
+/// name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct AttentionShape {
     /// Query heads.
     pub heads: usize,
@@ -49,6 +55,22 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Base of the rotary frequencies (RoPE, Su et al. 2021).
     pub rope_theta: f64,
+    /// Channels of a head that are rotated, the first ones; all where it is `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary_dim: Option<usize>,
+    /// What the frequencies are changed by, for longer texts than those of the first training.
+    #[serde(skip_serializing_if = "RopeScaling::is_none")]
+    pub rope_scaling: RopeScaling,
+    /// Positions that a query sees, itself included (sliding window, Beltagy et al. 2020); all before it where it is
+    /// `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// Factor of the scores; `1 / sqrt(head_dim)` where it is `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_scale: Option<f32>,
+    /// `c` of scores that become `c tanh(score / c)` (Gemma 2, section 2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionShape {
@@ -66,6 +88,26 @@ impl AttentionShape {
     pub fn output_columns(&self) -> usize {
         self.heads * self.head_dim
     }
+
+    /// Channels of a head that are rotated.
+    pub fn rotated_channels(&self) -> usize {
+        self.rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// Factor of the scores.
+    pub fn scale(&self) -> f32 {
+        self.score_scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
+    }
+}
+
+/// The activation of an MLP that is not SwiGLU: GELU (Hendrycks and Gimpel 2016).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gelu {
+    /// `x Phi(x)`, with the normal distribution function.
+    Exact,
+    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    Tanh,
 }
 
 /// The operations of a device. Activations are row-major matrices `[rows, columns]`, one row a packed
@@ -87,7 +129,7 @@ pub trait Ops: Debug {
     type GatedWeight: Debug + Send + Sync;
     /// A head's weight `[out, in]`, f32.
     type HeadWeight: Debug + Send + Sync;
-    /// A norm's scale `[columns]`.
+    /// A norm: its kind, its scale `[columns]` and, of a layer norm, its bias.
     type Scale: Debug + Send + Sync;
     /// An embedding table `[vocabulary, columns]`.
     type Table: Debug + Send + Sync;
@@ -95,6 +137,15 @@ pub trait Ops: Debug {
     type Layout: Debug + Send + Sync;
     /// Queries, keys and values of a batch in one layer, as attention reads them.
     type Projection: Debug;
+
+    /// Whether the device has every operation of a decoder.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Unsupported`], which names what it lacks.
+    fn supports(&self, decoder: &DecoderConfig) -> std::result::Result<(), CheckpointError> {
+        let _ = decoder;
+        Ok(())
+    }
 
     /// Loads the named tensors, each `[rows, columns]`, stacked by rows into one weight, so that
     /// projections with the same input are one product.
@@ -104,6 +155,18 @@ pub trait Ops: Debug {
         parts: &[(&str, usize)],
         columns: usize,
     ) -> std::result::Result<Self::Weight, CheckpointError>;
+
+    /// As [`Ops::weight`], with a bias `[rows]` for each part, which products with the weight add.
+    fn biased_weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        biases: &[&str],
+        columns: usize,
+    ) -> std::result::Result<Self::Weight, CheckpointError> {
+        let _ = (source, parts, biases, columns);
+        Err(CheckpointError::Unsupported("this device adds no biases".to_owned()))
+    }
 
     /// Loads the gate and up projections, each `[rows, columns]`.
     fn gated_weight(
@@ -123,13 +186,25 @@ pub trait Ops: Debug {
         columns: usize,
     ) -> std::result::Result<Self::HeadWeight, CheckpointError>;
 
-    /// Loads a norm's scale `[columns]`.
+    /// Loads the scale `[columns]` of a root-mean-square norm.
     fn scale(
         &self,
         source: &dyn TensorSource,
         name: &str,
         columns: usize,
     ) -> std::result::Result<Self::Scale, CheckpointError>;
+
+    /// Loads scale and bias of a layer norm, `[columns]` each.
+    fn layer_scale(
+        &self,
+        source: &dyn TensorSource,
+        scale: &str,
+        bias: &str,
+        columns: usize,
+    ) -> std::result::Result<Self::Scale, CheckpointError> {
+        let _ = (source, scale, bias, columns);
+        Err(CheckpointError::Unsupported("this device computes no layer norm".to_owned()))
+    }
 
     /// Loads an embedding table `[rows, columns]`.
     fn table(
@@ -152,13 +227,40 @@ pub trait Ops: Debug {
     /// Rows of the table: `[ids, columns]`. Every id must be below the table's rows.
     fn embed(&self, table: &Self::Table, ids: &[u32]) -> Result<Self::Matrix>;
 
-    /// Root-mean-square norm (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + epsilon) * scale`.
-    fn rms_norm(
+    /// The norm that `scale` was loaded for. Root mean square (Zhang and Sennrich 2019):
+    /// `x / sqrt(mean(x^2) + epsilon) * scale`; layer norm (Ba et al. 2016):
+    /// `(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias`.
+    fn norm(&self, x: &Self::Matrix, scale: &Self::Scale, epsilon: f32) -> Result<Self::Operand>;
+
+    /// `residual +` [`Ops::norm`] of `x`.
+    fn norm_add(
         &self,
         x: &Self::Matrix,
         scale: &Self::Scale,
         epsilon: f32,
-    ) -> Result<Self::Operand>;
+        residual: Self::Matrix,
+    ) -> Result<Self::Matrix> {
+        let _ = (x, scale, epsilon, residual);
+        Err(OpsError::Missing("a norm before the residual"))
+    }
+
+    /// [`Ops::norm`] of each head by itself in the given columns, which are whole heads as wide as the scale.
+    fn head_norms(
+        &self,
+        x: Self::Matrix,
+        columns: Range<usize>,
+        scale: &Self::Scale,
+        epsilon: f32,
+    ) -> Result<Self::Matrix> {
+        let _ = (x, columns, scale, epsilon);
+        Err(OpsError::Missing("norms of heads"))
+    }
+
+    /// `factor * x`.
+    fn scaled(&self, x: Self::Matrix, factor: f32) -> Result<Self::Matrix> {
+        let _ = (x, factor);
+        Err(OpsError::Missing("scaled embeddings"))
+    }
 
     /// `x W^T`.
     fn linear(&self, x: &Self::Operand, weight: &Self::Weight) -> Result<Self::Matrix>;
@@ -174,11 +276,34 @@ pub trait Ops: Debug {
     /// `silu(x W_gate^T) * x W_up^T` (SwiGLU, Shazeer 2020).
     fn gated_linear(&self, x: &Self::Operand, weight: &Self::GatedWeight) -> Result<Self::Operand>;
 
+    /// `gelu(x W_gate^T) * x W_up^T` (GeGLU, Shazeer 2020).
+    fn gelu_gated_linear(
+        &self,
+        x: &Self::Operand,
+        weight: &Self::GatedWeight,
+        gelu: Gelu,
+    ) -> Result<Self::Operand> {
+        let _ = (x, weight, gelu);
+        Err(OpsError::Missing("GeGLU"))
+    }
+
+    /// `gelu(x W^T)`.
+    fn gelu_linear(
+        &self,
+        x: &Self::Operand,
+        weight: &Self::Weight,
+        gelu: Gelu,
+    ) -> Result<Self::Operand> {
+        let _ = (x, weight, gelu);
+        Err(OpsError::Missing("GELU"))
+    }
+
     /// Takes every row from one attention to the next: `work` gets causal grouped-query attention of
     /// `previous` (`None` before the first layer), `[rows, output_columns]`, and the residual stream, and
     /// gives the new residual stream and what the next attention reads: `[q | k | v]`
     /// `[rows, qkv_columns]` where every row `asks`, else `[k | v]` `[rows, key_value_columns]`, both before
-    /// their rotary embedding.
+    /// their rotary embedding. `shape` is that of the next attention; those of one layout may differ in all but their
+    /// heads.
     ///
     /// `work` may be called once for all rows, or for blocks of them at the same time, with a device of its
     /// own: it must use that one, and treat every row alike.
@@ -209,7 +334,7 @@ pub trait Ops: Debug {
     /// The given rows, in the given order.
     fn gather(&self, x: &Self::Matrix, rows: &[usize]) -> Result<Self::Matrix>;
 
-    /// [`Ops::rms_norm`] in f32, for a head.
+    /// [`Ops::norm`] in f32, for a head.
     fn head_norm(
         &self,
         x: &Self::Matrix,

@@ -112,6 +112,11 @@ impl Packing {
         self.ids.len()
     }
 
+    /// Tokens of the longest sequence.
+    pub fn length(&self) -> usize {
+        self.positions.iter().max().map_or(0, |last| last + 1)
+    }
+
     /// Number of sequences.
     pub fn sequences(&self) -> usize {
         self.ends.len()

@@ -296,12 +296,15 @@ fn digest(config: &ModelConfig, tensors: &FolderTensors, ops: &CpuOps, depth: De
     if let Depth::Entering(layer) = depth {
         hash.update(format!("\nentering {layer}"));
     }
+    let prefix = config.decoder.architecture.family.prefix();
     let comes_before = |name: &str| {
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+        let Some(rest) = name.strip_prefix(prefix) else { return false };
+        let layer = rest.strip_prefix("layers.").and_then(|rest| rest.split('.').next());
         match (depth, layer.and_then(|layer| layer.parse::<usize>().ok())) {
             (Depth::Entering(first), Some(layer)) => layer < first,
+            (Depth::Pooled, Some(_)) => true,
             // The final norm comes after the features.
-            _ => name.starts_with("model.") && name != "model.norm.weight",
+            (_, None) => !rest.contains("norm"),
         }
     };
     tensors.for_each(|name, dtype, shape, bytes| {

@@ -39,8 +39,8 @@ const HEAD_KEYS: [&str; 9] = [
 /// Keys under which releases of transformers keep the type of the stored weights.
 const TYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
 
-/// What the names of a backbone's tensors start with where there is a head beside it.
-const BACKBONE: &str = "model.";
+/// What older releases of transformers stored beside weights: masks and frequencies, which follow from `config.json`.
+const BUFFERS: [&str; 3] = [".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"];
 
 /// Writes the backbone of the Hugging Face folder `model`, with a fresh `head` that `seed` decides, to
 /// the folder `output`. The tokenizer, the chat template and the keys of `config.json` that are not
@@ -58,7 +58,8 @@ pub fn init_head(
 ) -> Result<(), CheckpointError> {
     let source = Checkpoint::open(model)?;
     let config = ModelConfig { head: head.clone(), reward_scale: None, ..source.config };
-    let (mut tensors, weight_type) = backbone(&source.tensors)?;
+    let prefix = config.decoder.architecture.family.prefix();
+    let (mut tensors, weight_type) = backbone(&source.tensors, prefix)?;
     initialise_head(&mut tensors, head, config.decoder.hidden_size, seed);
 
     let other_keys = other_keys(model, weight_type)?;
@@ -100,16 +101,20 @@ pub(super) fn text_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, Checkp
         .collect()
 }
 
-/// The backbone's tensors, and the type that stores them without loss. A model that was saved
-/// without any head has no prefix before its tensors' names.
-fn backbone(source: &FolderTensors) -> Result<(MemoryTensors, WeightType), CheckpointError> {
-    let headless = !source.headers().any(|(name, ..)| name.starts_with(BACKBONE));
+/// The backbone's tensors, whose names begin with `prefix`, and the type that stores them without loss. A model that was
+/// saved without any head has no prefix before its tensors' names.
+fn backbone(
+    source: &FolderTensors,
+    prefix: &str,
+) -> Result<(MemoryTensors, WeightType), CheckpointError> {
+    let headless = !source.headers().any(|(name, ..)| name.starts_with(prefix));
     let mut tensors = MemoryTensors::default();
     let mut weight_type = WeightType::Bf16;
     for (name, dtype, shape) in source.headers() {
         let target = match headless {
-            true => format!("{BACKBONE}{name}"),
-            false if name.starts_with(BACKBONE) => name.to_owned(),
+            _ if BUFFERS.iter().any(|buffer| name.ends_with(buffer)) => continue,
+            true => format!("{prefix}{name}"),
+            false if name.starts_with(prefix) => name.to_owned(),
             false => continue,
         };
         if dtype != "BF16" {

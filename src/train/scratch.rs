@@ -12,8 +12,9 @@ use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
 use super::config::ScratchConfig;
 use super::data::Pair;
 use crate::checkpoint::{
-    CheckpointError, CheckpointFiles, DecoderConfig, HeadConfig, MemoryTensors, ModelConfig,
-    TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WeightType, write_checkpoint,
+    Architecture, CheckpointError, CheckpointFiles, DecoderConfig, HeadConfig, MemoryTensors,
+    ModelConfig, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WeightType,
+    write_checkpoint,
 };
 use crate::model::{initialise_decoder, initialise_head};
 use crate::ops::AttentionShape;
@@ -55,9 +56,11 @@ pub(super) fn create(
             key_value_heads: config.num_key_value_heads,
             head_dim: config.hidden_size / heads,
             rope_theta: config.rope_theta,
+            ..AttentionShape::default()
         },
         max_position_embeddings: config.max_position_embeddings,
         rms_norm_eps: 1e-5,
+        architecture: Architecture::default(),
     };
     let mut tensors = MemoryTensors::default();
     initialise_decoder(&mut tensors, &decoder, seed);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor};
 
 use super::config::{FeatureConfig, FitConfig, Mode};
@@ -11,7 +11,7 @@ use super::evaluate;
 use super::features::{Depth, FeatureStore, entering};
 use super::gradients::{Backward, Gradients};
 use super::loss::{LossConfig, pair_loss};
-use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
+use crate::checkpoint::{Checkpoint, MemoryTensors, NormKind, TensorSource};
 use crate::model::{Head, HeadOutput, RewardModel};
 use crate::ops::autograd::{AutogradOps, LoraConfig, Parameter, Trains, adapter_name};
 use crate::ops::cpu::{CpuOps, Precision};
@@ -94,7 +94,11 @@ impl Trained {
             Mode::Head => {
                 let frozen = frozen()?;
                 let head = Box::new(Head::load(&ops, &model.head, hidden, tensors)?);
-                let scale = tensors.f32("model.norm.weight", &[hidden])?;
+                ensure!(
+                    model.decoder.architecture.norm == NormKind::Rms,
+                    "mode: a head alone is not trained on a model with layer norm yet"
+                );
+                let scale = model.decoder.tensors(tensors).f32("model.norm.weight", &[hidden])?;
                 let scale = Tensor::from_vec(scale, hidden, &Device::Cpu)?;
                 Kind::Head { ops, head, norm: (scale, model.decoder.rms_norm_eps), frozen }
             }

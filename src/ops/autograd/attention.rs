@@ -32,7 +32,13 @@ pub(super) struct Queries {
 impl PackedAttention {
     /// Rotates rows `[heads.. | rest]` forward.
     fn rotated(&self, mut rows: Vec<f32>, heads: usize, positions: &[usize]) -> Vec<f32> {
-        self.cpu.rotate_rows(&mut rows, heads, &self.layout.attention, positions);
+        self.cpu.rotate_rows(
+            &mut rows,
+            heads,
+            self.shape.head_dim,
+            &self.layout.attention,
+            positions,
+        );
         rows
     }
 
@@ -42,7 +48,7 @@ impl PackedAttention {
         let rotate_row = |(row, &position): (&mut [f32], &usize)| {
             let (cosine, sine) = self.layout.attention.rotation(position);
             let back: Vec<f32> = sine.iter().map(|s| -s).collect();
-            rotate(self.cpu.isa(), row, heads, cosine, &back);
+            rotate(self.cpu.isa(), row, heads, self.shape.head_dim, cosine, &back);
         };
         let rows = rows.par_chunks_exact_mut(columns).zip(positions).with_min_len(QUERY_BLOCK);
         self.cpu.install(|| rows.for_each(rotate_row));

@@ -17,7 +17,7 @@ use candle_core::{D, Device, Tensor, Var};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
 use super::{AttentionShape, Ops, Packing, Result, standard_normal};
-use crate::checkpoint::{CheckpointError, TensorSource};
+use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
 use weight::{Adapter, Part};
 pub use weight::{LinearWeight, LoraConfig, adapter_name};
 
@@ -230,6 +230,11 @@ impl Ops for AutogradOps {
     type Layout = Arc<TrainingLayout>;
     type Projection = Tensor;
 
+    /// Of Llama's layers alone, whatever scales their rotary embedding.
+    fn supports(&self, decoder: &DecoderConfig) -> std::result::Result<(), CheckpointError> {
+        decoder.require(&[], "training")
+    }
+
     fn weight(
         &self,
         source: &dyn TensorSource,
@@ -305,7 +310,7 @@ impl Ops for AutogradOps {
         Ok(self.seen(table).index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
     }
 
-    fn rms_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
+    fn norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
         Ok(x.apply_op2(&self.seen(scale), norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
     }
 
@@ -350,7 +355,7 @@ impl Ops for AutogradOps {
     }
 
     fn head_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        self.rms_norm(x, scale, epsilon)
+        self.norm(x, scale, epsilon)
     }
 
     fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {

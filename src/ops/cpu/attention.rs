@@ -53,19 +53,20 @@ pub(super) fn of_last(
 /// Rotates and scales the queries of the sequences' last rows.
 pub(super) fn last_queries(
     ops: &CpuOps,
+    projection: &Projection,
     layout: &AttentionLayout,
-    shape: &AttentionShape,
     mut queries: Matrix,
 ) -> Operand {
+    let AttentionShape { heads, head_dim, .. } = projection.shape;
     let mut out = Operand::stale(ops.precision, queries.rows, queries.columns);
     let target = out.target();
     let columns = queries.columns;
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+    let scale = projection.shape.scale();
     for (row, (values, &position)) in
         queries.values.chunks_exact_mut(columns).zip(layout.last_positions()).enumerate()
     {
-        let (cosine, sine) = layout.rotation(position);
-        elementwise::rotate(ops.isa, values, shape.heads, cosine, sine);
+        let (cosine, sine) = projection.rotary.at(position);
+        elementwise::rotate(ops.isa, values, heads, head_dim, cosine, sine);
         elementwise::scale(ops.isa, values, scale);
         // SAFETY: nobody else has the result yet.
         unsafe { target.write(row * columns, values) };
@@ -128,14 +129,16 @@ impl Task<'_> {
             state.maximum.fill(f32::NEG_INFINITY);
             state.weight.fill(0.0);
             let blocks = (self.queries.first + count).div_ceil(KEY_BLOCK);
-            for (index, &block) in self.queries.blocks[..blocks].iter().enumerate() {
-                let keys = self.projection.block(block, self.head);
+            let first_block = self.first_position(self.queries.first) / KEY_BLOCK;
+            for index in first_block..blocks {
+                let keys = self.projection.block(self.queries.blocks[index], self.head);
                 let first_key = index * KEY_BLOCK;
+                let later = index > first_block;
                 // Queries before this block's first key see none of it.
                 let skipped = first_key.saturating_sub(self.queries.first);
                 for first in (skipped..count).step_by(ROWS) {
                     let tile = first..count.min(first + ROWS);
-                    self.accumulate(head, tile, first_key, keys, &mut state);
+                    self.accumulate(head, tile, first_key, keys, later, &mut state);
                 }
             }
             for query in 0..count {
@@ -148,17 +151,23 @@ impl Task<'_> {
         }
     }
 
-    /// Adds a block of keys to the softmax of a tile of queries.
+    /// The first position that the query at `position` sees.
+    fn first_position(&self, position: usize) -> usize {
+        self.projection.shape.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Adds a block of keys to the softmax of a tile of queries; a `later` one than the first.
     fn accumulate(
         &self,
         head: usize,
         tile: Range<usize>,
         first_key: usize,
         keys: KeyBlock,
+        later: bool,
         state: &mut State,
     ) {
         let isa = self.ops.isa;
-        let head_dim = self.projection.shape.head_dim;
+        let AttentionShape { head_dim, soft_cap, .. } = self.projection.shape;
         let padded = head_dim.next_multiple_of(PANEL);
         // Keys beyond the last query's own are seen by none; their weights would be zeros.
         let seen = self.queries.first + tile.end - first_key;
@@ -186,12 +195,24 @@ impl Task<'_> {
                 }
             }
         }
-        let later = first_key > 0;
         for (row, scores) in state.scores.chunks_exact_mut(KEY_BLOCK).take(tile.len()).enumerate() {
             let query = tile.start + row;
-            let visible = (self.queries.first + query + 1 - first_key).min(width);
+            let position = self.queries.first + query;
+            let hidden = self.first_position(position).saturating_sub(first_key);
+            let visible = hidden..(position + 1 - first_key).min(width);
+            if visible.is_empty() {
+                // All of the block is before the query's window: zeros leave what was summed as it is.
+                match self.ops.precision {
+                    Precision::F32 => scores[..width].fill(0.0),
+                    Precision::Bf16 => state.rounded[row * KEY_BLOCK..][..width].fill(0),
+                }
+                continue;
+            }
             let (maximum, weight) = (&mut state.maximum[query], &mut state.weight[query]);
             let scores = &mut scores[..width];
+            if let Some(cap) = soft_cap {
+                elementwise::soft_cap(isa, scores, cap);
+            }
             let shrink = match self.ops.precision {
                 Precision::F32 => elementwise::softmax_block(isa, scores, visible, maximum, weight),
                 Precision::Bf16 => {

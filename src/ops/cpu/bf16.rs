@@ -6,6 +6,7 @@
 //! tile of a panel therefore fetches the next panel there.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::tile::{PANEL, ROWS, Strided, with_rows};
 
@@ -172,12 +173,12 @@ fn exp(x: __m512) -> __m512 {
     _mm512_scalef_ps(p, n)
 }
 
-/// One step of an online softmax (Milakov and Gimelshein 2018) over a block of at most 64 scores, of which the first
+/// One step of an online softmax (Milakov and Gimelshein 2018) over a block of at most 64 scores, of which those in
 /// `visible` count, at least one. Writes their weights relative to the running maximum, zeros for the others, updates
 /// that maximum and the running sum of weights, and returns the factor by which what was summed before shrinks.
 pub(super) fn softmax_block(
     scores: &[f32],
-    visible: usize,
+    visible: Range<usize>,
     maximum: &mut f32,
     sum: &mut f32,
     weights: &mut [u16],
@@ -185,7 +186,7 @@ pub(super) fn softmax_block(
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn vectors<const N: usize>(
         scores: &[f32],
-        visible: usize,
+        visible: Range<usize>,
         maximum: &mut f32,
         sum: &mut f32,
         weights: &mut [u16],
@@ -196,7 +197,8 @@ pub(super) fn softmax_block(
         for (i, value) in values.iter_mut().enumerate() {
             // SAFETY: `scores` holds N vectors.
             let loaded = unsafe { _mm512_loadu_ps(scores.as_ptr().add(i * 16)) };
-            let mask = first(visible.saturating_sub(i * 16));
+            let before = |end: usize| first(end.saturating_sub(i * 16));
+            let mask = before(visible.end) & !before(visible.start);
             *value = _mm512_mask_mov_ps(nothing, mask, loaded);
             largest = _mm512_max_ps(largest, *value);
         }
@@ -298,7 +300,7 @@ mod tests {
                 let (scores, weights) =
                     (&scores[start..start + width], &mut weights[start..start + width]);
                 let seen = seen.min(width);
-                shrinks.push(softmax_block(scores, seen, &mut maximum, &mut sum, weights));
+                shrinks.push(softmax_block(scores, 0..seen, &mut maximum, &mut sum, weights));
             }
             let largest = scores[..visible].iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
             assert_eq!(maximum, largest);

@@ -1,5 +1,7 @@
 //! Stands for the bf16 kernels on processors that have none: `CpuOps::new` refuses the precision there.
 
+use std::ops::Range;
+
 use super::tile::Strided;
 
 #[derive(Clone, Copy)]
@@ -30,7 +32,13 @@ pub(super) unsafe fn multiply_gated(
     unreachable!("no bf16 device")
 }
 
-pub(super) fn softmax_block(_: &[f32], _: usize, _: &mut f32, _: &mut f32, _: &mut [u16]) -> f32 {
+pub(super) fn softmax_block(
+    _: &[f32],
+    _: Range<usize>,
+    _: &mut f32,
+    _: &mut f32,
+    _: &mut [u16],
+) -> f32 {
     unreachable!("no bf16 device")
 }
 

@@ -24,6 +24,7 @@ pub struct AttentionLayout {
     /// Segment of each sequence's last row.
     last_segments: Vec<usize>,
     segments: Vec<SegmentKeys>,
+    length: usize,
     /// Row `r` is copied to `slots[slot_starts[r] .. slot_starts[r + 1]]`: block times [`KEY_BLOCK`] plus
     /// lane.
     slot_starts: Vec<usize>,
@@ -99,12 +100,18 @@ impl AttentionLayout {
             rotary,
             last_positions: last_rows.into_iter().map(|row| positions[row]).collect(),
             last_segments: packing.last_segments().collect(),
+            length: packing.length(),
             positions,
             segments,
             slot_starts,
             slots: cells.into_iter().map(|(_, slot)| slot).collect(),
             blocks,
         }
+    }
+
+    /// Tokens of the longest sequence.
+    pub(super) fn length(&self) -> usize {
+        self.length
     }
 
     /// Packed rows.
@@ -122,7 +129,7 @@ impl AttentionLayout {
         &self.last_positions
     }
 
-    /// Cosines and sines of a position, `[head_dim / 2]` each.
+    /// Cosines and sines of a position in the layout's own shape, `[rotated channels / 2]` each.
     pub(in crate::ops) fn rotation(&self, position: usize) -> (&[f32], &[f32]) {
         self.rotary.at(position)
     }
@@ -195,8 +202,13 @@ mod tests {
                 shared.chain((0..own).map(|i| 1000 * tag + i)).collect()
             })
             .collect();
-        let shape =
-            AttentionShape { heads: 1, key_value_heads: 1, head_dim: 4, rope_theta: 10_000.0 };
+        let shape = AttentionShape {
+            heads: 1,
+            key_value_heads: 1,
+            head_dim: 4,
+            rope_theta: 10_000.0,
+            ..AttentionShape::default()
+        };
         for packing in [Packing::new(&texts).unwrap(), Packing::shared(&texts).unwrap()] {
             let rotary = RotaryTables::default().get(400, &shape);
             let layout = AttentionLayout::new(&packing, rotary);

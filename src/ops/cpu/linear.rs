@@ -2,11 +2,12 @@
 
 use super::bf16::{self, Panel};
 use super::buffers::Buffer;
-use super::elementwise::swiglu;
+use super::elementwise::{geglu, gelu, swiglu};
 use super::operand::{Operand, Precision, Values};
 use super::shared::Shared;
 use super::tile::{self, PANEL, Strided};
 use super::{CpuOps, Isa};
+use crate::ops::Gelu;
 
 /// Rows that one task multiplies by a panel, which stays in the second-level cache meanwhile.
 pub(super) const ROW_BLOCK: usize = 96;
@@ -23,6 +24,8 @@ pub struct PackedWeight {
     rows: usize,
     columns: usize,
     panels: Panels,
+    /// Added to each output channel, filled up to whole panels.
+    bias: Option<Vec<f32>>,
 }
 
 /// Gate and up projections, 16 channels of each to a panel, so that a tile holds both factors.
@@ -77,17 +80,24 @@ impl PackedWeight {
                 Panels::Bf16(packed.into())
             }
         };
-        Self { rows, columns, panels }
+        Self { rows, columns, panels, bias: None }
     }
 
     /// A weight `[rows, columns]` whose panels are filled.
     pub(super) fn from_f32_panels(panels: Buffer<f32>, rows: usize, columns: usize) -> Self {
-        Self { rows, columns, panels: Panels::F32(panels) }
+        Self { rows, columns, panels: Panels::F32(panels), bias: None }
     }
 
     /// As [`PackedWeight::from_f32_panels`].
     pub(super) fn from_bf16_panels(panels: Buffer<u32>, rows: usize, columns: usize) -> Self {
-        Self { rows, columns, panels: Panels::Bf16(panels) }
+        Self { rows, columns, panels: Panels::Bf16(panels), bias: None }
+    }
+
+    /// The weight with a bias `[rows]`.
+    pub(super) fn with_bias(self, mut bias: Vec<f32>) -> Self {
+        assert_eq!(bias.len(), self.rows);
+        bias.resize(self.rows.next_multiple_of(PANEL), 0.0);
+        Self { bias: Some(bias), ..self }
     }
 
     /// Output channels.
@@ -126,7 +136,7 @@ impl PackedGate {
     }
 }
 
-/// `out = x W^T`, or `out += x W^T` where `accumulate` is set; `x` is `[rows, in]`, `out` is
+/// `out = x W^T + bias`, or `out += x W^T + bias` where `accumulate` is set; `x` is `[rows, in]`, `out` is
 /// `[rows, out]`. Each output is one sum over `in` in ascending order.
 pub(super) fn multiply(
     ops: &CpuOps,
@@ -161,8 +171,14 @@ pub(super) fn multiply(
     });
 }
 
-/// `silu(x W_gate^T) * x W_up^T`: `[rows, in]` to `[rows, out]`.
-pub(super) fn multiply_gated(ops: &CpuOps, x: &Operand, gate: &PackedGate, out: &mut Operand) {
+/// `silu(x W_gate^T) * x W_up^T`, or with a `gelu` in the place of silu: `[rows, in]` to `[rows, out]`.
+pub(super) fn multiply_gated(
+    ops: &CpuOps,
+    x: &Operand,
+    gate: &PackedGate,
+    gelu: Option<Gelu>,
+    out: &mut Operand,
+) {
     let weight = &gate.0;
     assert_eq!((x.columns, out.rows, out.columns), (weight.columns, x.rows, weight.rows));
     let (target, width, depth) = (out.target(), weight.rows, weight.columns);
@@ -172,7 +188,9 @@ pub(super) fn multiply_gated(ops: &CpuOps, x: &Operand, gate: &PackedGate, out: 
         // SAFETY: tasks write disjoint parts of `out`, `count` rows of `columns` each; `factors` holds `count`
         // rows of a panel.
         unsafe {
-            if let (Values::Bf16(values), Some(start)) = (&x.values, target.bf16_at(first)) {
+            if let (Values::Bf16(values), Some(start), None) =
+                (&x.values, target.bf16_at(first), gelu)
+            {
                 let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
                 let out = Strided { start, stride: width };
                 bf16::multiply_gated(count, depth, x, weight.bf16_panel(panel), out, columns);
@@ -182,9 +200,38 @@ pub(super) fn multiply_gated(ops: &CpuOps, x: &Operand, gate: &PackedGate, out: 
             let mut products = Buffer::stale(count * HALF);
             let tile = Strided { start: factors.as_mut_ptr(), stride: PANEL };
             multiply_panel(ops.isa, x, weight, first_row, count, panel, tile, false);
-            swiglu(ops.isa, &factors, HALF, &mut products);
+            match gelu {
+                None => swiglu(ops.isa, &factors, HALF, &mut products),
+                Some(gelu) => geglu(ops.isa, &factors, HALF, gelu, &mut products),
+            }
             for (r, row) in products.chunks_exact(HALF).enumerate() {
                 target.write(first + r * width, &row[..columns]);
+            }
+        }
+    });
+}
+
+/// `gelu(x W^T + bias)`: `[rows, in]` to `[rows, out]`.
+pub(super) fn multiply_gelu(
+    ops: &CpuOps,
+    x: &Operand,
+    weight: &PackedWeight,
+    kind: Gelu,
+    out: &mut Operand,
+) {
+    assert_eq!((x.columns, out.rows, out.columns), (weight.columns, x.rows, weight.rows));
+    let (target, width) = (out.target(), weight.rows);
+    tasks(ops, x.rows, weight, |first_row, count, panel| {
+        let columns = PANEL.min(width - panel * PANEL);
+        let mut products = Buffer::stale(count * PANEL);
+        // SAFETY: tasks write disjoint parts of `out`, `count` rows of `columns` each; `products` holds `count` rows
+        // of a panel.
+        unsafe {
+            let tile = Strided { start: products.as_mut_ptr(), stride: PANEL };
+            multiply_panel(ops.isa, x, weight, first_row, count, panel, tile, false);
+            gelu(ops.isa, &mut products, kind);
+            for (r, row) in products.chunks_exact(PANEL).enumerate() {
+                target.write(first_row * width + panel * PANEL + r * width, &row[..columns]);
             }
         }
     });
@@ -214,7 +261,7 @@ fn tasks(
     });
 }
 
-/// `count` rows of `x` by one panel.
+/// `count` rows of `x` by one panel, with its bias.
 ///
 /// # Safety
 /// The rows and the panel exist, and `out` is writable for `count` rows of `PANEL` elements.
@@ -230,6 +277,27 @@ unsafe fn multiply_panel(
     accumulate: bool,
 ) {
     let depth = weight.columns;
+    // A sum that starts from the bias costs the kernels nothing.
+    let accumulate = match &weight.bias {
+        None => accumulate,
+        Some(bias) => {
+            let bias = &bias[panel * PANEL..][..PANEL];
+            for row in 0..count {
+                // SAFETY: the caller's.
+                unsafe {
+                    let out = out.start.add(row * out.stride);
+                    if !accumulate {
+                        std::ptr::copy_nonoverlapping(bias.as_ptr(), out, PANEL);
+                        continue;
+                    }
+                    for (channel, bias) in bias.iter().enumerate() {
+                        *out.add(channel) += bias;
+                    }
+                }
+            }
+            true
+        }
+    };
     // SAFETY: the caller's; a panel holds `depth * PANEL` elements.
     unsafe {
         match (&x.values, &weight.panels) {

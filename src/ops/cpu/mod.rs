@@ -29,7 +29,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::rotary::RotaryTables;
-use super::{AttentionShape, Ops, Packing, Result};
+use super::{AttentionShape, Gelu, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
 
 use buffers::Buffer;
@@ -39,6 +39,7 @@ pub use linear::{PackedGate, PackedWeight};
 pub use operand::{Operand, Precision};
 pub use projection::Projection;
 
+use elementwise::layer_norm;
 pub(super) use elementwise::{
     rms_norm, rms_norm_gradient, rotate, softmax_gradient, swiglu, swiglu_gradient,
 };
@@ -86,6 +87,38 @@ impl Matrix {
 pub struct Table {
     columns: usize,
     values: TensorValues,
+}
+
+/// A norm's kind and weights `[columns]`.
+#[derive(Debug)]
+pub enum Norm {
+    /// Root mean square.
+    Rms {
+        /// Factor of each column.
+        scale: Vec<f32>,
+    },
+    /// Layer norm.
+    Layer {
+        /// Factor of each column.
+        scale: Vec<f32>,
+        /// Added to each column.
+        bias: Vec<f32>,
+    },
+}
+
+impl Norm {
+    fn columns(&self) -> usize {
+        let (Self::Rms { scale } | Self::Layer { scale, .. }) = self;
+        scale.len()
+    }
+
+    /// Norms rows `[rows, columns]`.
+    fn apply(&self, isa: Isa, x: &[f32], epsilon: f32, out: &mut [f32]) {
+        match self {
+            Self::Rms { scale } => rms_norm(isa, x, scale, epsilon, out),
+            Self::Layer { scale, bias } => layer_norm(isa, x, scale, bias, epsilon, out),
+        }
+    }
 }
 
 /// The CPU device: an instruction set, a precision and threads.
@@ -215,7 +248,7 @@ impl CpuOps {
         shape: &AttentionShape,
     ) -> Matrix {
         let rows = qkv.rows;
-        let mut projection = Projection::new(self.precision, layout, shape, true);
+        let mut projection = Projection::new(self, layout, shape, true);
         projection.store(self, layout, qkv);
         attention::of_rows(self, &projection, layout, 0..rows).into_matrix()
     }
@@ -229,9 +262,9 @@ impl CpuOps {
         layout: &AttentionLayout,
         shape: &AttentionShape,
     ) -> Matrix {
-        let mut projection = Projection::new(self.precision, layout, shape, false);
+        let mut projection = Projection::new(self, layout, shape, false);
         projection.store(self, layout, key_value);
-        let queries = attention::last_queries(self, layout, shape, queries);
+        let queries = attention::last_queries(self, &projection, layout, queries);
         attention::of_last(self, &projection, layout, &queries).into_matrix()
     }
 
@@ -240,6 +273,7 @@ impl CpuOps {
         &self,
         values: &mut [f32],
         heads: usize,
+        head_dim: usize,
         layout: &AttentionLayout,
         positions: &[usize],
     ) {
@@ -251,7 +285,7 @@ impl CpuOps {
                 // SAFETY: rows are disjoint and within `values`.
                 let row =
                     unsafe { std::slice::from_raw_parts_mut(target.at(row * columns), columns) };
-                rotate(self.isa, row, heads, cosine, sine);
+                rotate(self.isa, row, heads, head_dim, cosine, sine);
             }
         });
     }
@@ -280,7 +314,7 @@ impl Ops for CpuOps {
     type Weight = PackedWeight;
     type GatedWeight = PackedGate;
     type HeadWeight = PackedWeight;
-    type Scale = Vec<f32>;
+    type Scale = Norm;
     type Table = Table;
     type Layout = AttentionLayout;
     type Projection = Projection;
@@ -292,6 +326,20 @@ impl Ops for CpuOps {
         columns: usize,
     ) -> std::result::Result<PackedWeight, CheckpointError> {
         packed(self.precision, source, parts, columns)
+    }
+
+    fn biased_weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        biases: &[&str],
+        columns: usize,
+    ) -> std::result::Result<PackedWeight, CheckpointError> {
+        let mut bias = Vec::new();
+        for (&name, &(_, rows)) in biases.iter().zip(parts) {
+            bias.extend(source.f32(name, &[rows])?);
+        }
+        Ok(packed(self.precision, source, parts, columns)?.with_bias(bias))
     }
 
     fn gated_weight(
@@ -320,8 +368,19 @@ impl Ops for CpuOps {
         source: &dyn TensorSource,
         name: &str,
         columns: usize,
-    ) -> std::result::Result<Vec<f32>, CheckpointError> {
-        source.f32(name, &[columns])
+    ) -> std::result::Result<Norm, CheckpointError> {
+        Ok(Norm::Rms { scale: source.f32(name, &[columns])? })
+    }
+
+    fn layer_scale(
+        &self,
+        source: &dyn TensorSource,
+        scale: &str,
+        bias: &str,
+        columns: usize,
+    ) -> std::result::Result<Norm, CheckpointError> {
+        let load = |name| source.f32(name, &[columns]);
+        Ok(Norm::Layer { scale: load(scale)?, bias: load(bias)? })
     }
 
     fn table(
@@ -339,8 +398,7 @@ impl Ops for CpuOps {
     }
 
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<AttentionLayout> {
-        let positions = packing.positions().iter().max().map_or(0, |last| last + 1);
-        Ok(AttentionLayout::new(packing, self.rotary.get(positions, shape)))
+        Ok(AttentionLayout::new(packing, self.rotary.get(packing.length(), shape)))
     }
 
     fn embed(&self, table: &Table, ids: &[u32]) -> Result<Matrix> {
@@ -359,25 +417,73 @@ impl Ops for CpuOps {
         Ok(out)
     }
 
-    fn rms_norm(&self, x: &Matrix, scale: &Vec<f32>, epsilon: f32) -> Result<Operand> {
+    fn norm(&self, x: &Matrix, norm: &Norm, epsilon: f32) -> Result<Operand> {
         let mut out = Operand::stale(self.precision, x.rows, x.columns);
         match &mut out.values {
             Values::F32(values) => {
                 self.map_rows(&x.values, x.columns, values, x.columns, |x, out| {
-                    rms_norm(self.isa, x, scale, epsilon, out);
+                    norm.apply(self.isa, x, epsilon, out);
                 });
             }
             Values::Bf16(_) => {
                 let target = out.target();
                 let mut normed = Buffer::stale(x.columns);
                 for row in 0..x.rows {
-                    rms_norm(self.isa, x.row(row), scale, epsilon, &mut normed);
+                    norm.apply(self.isa, x.row(row), epsilon, &mut normed);
                     // SAFETY: rows are within the result, which nobody else has yet.
                     unsafe { target.write(row * x.columns, &normed) };
                 }
             }
         }
         Ok(out)
+    }
+
+    fn norm_add(
+        &self,
+        x: &Matrix,
+        norm: &Norm,
+        epsilon: f32,
+        mut residual: Matrix,
+    ) -> Result<Matrix> {
+        let columns = x.columns;
+        self.map_rows(&x.values, columns, &mut residual.values, columns, |x, residual| {
+            let mut normed = Buffer::stale(columns);
+            for (x, residual) in x.chunks_exact(columns).zip(residual.chunks_exact_mut(columns)) {
+                norm.apply(self.isa, x, epsilon, &mut normed);
+                elementwise::add(self.isa, residual, &normed);
+            }
+        });
+        Ok(residual)
+    }
+
+    fn head_norms(
+        &self,
+        mut x: Matrix,
+        columns: Range<usize>,
+        norm: &Norm,
+        epsilon: f32,
+    ) -> Result<Matrix> {
+        let (rows, width, head_dim) = (x.rows, x.columns, norm.columns());
+        assert!(columns.end <= width && columns.len().is_multiple_of(head_dim));
+        let target = Shared::new(&mut x.values);
+        self.parallel_rows(rows, |range| {
+            let mut normed = Buffer::stale(columns.len());
+            for row in range {
+                // SAFETY: rows are disjoint and within `x`, and the columns within a row.
+                let heads = unsafe {
+                    let start = target.at(row * width + columns.start);
+                    std::slice::from_raw_parts_mut(start, columns.len())
+                };
+                norm.apply(self.isa, heads, epsilon, &mut normed);
+                heads.copy_from_slice(&normed);
+            }
+        });
+        Ok(x)
+    }
+
+    fn scaled(&self, mut x: Matrix, factor: f32) -> Result<Matrix> {
+        elementwise::scale(self.isa, &mut x.values, factor);
+        Ok(x)
     }
 
     fn linear(&self, x: &Operand, weight: &PackedWeight) -> Result<Matrix> {
@@ -398,7 +504,19 @@ impl Ops for CpuOps {
 
     fn gated_linear(&self, x: &Operand, weight: &PackedGate) -> Result<Operand> {
         let mut out = Operand::stale(self.precision, x.rows, weight.rows());
-        linear::multiply_gated(self, x, weight, &mut out);
+        linear::multiply_gated(self, x, weight, None, &mut out);
+        Ok(out)
+    }
+
+    fn gelu_gated_linear(&self, x: &Operand, weight: &PackedGate, gelu: Gelu) -> Result<Operand> {
+        let mut out = Operand::stale(self.precision, x.rows, weight.rows());
+        linear::multiply_gated(self, x, weight, Some(gelu), &mut out);
+        Ok(out)
+    }
+
+    fn gelu_linear(&self, x: &Operand, weight: &PackedWeight, gelu: Gelu) -> Result<Operand> {
+        let mut out = Operand::stale(self.precision, x.rows, weight.rows());
+        linear::multiply_gelu(self, x, weight, gelu, &mut out);
         Ok(out)
     }
 
@@ -414,7 +532,7 @@ impl Ops for CpuOps {
         work: impl Fn(&Self, Option<Operand>, Matrix) -> Result<(Matrix, Matrix)> + Sync,
     ) -> Result<(Matrix, Projection)> {
         let (rows, columns) = (x.rows, x.columns);
-        let mut projection = Projection::new(self.precision, layout, shape, asks);
+        let mut projection = Projection::new(self, layout, shape, asks);
         let attended = |ops: &Self, rows: Range<usize>| {
             previous.map(|previous| attention::of_rows(ops, previous, layout, rows))
         };
@@ -453,7 +571,7 @@ impl Ops for CpuOps {
         projection: &Projection,
         layout: &AttentionLayout,
     ) -> Result<Operand> {
-        let queries = attention::last_queries(self, layout, &projection.shape, queries);
+        let queries = attention::last_queries(self, projection, layout, queries);
         Ok(attention::of_last(self, projection, layout, &queries))
     }
 
@@ -465,9 +583,9 @@ impl Ops for CpuOps {
         Ok(out)
     }
 
-    fn head_norm(&self, x: &Matrix, scale: &Vec<f32>, epsilon: f32) -> Result<Matrix> {
+    fn head_norm(&self, x: &Matrix, norm: &Norm, epsilon: f32) -> Result<Matrix> {
         let mut out = Matrix::stale(x.rows, x.columns);
-        rms_norm(self.isa, &x.values, scale, epsilon, &mut out.values);
+        norm.apply(self.isa, &x.values, epsilon, &mut out.values);
         Ok(out)
     }
 

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::bf16;
 use super::buffers::Buffer;
@@ -12,6 +13,7 @@ use super::shared::Shared;
 use super::tile::PANEL;
 use super::{CpuOps, Matrix};
 use crate::ops::AttentionShape;
+use crate::ops::rotary::Rotary;
 
 /// Rotated queries, keys and values of one layer.
 ///
@@ -20,9 +22,10 @@ use crate::ops::AttentionShape;
 /// bf16 two consecutive steps of the inner dimension lie side by side, `[inner / 2][PANEL][2]`.
 #[derive(Debug)]
 pub struct Projection {
-    /// Scaled by `1 / sqrt(head_dim)`; no columns where only pooled rows ask.
+    /// Scaled as scores are; no columns where only pooled rows ask.
     pub(super) queries: Operand,
     pub(super) shape: AttentionShape,
+    pub(super) rotary: Arc<Rotary>,
     panels: Panels,
 }
 
@@ -46,6 +49,7 @@ pub(super) struct ProjectionTarget<'a> {
     queries: Target<'a>,
     panels: PanelsTarget,
     shape: &'a AttentionShape,
+    rotary: &'a Rotary,
     asks: bool,
     projection: PhantomData<&'a mut Projection>,
 }
@@ -65,7 +69,7 @@ fn sizes(shape: &AttentionShape) -> (usize, usize) {
 impl Projection {
     /// Room for a batch. `asks` tells whether every row is a query.
     pub(super) fn new(
-        precision: Precision,
+        ops: &CpuOps,
         layout: &AttentionLayout,
         shape: &AttentionShape,
         asks: bool,
@@ -73,11 +77,16 @@ impl Projection {
         let columns = if asks { shape.output_columns() } else { 0 };
         let (keys, values) = sizes(shape);
         let stride = (keys + values) * shape.key_value_heads;
-        let panels = match precision {
+        let panels = match ops.precision {
             Precision::F32 => Panels::F32(panels(layout, stride)),
             Precision::Bf16 => Panels::Bf16(panels(layout, stride / 2)),
         };
-        Self { queries: Operand::stale(precision, layout.rows(), columns), shape: *shape, panels }
+        Self {
+            queries: Operand::stale(ops.precision, layout.rows(), columns),
+            shape: *shape,
+            rotary: ops.rotary.get(layout.length(), shape),
+            panels,
+        }
     }
 
     pub(super) fn target(&mut self) -> ProjectionTarget<'_> {
@@ -85,6 +94,7 @@ impl Projection {
             asks: self.queries.columns > 0,
             queries: self.queries.target(),
             shape: &self.shape,
+            rotary: &self.rotary,
             panels: match &mut self.panels {
                 Panels::F32(values) => PanelsTarget::F32(Shared::new(values)),
                 Panels::Bf16(values) => PanelsTarget::Bf16(Shared::new(values).cast()),
@@ -152,11 +162,11 @@ impl ProjectionTarget<'_> {
         let asking = if self.asks { heads } else { 0 };
         let columns = (asking + 2 * key_value_heads) * head_dim;
         assert_eq!(values.len(), rows.len() * columns);
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let scale = self.shape.scale();
         let mut rounded = Buffer::stale(2 * key_value_heads * head_dim);
         for (row, values) in rows.zip(values.chunks_exact_mut(columns)) {
-            let (cosine, sine) = layout.rotation(layout.positions()[row]);
-            elementwise::rotate(ops.isa, values, asking + key_value_heads, cosine, sine);
+            let (cosine, sine) = self.rotary.at(layout.positions()[row]);
+            elementwise::rotate(ops.isa, values, asking + key_value_heads, head_dim, cosine, sine);
             let (queries, key_value) = values.split_at_mut(asking * head_dim);
             // SAFETY: the rows are this task's, and the slots those of the layout.
             unsafe {

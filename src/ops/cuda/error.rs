@@ -60,7 +60,10 @@ impl From<CublasError> for CudaError {
 
 impl From<CudaError> for CheckpointError {
     fn from(error: CudaError) -> Self {
-        Self::Device { message: error.to_string() }
+        match error {
+            CudaError::Unsupported(message) => Self::Unsupported(message),
+            error => Self::Device { message: error.to_string() },
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::head::{Decode, InformHead, step_by_step};
 use super::rotary::RotaryTables;
 use super::{AttentionShape, Ops, Packing, Result};
-use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
+use crate::checkpoint::{CheckpointError, DecoderConfig, Part, TensorSource, TensorValues};
 
 pub use error::CudaError;
 use kernels::{Kernels, THREADS, attention_shared_bytes};
@@ -35,6 +35,10 @@ use products::{Destination, Products, Weight};
 
 /// Dynamic shared memory that every kernel may use without asking, less what `inform_head.cu` holds anyway.
 const MAX_HEAD_SHARED: usize = (48 << 10) - (12 << 10);
+
+/// What is computed of what families have beyond Llama.
+const KNOWN_PARTS: [Part; 4] =
+    [Part::SlidingWindow, Part::SoftCap, Part::ScoreScale, Part::OwnTensorLayout];
 
 /// One GPU.
 pub struct CudaOps {
@@ -118,22 +122,6 @@ impl CudaOps {
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// Whether attention of this shape can be computed here.
-    ///
-    /// # Errors
-    /// Where there is no kernel for it.
-    pub fn supports(&self, shape: &AttentionShape) -> std::result::Result<(), CudaError> {
-        self.kernels.attention(shape.head_dim)?;
-        let group = shape.heads / shape.key_value_heads.max(1);
-        if group > 64 {
-            let message = format!(
-                "{group} query heads share a key head, the attention kernel knows up to 64"
-            );
-            return Err(CudaError::Unsupported(message));
-        }
-        Ok(())
     }
 
     fn matrix<T>(&self, rows: usize, columns: usize) -> Result<CudaMatrix<T>> {
@@ -233,9 +221,9 @@ impl CudaOps {
                 queries.columns as i32,
                 keys.values.columns as i32,
                 (shape.heads / shape.key_value_heads) as i32,
-                0i32,
-                1.0 / (shape.head_dim as f32).sqrt(),
-                0f32,
+                shape.window.unwrap_or(0) as i32,
+                shape.scale(),
+                shape.soft_cap.unwrap_or(0.0),
             ]
         )?;
         Ok(out)
@@ -252,6 +240,20 @@ impl Ops for CudaOps {
     type Table = CudaTable;
     type Layout = CudaLayout;
     type Projection = CudaProjection;
+
+    fn supports(&self, decoder: &DecoderConfig) -> std::result::Result<(), CheckpointError> {
+        decoder.require(&KNOWN_PARTS, "a GPU")?;
+        let shape = &decoder.attention;
+        self.kernels.attention(shape.head_dim)?;
+        let group = shape.heads / shape.key_value_heads.max(1);
+        if group > 64 {
+            let message = format!(
+                "{group} query heads share a key head, the attention kernel knows up to 64"
+            );
+            return Err(CheckpointError::Unsupported(message));
+        }
+        Ok(())
+    }
 
     fn weight(
         &self,
@@ -318,8 +320,7 @@ impl Ops for CudaOps {
     }
 
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<CudaLayout> {
-        let positions = packing.positions().iter().max().map_or(0, |last| last + 1);
-        let host = self.rotary.get(positions, shape);
+        let host = self.rotary.get(packing.length(), shape);
         let mut known = self.rotation.lock();
         let rotation = match known.as_ref().filter(|known| Arc::ptr_eq(&known.host, &host)) {
             Some(rotation) => rotation.clone(),
@@ -346,7 +347,7 @@ impl Ops for CudaOps {
         Ok(out)
     }
 
-    fn rms_norm(
+    fn norm(
         &self,
         x: &CudaMatrix<f32>,
         scale: &Buffer<f32>,

@@ -1,0 +1,98 @@
+//! GPT-NeoX and Pythia: layer norm, parallel residual, GELU, biases, rotary embedding of a part of the channels; queries,
+//! keys and values of a head lie together in one tensor.
+
+use super::{Keys, Rope, base, rows};
+use crate::checkpoint::{
+    Architecture, Biases, CheckpointError, DecoderConfig, MlpKind, NormKind, Residual,
+    TensorSource, TensorValues,
+};
+use crate::ops::{AttentionShape, Gelu};
+
+pub(super) const PREFIX: &str = "gpt_neox.";
+
+pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+    let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
+    if !hidden_size.is_multiple_of(heads) {
+        let message = format!("the {heads} heads do not divide {hidden_size}");
+        return Err(keys.wrong("hidden_size", message));
+    }
+    let shape = AttentionShape {
+        heads,
+        key_value_heads: heads,
+        head_dim: hidden_size / heads,
+        ..AttentionShape::default()
+    };
+    let rope = Rope::read_or(keys, |map| {
+        for (key, own, default) in [
+            ("rope_theta", "rotary_emb_base", 10_000.0),
+            ("partial_rotary_factor", "rotary_pct", 0.25),
+        ] {
+            let value = keys.positive(own)?.unwrap_or(default);
+            map.entry(key).or_insert(value.into());
+        }
+        Ok(())
+    })?;
+    let activation: String = keys.or("hidden_act", "gelu".to_owned())?;
+    let gelu = match activation.as_str() {
+        "gelu" => Gelu::Exact,
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Gelu::Tanh,
+        other => {
+            let known = "gelu, gelu_new, gelu_fast and gelu_pytorch_tanh";
+            return Err(keys.wrong("hidden_act", format!("found {other:?}, supported are {known}")));
+        }
+    };
+    let attention_bias = keys.or("attention_bias", true)?;
+    Ok(DecoderConfig {
+        rms_norm_eps: keys.or("layer_norm_eps", 1e-5)?,
+        architecture: Architecture {
+            norm: NormKind::Layer,
+            mlp: MlpKind::Plain(gelu),
+            residual: match keys.or("use_parallel_residual", true)? {
+                true => Residual::Parallel,
+                false => Residual::Sequential,
+            },
+            biases: Biases {
+                query_key_value: attention_bias,
+                attention_output: attention_bias,
+                mlp: true,
+            },
+            ..Architecture::default()
+        },
+        ..base(keys, rope.into_shape(keys, shape)?)?
+    })
+}
+
+/// Llama's names in ours.
+const NAMES: [(&str, &str); 6] = [
+    ("model.embed_tokens.", "embed_in."),
+    ("model.norm.", "final_layer_norm."),
+    ("self_attn.o_proj.", "attention.dense."),
+    ("mlp.up_proj.", "mlp.dense_h_to_4h."),
+    ("mlp.down_proj.", "mlp.dense_4h_to_h."),
+    ("model.", ""),
+];
+
+pub(super) fn tensor(
+    source: &dyn TensorSource,
+    decoder: &DecoderConfig,
+    name: &str,
+    shape: &[usize],
+) -> Result<TensorValues, CheckpointError> {
+    let parts = [("q_proj", 0), ("k_proj", 1), ("v_proj", 2)];
+    let part = parts.iter().find(|(part, _)| name.contains(&format!("self_attn.{part}.")));
+    if let Some((part, index)) = part {
+        let name = name.replace(&format!("self_attn.{part}"), "attention.query_key_value");
+        let name = name.replacen("model.", PREFIX, 1);
+        let AttentionShape { heads, head_dim, .. } = decoder.attention;
+        let mut fused = shape.to_vec();
+        fused[0] *= 3;
+        let columns = shape[1..].iter().product();
+        let ranges: Vec<_> = (0..heads)
+            .map(|head| (3 * head + index) * head_dim)
+            .map(|start| start..start + head_dim)
+            .collect();
+        return Ok(rows(source.values(&name, &fused)?, columns, &ranges));
+    }
+    let renamed = NAMES.iter().fold(name.to_owned(), |name, (llama, own)| name.replace(llama, own));
+    source.values(&format!("{PREFIX}{renamed}"), shape)
+}

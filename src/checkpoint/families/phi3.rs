@@ -1,0 +1,54 @@
+//! Phi-3 and Phi-4-mini: Llama with a sliding window, whose queries, keys and values are one tensor, gate and up another.
+
+use super::{Keys, Rope, base, heads, rows, window};
+use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource, TensorValues};
+
+pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+    for name in ["rope_scaling", "rope_parameters"] {
+        let Some(map) = keys.object(name)? else { continue };
+        let kind = map.get("rope_type").or_else(|| map.get("type")).and_then(|kind| kind.as_str());
+        if kind.is_some_and(|kind| kind != "default") {
+            let message = format!(
+                "found {:?}: frequencies that depend on a text's length (longrope) are not supported; the \
+                 models for short texts (4k) have none",
+                kind.unwrap_or_default()
+            );
+            return Err(keys.wrong(&format!("{name}.rope_type"), message));
+        }
+    }
+    let mut decoder = base(keys, heads(keys, None)?)?;
+    decoder.rms_norm_eps = keys.or("rms_norm_eps", 1e-5)?;
+    decoder.attention = Rope::read(keys)?.into_shape(keys, decoder.attention)?;
+    decoder.attention.window = window(keys, None)?;
+    keys.expect("hidden_act", "silu".to_owned())?;
+    Ok(decoder)
+}
+
+pub(super) fn tensor(
+    source: &dyn TensorSource,
+    decoder: &DecoderConfig,
+    name: &str,
+    shape: &[usize],
+) -> Result<TensorValues, CheckpointError> {
+    let query = decoder.attention.output_columns();
+    let key = decoder.attention.key_value_heads * decoder.attention.head_dim;
+    let inner = decoder.intermediate_size;
+    let (qkv, gate_up) = (query + 2 * key, 2 * inner);
+    // Llama's name, ours, and which of its rows.
+    let parts = [
+        ("q_proj", "qkv_proj", qkv, 0..query),
+        ("k_proj", "qkv_proj", qkv, query..query + key),
+        ("v_proj", "qkv_proj", qkv, query + key..qkv),
+        ("gate_proj", "gate_up_proj", gate_up, 0..inner),
+        ("up_proj", "gate_up_proj", gate_up, inner..gate_up),
+    ];
+    let is_in = |part: &str| name.contains(&format!(".{part}."));
+    let Some((part, own, all, range)) = parts.into_iter().find(|(part, ..)| is_in(part)) else {
+        return source.values(name, shape);
+    };
+    let columns = shape[1..].iter().product();
+    let name = name.replace(&format!(".{part}."), &format!(".{own}."));
+    let mut fused = shape.to_vec();
+    fused[0] = all;
+    Ok(rows(source.values(&name, &fused)?, columns, &[range]))
+}
