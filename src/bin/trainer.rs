@@ -1,17 +1,17 @@
 //! The trainer's command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
+use inform::checkpoint::{DecodeKind, HeadConfig};
 use inform::config::ServerConfig;
 use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, Evaluation, FeatureConfig, FitConfig, Judge, PairAccuracy, PairLimits, TRAINING_FILE,
-    TrainingRecord, encode_pairs, fit, init_head, read_pairs, side_by_side,
+    BadLines, BaselineSettings, EvaluationSettings, FeatureConfig, FitConfig, fit, init_head,
+    make_baseline, side_by_side,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -39,6 +39,9 @@ enum Command {
         /// Output folder instead of the settings' own
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
+        /// Seed instead of the settings' own
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Pair accuracy of checkpoints with 95 % intervals: overall, by subset, by which answer is longer
     Eval {
@@ -72,6 +75,30 @@ enum Command {
         /// Print a Markdown table; what several checkpoints get anyway
         #[arg(long)]
         markdown: bool,
+    },
+    /// Put SFT answers into a checkpoint as the baseline that its runs are compared with
+    Baseline {
+        /// Checkpoint folder; its weights are not touched
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// SFT answers, one a line, JSONL or JSONL.gz
+        #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+        data: Vec<PathBuf>,
+        /// Answers to use; of more, so many are drawn
+        #[arg(long, default_value_t = 1024)]
+        samples: usize,
+        /// Seed of the draw
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Leave out lines that are no answers or too long, and name them, instead of stopping at the first
+        #[arg(long)]
+        drop_bad_lines: bool,
+        /// Threads; 0 for one a processor
+        #[arg(long, default_value_t = 0)]
+        threads: usize,
+        /// Precision of products; that of serving
+        #[arg(long, value_enum, default_value_t = Dtype::F32)]
+        dtype: Dtype,
     },
     /// What the monitor would have said of a run, from a file of its answers
     MonitorReplay {
@@ -134,6 +161,19 @@ enum Decode {
     Gated,
 }
 
+impl From<Dtype> for Precision {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+fn bad_lines(drop: bool) -> BadLines {
+    if drop { BadLines::Drop } else { BadLines::Refuse }
+}
+
 fn main() -> ExitCode {
     inform::allocator::keep_freed_memory();
     match run(Arguments::parse().command) {
@@ -147,7 +187,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Fit { config, data, output } => {
+        Command::Fit { config, data, output, seed } => {
             let mut config = FitConfig::read(&config)?;
             if !data.is_empty() {
                 config.data.files = data;
@@ -155,6 +195,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             if let Some(output) = output {
                 config.output = output;
             }
+            config.seed = seed.unwrap_or(config.seed);
             let report = fit(&config)?;
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
@@ -171,17 +212,17 @@ fn run(command: Command) -> anyhow::Result<()> {
             json,
             markdown,
         } => {
-            let dtype = match dtype {
-                Dtype::F32 => Precision::F32,
-                Dtype::Bf16 => Precision::Bf16,
+            let settings = EvaluationSettings {
+                data,
+                held_out,
+                bad_lines: bad_lines(drop_bad_lines),
+                max_tokens,
+                features: FeatureConfig { folder: features, dtype: dtype.into() },
+                threads,
             };
-            let features = FeatureConfig { folder: features, dtype };
-            let bad_lines = if drop_bad_lines { BadLines::Drop } else { BadLines::Refuse };
             let evaluate = |model: &PathBuf| {
-                let found = evaluate_checkpoint(
-                    model, &data, held_out, bad_lines, max_tokens, &features, threads,
-                )
-                .with_context(|| model.display().to_string())?;
+                let found =
+                    settings.evaluate(model).with_context(|| model.display().to_string())?;
                 let name = model.file_name().unwrap_or(model.as_os_str());
                 anyhow::Ok((name.to_string_lossy().into_owned(), found))
             };
@@ -195,9 +236,22 @@ fn run(command: Command) -> anyhow::Result<()> {
                         .collect();
                     println!("{}", serde_json::to_string_pretty(&several)?);
                 }
-                [(_, one)] if !markdown => print_evaluation(one),
+                [(_, one)] if !markdown => print!("{one}"),
                 several => print!("{}", side_by_side(several)),
             }
+            Ok(())
+        }
+        Command::Baseline { model, data, samples, seed, drop_bad_lines, threads, dtype } => {
+            let report = make_baseline(&BaselineSettings {
+                model: &model,
+                data: &data,
+                samples,
+                seed,
+                bad_lines: bad_lines(drop_bad_lines),
+                dtype: dtype.into(),
+                threads,
+            })?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
         }
         Command::MonitorReplay { file, baseline, model, config, output, plots } => {
@@ -227,69 +281,4 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(init_head(&model, &output, &head, seed)?)
         }
     }
-}
-
-fn evaluate_checkpoint(
-    model: &Path,
-    data: &[PathBuf],
-    held_out: bool,
-    bad_lines: BadLines,
-    max_tokens: Option<usize>,
-    features: &FeatureConfig,
-    threads: usize,
-) -> anyhow::Result<Evaluation> {
-    let checkpoint = Checkpoint::open(model)?;
-    let mut judge = Judge::load(&checkpoint, features, threads)?;
-    let record = model.join(TRAINING_FILE);
-    let record: Option<TrainingRecord> = if record.exists() {
-        let text = std::fs::read(&record).with_context(|| record.display().to_string())?;
-        Some(serde_json::from_slice(&text).with_context(|| record.display().to_string())?)
-    } else {
-        None
-    };
-    let pairs = if held_out {
-        let record = record.as_ref().with_context(|| {
-            format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())
-        })?;
-        record.held_out(data)?
-    } else {
-        let (pairs, bad) = read_pairs(data, bad_lines)?;
-        for problem in bad {
-            eprintln!("left out: {problem}");
-        }
-        pairs
-    };
-    let limit = checkpoint.encoder.limit();
-    let trained = record.map(|record| record.config.data.max_tokens);
-    let max_tokens = max_tokens.or(trained).unwrap_or(limit).min(limit);
-    let (pairs, dropped) = {
-        let limits = PairLimits { max_tokens, deduplicate: false };
-        encode_pairs(&checkpoint.encoder, &pairs, limits)?
-    };
-    for problem in &dropped.first {
-        eprintln!("left out: {problem}");
-    }
-    eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
-    Evaluation::of(&mut judge, &pairs)
-}
-
-fn print_evaluation(found: &Evaluation) {
-    let line = |name: &str, accuracy: &PairAccuracy| {
-        let PairAccuracy { pairs, correct, accuracy, interval: (low, high), .. } = accuracy;
-        if *pairs > 0 {
-            println!(
-                "{name}{correct} of {pairs} pairs = {accuracy:.4}, 95 % interval {low:.4} to {high:.4}"
-            );
-        }
-    };
-    line("", &found.all);
-    for (name, accuracy) in &found.subsets {
-        line(&format!("{name}: "), accuracy);
-    }
-    line("chosen shorter: ", &found.shorter_chosen);
-    line("chosen longer: ", &found.longer_chosen);
-    println!(
-        "mean margin {:.4}, rewards {:.4} +- {:.4}, calibration error {:.4}",
-        found.all.margin_mean, found.all.reward_mean, found.all.reward_std, found.calibration_error
-    );
 }
