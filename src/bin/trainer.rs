@@ -1,6 +1,6 @@
 //! The trainer's command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -10,8 +10,8 @@ use inform::config::ServerConfig;
 use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, BaselineSettings, EvaluationSettings, FeatureConfig, FitConfig, fit, init_head,
-    make_baseline, side_by_side,
+    BadLines, BaselineSettings, Evaluation, EvaluationSettings, FeatureConfig, FitConfig,
+    SweepConfig, fit, init_head, make_baseline, side_by_side, sweep,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -69,12 +69,27 @@ enum Command {
         /// Folder that keeps features of backbones, as `features.folder` of a training
         #[arg(long, value_name = "DIR")]
         features: Option<PathBuf>,
+        /// Folder for plots of calibration, margins and KL divergence, SVG; several checkpoints have a folder each in it
+        #[arg(long, value_name = "DIR")]
+        plots: Option<PathBuf>,
         /// Print JSON: an object, or a list of them for several checkpoints
         #[arg(long, conflicts_with = "markdown")]
         json: bool,
         /// Print a Markdown table; what several checkpoints get anyway
         #[arg(long)]
         markdown: bool,
+    },
+    /// Train every setting of a grid, and compare what comes of it; runs that are complete are kept
+    Sweep {
+        /// Settings of the sweep, TOML
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Data files instead of the base's own
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        data: Vec<PathBuf>,
+        /// Output folder instead of the settings' own
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
     },
     /// Put SFT answers into a checkpoint as the baseline that its runs are compared with
     Baseline {
@@ -209,6 +224,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             threads,
             dtype,
             features,
+            plots,
             json,
             markdown,
         } => {
@@ -227,6 +243,9 @@ fn run(command: Command) -> anyhow::Result<()> {
                 anyhow::Ok((name.to_string_lossy().into_owned(), found))
             };
             let found = model.iter().map(evaluate).collect::<anyhow::Result<Vec<_>>>()?;
+            if let Some(folder) = plots {
+                plot(&found, &folder)?;
+            }
             match found.as_slice() {
                 [(_, one)] if json => println!("{}", serde_json::to_string_pretty(one)?),
                 several if json => {
@@ -239,6 +258,20 @@ fn run(command: Command) -> anyhow::Result<()> {
                 [(_, one)] if !markdown => print!("{one}"),
                 several => print!("{}", side_by_side(several)),
             }
+            Ok(())
+        }
+        Command::Sweep { config, data, output } => {
+            let mut config = SweepConfig::read(&config)?;
+            if !data.is_empty() {
+                config.fit.data.files = data;
+            }
+            if let Some(output) = output {
+                config.output = output;
+            }
+            let report = sweep(&config)?;
+            print!("{}", report.markdown());
+            let failed: Vec<&str> = report.failed.iter().map(|run| run.name.as_str()).collect();
+            anyhow::ensure!(failed.is_empty(), "these runs failed: {}", failed.join(", "));
             Ok(())
         }
         Command::Baseline { model, data, samples, seed, drop_bad_lines, threads, dtype } => {
@@ -281,4 +314,17 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(init_head(&model, &output, &head, seed)?)
         }
     }
+}
+
+/// Draws evaluations, each in a folder of its checkpoint's name where there are several.
+fn plot(found: &[(String, Evaluation)], folder: &Path) -> anyhow::Result<()> {
+    if let [(model, one)] = found {
+        return one.plot(model, folder);
+    }
+    for (number, (model, evaluation)) in found.iter().enumerate() {
+        let is_known = found[..number].iter().any(|(other, _)| other == model);
+        anyhow::ensure!(!is_known, "--plots: two checkpoints are called {model}");
+        evaluation.plot(model, &folder.join(model))?;
+    }
+    Ok(())
 }

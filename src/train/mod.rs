@@ -10,6 +10,7 @@ mod diagnostics;
 mod evaluate;
 mod evaluation;
 mod features;
+mod figures;
 mod fit;
 mod init_head;
 mod loss;
@@ -18,6 +19,7 @@ mod progress;
 mod schedule;
 mod scratch;
 mod side_by_side;
+mod sweep;
 mod trained;
 
 pub(crate) use answers::{ANSWER_FORMS, answer};
@@ -37,3 +39,6 @@ pub use loss::{KlReduction, Loss, LossConfig, LossMargin, pair_loss};
 pub use optimiser::{AdamW, OptimiserConfig};
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use side_by_side::side_by_side;
+pub use sweep::{
+    FailedRun, RunSummary, Setting, SettingSummary, Spread, SweepConfig, SweepReport, sweep,
+};
