@@ -17,8 +17,8 @@ use inform::checkpoint::{CONFIG_FILE, Checkpoint, Message};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::{
-    BadLines, Dropped, FitReport, Origin, Pair, PairAccuracy, Split, TRAINING_FILE, TrainingRecord,
-    encode_pairs, read_pairs,
+    BadLines, BaselineReport, CALIBRATION_FILE, Dropped, FitReport, Origin, Pair, PairAccuracy,
+    Split, TRAINING_FILE, TrainingRecord, encode_pairs, read_pairs,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -307,6 +307,21 @@ fn trains_from_scratch_and_from_its_own_output() {
     let card = String::from_utf8(first.bytes("README.md")).unwrap();
     let row = format!("{} of {} = {figure} |", accuracy.correct, accuracy.pairs);
     assert!(card.contains(&row), "{row}\n{card}");
+    // What the latents carry, everywhere the same too.
+    let latents = report.latents.as_ref().unwrap();
+    assert_eq!((latents.answers, latents.dimension()), (2 * accuracy.pairs, 6));
+    assert!(latents.active_units > 0 && latents.kl > 0.0, "{latents:?}");
+    let evaluated: Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(evaluated["latents"], serde_json::to_value(latents).unwrap());
+    assert_eq!(evaluated["calibration_error"].as_f64(), report.calibration_error);
+    assert!(card.contains(&format!("Of the held-out pairs: {latents}.")), "{card}");
+    assert!(printed.contains(&format!("latents: {latents}")), "{printed}");
+    // And what the monitor makes of the baseline.
+    let calibration: BaselineReport =
+        serde_json::from_slice(&first.bytes(CALIBRATION_FILE)).unwrap();
+    assert_eq!(calibration.calibration.weights, first.checkpoint().weights);
+    assert!(calibration.calibration.energy.is_some(), "{calibration:?}");
+    assert!(card.contains(&format!("| Latents | {},", calibration.calibration.source)), "{card}");
     // Several checkpoints, and the parts of the data.
     let table = succeeded(workshop.trainer(&{
         let folder = first.output.to_str().unwrap();
@@ -374,6 +389,8 @@ fn gated_decode_and_standard_heads_learn_too() {
     let accuracy = assert_learned(&standard.report);
     assert!(standard.report.epochs.iter().all(|means| means.kl == 0.0));
     assert_eq!(standard.checkpoint().baseline, None);
+    assert_eq!(standard.report.latents, None);
+    assert!(!standard.output.join(CALIBRATION_FILE).exists());
     let again = workshop.eval(&standard.output, &["--held-out", "--json"]);
     assert_eq!(serde_json::from_str::<PairAccuracy>(&again).unwrap(), accuracy);
 }

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig};
+use inform::checkpoint::{DecodeKind, HeadConfig};
 use inform::config::ServerConfig;
 use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, Depth, Evaluation, FeatureConfig, FitConfig, Judge, PairAccuracy, PairLimits,
-    TRAINING_FILE, TrainingRecord, encode_pairs, fit, init_head, read_pairs, side_by_side,
+    BadLines, BaselineSettings, Evaluation, EvaluationSettings, FeatureConfig, FitConfig,
+    SweepConfig, fit, init_head, make_baseline, side_by_side, sweep,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -39,6 +39,9 @@ enum Command {
         /// Output folder instead of the settings' own
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
+        /// Seed instead of the settings' own
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Pair accuracy of checkpoints with 95 % intervals: overall, by subset, by which answer is longer
     Eval {
@@ -66,12 +69,51 @@ enum Command {
         /// Folder that keeps features of backbones, as `features.folder` of a training
         #[arg(long, value_name = "DIR")]
         features: Option<PathBuf>,
+        /// Folder for plots of calibration, margins and KL divergence, SVG; several checkpoints have a folder each in it
+        #[arg(long, value_name = "DIR")]
+        plots: Option<PathBuf>,
         /// Print JSON: an object, or a list of them for several checkpoints
         #[arg(long, conflicts_with = "markdown")]
         json: bool,
         /// Print a Markdown table; what several checkpoints get anyway
         #[arg(long)]
         markdown: bool,
+    },
+    /// Train every setting of a grid, and compare what comes of it; runs that are complete are kept
+    Sweep {
+        /// Settings of the sweep, TOML
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Data files instead of the base's own
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        data: Vec<PathBuf>,
+        /// Output folder instead of the settings' own
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
+    /// Put SFT answers into a checkpoint as the baseline that its runs are compared with
+    Baseline {
+        /// Checkpoint folder; its weights are not touched
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// SFT answers, one a line, JSONL or JSONL.gz
+        #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+        data: Vec<PathBuf>,
+        /// Answers to use; of more, so many are drawn
+        #[arg(long, default_value_t = 1024)]
+        samples: usize,
+        /// Seed of the draw
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Leave out lines that are no answers or too long, and name them, instead of stopping at the first
+        #[arg(long)]
+        drop_bad_lines: bool,
+        /// Threads; 0 for one a processor
+        #[arg(long, default_value_t = 0)]
+        threads: usize,
+        /// Precision of products; that of serving
+        #[arg(long, value_enum, default_value_t = Dtype::F32)]
+        dtype: Dtype,
     },
     /// What the monitor would have said of a run, from a file of its answers
     MonitorReplay {
@@ -134,6 +176,19 @@ enum Decode {
     Gated,
 }
 
+impl From<Dtype> for Precision {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+fn bad_lines(drop: bool) -> BadLines {
+    if drop { BadLines::Drop } else { BadLines::Refuse }
+}
+
 fn main() -> ExitCode {
     inform::allocator::keep_freed_memory();
     match run(Arguments::parse().command) {
@@ -147,7 +202,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Fit { config, data, output } => {
+        Command::Fit { config, data, output, seed } => {
             let mut config = FitConfig::read(&config)?;
             if !data.is_empty() {
                 config.data.files = data;
@@ -155,6 +210,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             if let Some(output) = output {
                 config.output = output;
             }
+            config.seed = seed.unwrap_or(config.seed);
             let report = fit(&config)?;
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
@@ -168,24 +224,28 @@ fn run(command: Command) -> anyhow::Result<()> {
             threads,
             dtype,
             features,
+            plots,
             json,
             markdown,
         } => {
-            let dtype = match dtype {
-                Dtype::F32 => Precision::F32,
-                Dtype::Bf16 => Precision::Bf16,
+            let settings = EvaluationSettings {
+                data,
+                held_out,
+                bad_lines: bad_lines(drop_bad_lines),
+                max_tokens,
+                features: FeatureConfig { folder: features, dtype: dtype.into() },
+                threads,
             };
-            let features = FeatureConfig { folder: features, dtype };
-            let bad_lines = if drop_bad_lines { BadLines::Drop } else { BadLines::Refuse };
             let evaluate = |model: &PathBuf| {
-                let found = evaluate_checkpoint(
-                    model, &data, held_out, bad_lines, max_tokens, &features, threads,
-                )
-                .with_context(|| model.display().to_string())?;
+                let found =
+                    settings.evaluate(model).with_context(|| model.display().to_string())?;
                 let name = model.file_name().unwrap_or(model.as_os_str());
                 anyhow::Ok((name.to_string_lossy().into_owned(), found))
             };
             let found = model.iter().map(evaluate).collect::<anyhow::Result<Vec<_>>>()?;
+            if let Some(folder) = plots {
+                plot(&found, &folder)?;
+            }
             match found.as_slice() {
                 [(_, one)] if json => println!("{}", serde_json::to_string_pretty(one)?),
                 several if json => {
@@ -195,9 +255,36 @@ fn run(command: Command) -> anyhow::Result<()> {
                         .collect();
                     println!("{}", serde_json::to_string_pretty(&several)?);
                 }
-                [(_, one)] if !markdown => print_evaluation(one),
+                [(_, one)] if !markdown => print!("{one}"),
                 several => print!("{}", side_by_side(several)),
             }
+            Ok(())
+        }
+        Command::Sweep { config, data, output } => {
+            let mut config = SweepConfig::read(&config)?;
+            if !data.is_empty() {
+                config.fit.data.files = data;
+            }
+            if let Some(output) = output {
+                config.output = output;
+            }
+            let report = sweep(&config)?;
+            print!("{}", report.markdown());
+            let failed: Vec<&str> = report.failed.iter().map(|run| run.name.as_str()).collect();
+            anyhow::ensure!(failed.is_empty(), "these runs failed: {}", failed.join(", "));
+            Ok(())
+        }
+        Command::Baseline { model, data, samples, seed, drop_bad_lines, threads, dtype } => {
+            let report = make_baseline(&BaselineSettings {
+                model: &model,
+                data: &data,
+                samples,
+                seed,
+                bad_lines: bad_lines(drop_bad_lines),
+                dtype: dtype.into(),
+                threads,
+            })?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
         }
         Command::MonitorReplay { file, baseline, model, config, output, plots } => {
@@ -229,71 +316,15 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn evaluate_checkpoint(
-    model: &Path,
-    data: &[PathBuf],
-    held_out: bool,
-    bad_lines: BadLines,
-    max_tokens: Option<usize>,
-    features: &FeatureConfig,
-    threads: usize,
-) -> anyhow::Result<Evaluation> {
-    let checkpoint = Checkpoint::open(model)?;
-    let record = model.join(TRAINING_FILE);
-    let record: Option<TrainingRecord> = if record.exists() {
-        let text = std::fs::read(&record).with_context(|| record.display().to_string())?;
-        Some(serde_json::from_slice(&text).with_context(|| record.display().to_string())?)
-    } else {
-        None
-    };
-    let depth = match &record {
-        Some(record) => record.config.depth(&checkpoint.config.decoder)?,
-        None => Depth::Pooled,
-    };
-    let mut judge = Judge::load(&checkpoint, features, depth, threads)?;
-    let pairs = if held_out {
-        let record = record.as_ref().with_context(|| {
-            format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())
-        })?;
-        record.held_out(data)?
-    } else {
-        let (pairs, bad) = read_pairs(data, bad_lines)?;
-        for problem in bad {
-            eprintln!("left out: {problem}");
-        }
-        pairs
-    };
-    let limit = checkpoint.encoder.limit();
-    let trained = record.map(|record| record.config.data.max_tokens);
-    let max_tokens = max_tokens.or(trained).unwrap_or(limit).min(limit);
-    let (pairs, dropped) = {
-        let limits = PairLimits { max_tokens, deduplicate: false };
-        encode_pairs(&checkpoint.encoder, &pairs, limits)?
-    };
-    for problem in &dropped.first {
-        eprintln!("left out: {problem}");
+/// Draws evaluations, each in a folder of its checkpoint's name where there are several.
+fn plot(found: &[(String, Evaluation)], folder: &Path) -> anyhow::Result<()> {
+    if let [(model, one)] = found {
+        return one.plot(model, folder);
     }
-    eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
-    Evaluation::of(&mut judge, &pairs)
-}
-
-fn print_evaluation(found: &Evaluation) {
-    let line = |name: &str, accuracy: &PairAccuracy| {
-        let PairAccuracy { pairs, correct, accuracy, interval: (low, high), .. } = accuracy;
-        if *pairs > 0 {
-            println!(
-                "{name}{correct} of {pairs} pairs = {accuracy:.4}, 95 % interval {low:.4} to {high:.4}"
-            );
-        }
-    };
-    line("", &found.all);
-    for (name, accuracy) in &found.subsets {
-        line(&format!("{name}: "), accuracy);
+    for (number, (model, evaluation)) in found.iter().enumerate() {
+        let is_known = found[..number].iter().any(|(other, _)| other == model);
+        anyhow::ensure!(!is_known, "--plots: two checkpoints are called {model}");
+        evaluation.plot(model, &folder.join(model))?;
     }
-    line("chosen shorter: ", &found.shorter_chosen);
-    line("chosen longer: ", &found.longer_chosen);
-    println!(
-        "mean margin {:.4}, rewards {:.4} +- {:.4}, calibration error {:.4}",
-        found.all.margin_mean, found.all.reward_mean, found.all.reward_std, found.calibration_error
-    );
+    Ok(())
 }

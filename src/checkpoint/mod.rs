@@ -31,8 +31,8 @@ pub use text::{
     EncodeError, Encoding, Input, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
     TextEncoder,
 };
-pub(crate) use write::place;
 pub use write::{CheckpointFiles, WeightType, write_checkpoint};
+pub(crate) use write::{place, replace_file};
 
 /// A checkpoint that cannot be read or written. Each message names the file, what was found, and
 /// what was expected.
@@ -128,11 +128,21 @@ impl Checkpoint {
     /// A missing or damaged file, an unknown architecture, a configuration that contradicts itself,
     /// or a baseline made with other weights.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::open_without_baseline(folder)?;
+        let latent_dim = checkpoint.config.head.latent_dim();
+        let baseline = Baseline::read(folder, &checkpoint.weights, latent_dim)?;
+        Ok(Self { baseline, ..checkpoint })
+    }
+
+    /// As [`Checkpoint::open`], but whatever baseline the folder has is not looked at: it is to be replaced.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_without_baseline(folder: &Path) -> Result<Self, CheckpointError> {
         let config = ModelConfig::read(folder)?;
         let tensors = FolderTensors::open(folder)?;
         let encoder = TextEncoder::read(folder, &config.decoder)?;
         let weights = hash::weights_hash(&config, &tensors);
-        let baseline = Baseline::read(folder, &weights, config.head.latent_dim())?;
-        Ok(Self { folder: folder.to_owned(), config, tensors, encoder, baseline, weights })
+        Ok(Self { folder: folder.to_owned(), config, tensors, encoder, baseline: None, weights })
     }
 }

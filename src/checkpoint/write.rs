@@ -136,6 +136,21 @@ fn damaged(folder: &Path) -> impl FnOnce(safetensors::SafeTensorError) -> Checkp
     move |error| CheckpointError::Damaged { file, message: error.to_string() }
 }
 
+/// Writes a file of a folder in one step: whoever reads meanwhile sees the old one or the new one.
+///
+/// # Errors
+/// A file that cannot be written; what was there before then stays.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let (parent, name) = place(path)?;
+    let temporary = parent.join(format!(".{name}.writing-{}", std::process::id()));
+    let replaced = write_file(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(CheckpointError::io(path)));
+    if replaced.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    replaced.and_then(|()| sync_folder(parent))
+}
+
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || {
         if let Some(folder) = path.parent() {

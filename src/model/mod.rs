@@ -45,14 +45,18 @@ pub struct Latent {
 }
 
 impl Latent {
-    /// KL divergence of the posterior from `N(0, I)`, in nats:
-    /// `1/2 sum(mu^2 + sigma^2 - 1 - 2 ln sigma)`. Infinite where a sigma underflowed to 0.
+    /// KL divergence of the posterior from `N(0, I)`, in nats: the sum of [`Latent::divergences`].
     pub fn divergence(&self) -> f32 {
-        let terms = self.mean.iter().zip(&self.sigma).map(|(&mean, &sigma)| {
+        self.divergences().sum::<f64>() as f32
+    }
+
+    /// KL divergence in each dimension, in nats: `1/2 (mu^2 + sigma^2 - 1 - 2 ln sigma)`. Infinite where a sigma
+    /// underflowed to 0.
+    pub fn divergences(&self) -> impl Iterator<Item = f64> {
+        self.mean.iter().zip(&self.sigma).map(|(&mean, &sigma)| {
             let (mean, sigma) = (f64::from(mean), f64::from(sigma));
             0.5 * (mean * mean + sigma * sigma - 1.0 - 2.0 * sigma.ln())
-        });
-        terms.sum::<f64>() as f32
+        })
     }
 }
 

@@ -12,6 +12,7 @@ use super::statistics::csi::{CsiParameters, EpsMode};
 use super::statistics::mahalanobis::Mahalanobis;
 use super::statistics::null::Null;
 use super::statistics::reference::Reference;
+use crate::checkpoint::Baseline;
 
 /// Where a baseline comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -93,6 +94,17 @@ pub struct BaselineSet {
 const MAX_NULLS: usize = 4;
 
 impl BaselineSet {
+    /// A checkpoint's own. `None` where it has no answer.
+    pub fn of_checkpoint(baseline: &Baseline) -> Option<Self> {
+        let answers = BaselineAnswers {
+            latents: baseline.latents.iter().map(|&value| f64::from(value)).collect(),
+            dimension: baseline.dimension,
+            rewards: baseline.rewards.clone().unwrap_or_default(),
+            prompts: baseline.prompts.iter().flatten().map(|&prompt| Some(prompt)).collect(),
+        };
+        Self::new(answers, BaselineOrigin::Checkpoint, 0)
+    }
+
     /// Fits what windows are compared with. `None` where there is no answer.
     pub fn new(answers: BaselineAnswers, origin: BaselineOrigin, version: u64) -> Option<Self> {
         let count = answers.len();

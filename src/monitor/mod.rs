@@ -5,6 +5,7 @@
 
 pub mod alerts;
 mod baseline;
+mod calibration;
 mod config;
 pub mod early_stop;
 mod evaluation;
@@ -32,6 +33,7 @@ use thiserror::Error;
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
 pub use baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
+pub use calibration::{Calibration, CsiCalibration, Expected, RewardLevels};
 pub use config::{MonitorConfig, OverrideError, RunConfig, StatisticsConfig};
 pub use evaluation::Evaluation;
 use evaluator::Evaluator;
@@ -106,15 +108,7 @@ impl Monitor {
         metrics: Metrics,
     ) -> Result<Self, MonitorError> {
         config.check()?;
-        let baseline = baseline.and_then(|baseline| {
-            let answers = BaselineAnswers {
-                latents: baseline.latents.iter().map(|&value| f64::from(value)).collect(),
-                dimension: baseline.dimension,
-                rewards: baseline.rewards.clone().unwrap_or_default(),
-                prompts: baseline.prompts.iter().flatten().map(|&prompt| Some(prompt)).collect(),
-            };
-            BaselineSet::new(answers, BaselineOrigin::Checkpoint, 0).map(Arc::new)
-        });
+        let baseline = baseline.and_then(BaselineSet::of_checkpoint).map(Arc::new);
         let config = Arc::new(config);
         let (journal, stored, next_run) = if config.journal.is_on() {
             let journal = &config.journal;

@@ -443,7 +443,7 @@ fn thinned(x: &[f64], values: &[Option<f64>], part: Range<usize>) -> Vec<(f64, f
 }
 
 /// How an axis of this range writes its numbers: as few decimals as tell its marks apart.
-fn short_axis(range: &Range<f64>) -> impl Fn(f64) -> String + use<> {
+pub(super) fn short_axis(range: &Range<f64>) -> impl Fn(f64) -> String + use<> {
     let span = range.end - range.start;
     let size = range.start.abs().max(range.end.abs());
     let (divisor, unit) = match size {

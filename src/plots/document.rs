@@ -1,6 +1,9 @@
 //! A drawing as an SVG document: its size, its words for those who do not see it, its stylesheet.
 
 use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context;
 
 use super::palette::{properties, rules};
 use super::{PlotError, Size, Theme};
@@ -40,6 +43,17 @@ impl Drawing {
         let style = format!("{}{}", properties(".plot", theme), rules(SCALE));
         let ground = "<rect width=\"100%\" height=\"100%\" fill=\"#FFFFFF\"/>\n";
         self.write("plot", &format!("<style>\n{style}</style>\n{ground}"))
+    }
+
+    /// Writes it as a file of its own, `NAME.svg`, into a folder, which is made where it is missing.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be written.
+    pub fn save(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let file = folder.join(format!("{name}.svg"));
+        let text = self.standalone(Theme::Auto);
+        std::fs::write(&file, text).with_context(|| file.display().to_string())
     }
 
     /// An element of a page whose stylesheet has [`page_style`]. `id` is an identifier that the page has once.

@@ -6,6 +6,7 @@
 mod chart;
 mod curves;
 mod document;
+mod figure;
 mod map;
 mod number;
 mod palette;
@@ -17,6 +18,7 @@ use thiserror::Error;
 
 pub use curves::{Curve, RunCurves};
 pub use document::{Drawing, page_style};
+pub use figure::{Bars, Figure, FigurePanel, FigurePoint, Series};
 pub use map::{LatentMap, MapOutlier};
 pub use number::short;
 pub use palette::Theme;

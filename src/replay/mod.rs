@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 
-use crate::checkpoint::{Checkpoint, Input, Message};
+use crate::checkpoint::{Checkpoint, Input};
 use crate::config::ServerConfig;
 use crate::device::Devices;
 use crate::engine::{Engine, Job, ScoreCache};
@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::monitor::{
     Monitor, MonitorError, Observation, Origin, Role, Sample, Subject, fingerprint,
 };
-use crate::train::lines;
+use crate::train::{ANSWER_FORMS, answer, lines};
 pub use report::Replayed;
 
 /// Answers that are scored at a time.
@@ -48,17 +48,6 @@ struct Row {
     tokens: Option<u32>,
     sigma: Option<f32>,
     divergence: Option<f32>,
-    prompt: Option<Prompt>,
-    response: Option<String>,
-    messages: Option<Vec<Message>>,
-    text: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Prompt {
-    Text(String),
-    Messages(Vec<Message>),
 }
 
 /// An answer of a file.
@@ -80,29 +69,15 @@ struct Answers {
 }
 
 impl Row {
-    /// The input, where the row has one in full or the prompt's part of it.
-    fn input(&mut self) -> anyhow::Result<Option<Input>> {
-        if let Some(messages) = self.messages.take() {
-            return Ok(Some(Input::Messages(messages)));
-        }
-        if let Some(text) = self.text.take() {
-            return Ok(Some(Input::Text(text)));
-        }
-        let Some(response) = self.response.take() else { return Ok(None) };
-        let mut messages = match self.prompt.take() {
-            Some(Prompt::Text(text)) => vec![Message::new("user", text)],
-            Some(Prompt::Messages(messages)) => messages,
-            None => bail!("`response` needs its `prompt`"),
-        };
-        messages.push(Message::new("assistant", response));
-        Ok(Some(Input::Messages(messages)))
-    }
-
-    fn content(mut self, file: &Arc<str>, line: usize) -> anyhow::Result<Content> {
-        let input = self.input()?;
+    /// `input` is what the line says besides.
+    fn content(
+        self,
+        input: Option<Input>,
+        file: &Arc<str>,
+        line: usize,
+    ) -> anyhow::Result<Content> {
         let Some(latent) = self.latent else {
-            let forms =
-                "`latent`, `reward` and `tokens`; `prompt` and `response`; `messages`; or `text`";
+            let forms = format!("`latent`, `reward` and `tokens`; {ANSWER_FORMS}");
             return Ok(Content::Input(input.with_context(|| format!("needs {forms}"))?));
         };
         let reward = self.reward.context("`latent` needs its `reward`")?;
@@ -145,7 +120,9 @@ impl Answers {
             }
             let row: Row = serde_json::from_str(&text).with_context(at)?;
             let step = row.step;
-            let content = row.content(&name, line).with_context(at)?;
+            let columns = serde_json::from_str(&text).with_context(at)?;
+            let input = answer(&columns).with_context(at)?;
+            let content = row.content(input, &name, line).with_context(at)?;
             if let Content::Scored(sample) = &content {
                 let found = sample.latent.len();
                 let expected = *dimension.get_or_insert(found);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::monitor::alerts::Alert;
 use crate::monitor::early_stop::significant;
 use crate::monitor::{Evaluation, Latest, RunView};
-use crate::plots::{Curve, Drawing, Projection, RunCurves, Size, Theme, farthest, project};
+use crate::plots::{Curve, Drawing, Projection, RunCurves, Size, farthest, project};
 
 /// File of the evaluations in the output folder.
 const EVALUATIONS_FILE: &str = "evaluations.jsonl";
@@ -38,7 +38,9 @@ impl Replayed {
             rows.push_str(&serde_json::to_string(evaluation)?);
             rows.push('\n');
         }
-        write(folder, EVALUATIONS_FILE, &rows)
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let file = folder.join(EVALUATIONS_FILE);
+        std::fs::write(&file, &rows).with_context(|| file.display().to_string())
     }
 
     /// Draws the page's plots into a folder, which is made where it is missing: each curve as
@@ -48,9 +50,7 @@ impl Replayed {
     /// # Errors
     /// A plot that cannot be drawn, a folder or file that cannot be written.
     pub fn plot(&self, folder: &Path) -> anyhow::Result<()> {
-        let draw = |name: &str, drawing: Drawing| {
-            write(folder, &format!("{name}.svg"), &drawing.standalone(Theme::Auto))
-        };
+        let draw = |name: &str, drawing: Drawing| drawing.save(folder, name);
         let curves = RunCurves::of(&self.run, self.evaluations.clone());
         for curve in Curve::ALL {
             draw(curve.name(), curves.draw(curve, Size::CURVE, true)?)?;
@@ -64,12 +64,6 @@ impl Replayed {
         }
         Ok(())
     }
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let file = folder.join(name);
-    std::fs::write(&file, text).with_context(|| file.display().to_string())
 }
 
 /// Columns of the table: field of an evaluation, and heading. One that is empty throughout is left out.

@@ -285,7 +285,18 @@ impl FitConfig {
         Ok(Depth::Entering(layers - self.last_layers))
     }
 
-    fn check(&self) -> anyhow::Result<()> {
+    /// These settings without what may change between an interrupted run and its continuation.
+    pub(super) fn decisive(&self) -> Self {
+        Self {
+            output: PathBuf::new(),
+            threads: 0,
+            progress: ProgressConfig::default(),
+            card: CardConfig::default(),
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.data.files.is_empty(), "data.files: name at least one file");
         anyhow::ensure!(self.head.latent_dim > 0, "head.latent_dim: must be at least 1");
         anyhow::ensure!(self.data.max_tokens > 1, "data.max_tokens: must be at least 2");

@@ -81,7 +81,22 @@ pub fn read_pairs(
     files: &[PathBuf],
     bad_lines: BadLines,
 ) -> anyhow::Result<(Vec<Pair>, Vec<String>)> {
-    let (mut pairs, mut bad) = (Vec::new(), Vec::new());
+    let (pairs, bad) = read_rows(files, bad_lines, parse)?;
+    let first = bad.first().map_or(String::new(), |first| format!("; {first}"));
+    ensure!(!pairs.is_empty(), "no preference pair in {files:?}{first}");
+    Ok((pairs, bad))
+}
+
+/// What `parse` makes of each line of some files, in their order; and what was left out, each with its file and line.
+///
+/// # Errors
+/// A file that cannot be opened, or a bad line that is to be refused: names the file and the line.
+pub(super) fn read_rows<T>(
+    files: &[PathBuf],
+    bad_lines: BadLines,
+    parse: impl Fn(&Value, &Origin) -> anyhow::Result<T>,
+) -> anyhow::Result<(Vec<T>, Vec<String>)> {
+    let (mut rows, mut bad) = (Vec::new(), Vec::new());
     for file in files {
         let mut reader = open(file)?;
         let file: Arc<Path> = Arc::from(file.as_path());
@@ -92,12 +107,12 @@ pub fn read_pairs(
             let parsed = match &read {
                 Ok(0) => break,
                 Ok(_) if bytes.trim_ascii().is_empty() => continue,
-                Ok(_) => parse(&bytes, &origin),
+                Ok(_) => json(&bytes).and_then(|value| parse(&value, &origin)),
                 // A reader that failed once, as at the end of a truncated archive, has no further lines.
                 Err(error) => Err(anyhow::anyhow!("the file cannot be read further: {error}")),
             };
             match (parsed, bad_lines) {
-                (Ok(pair), _) => pairs.push(pair),
+                (Ok(row), _) => rows.push(row),
                 (Err(error), BadLines::Refuse) => return Err(error.context(origin.to_string())),
                 (Err(error), BadLines::Drop) => bad.push(format!("{origin}: {error:#}")),
             }
@@ -106,9 +121,7 @@ pub fn read_pairs(
             }
         }
     }
-    let first = bad.first().map_or(String::new(), |first| format!("; {first}"));
-    ensure!(!pairs.is_empty(), "no preference pair in {files:?}{first}");
-    Ok((pairs, bad))
+    Ok((rows, bad))
 }
 
 /// The lines of a file, which is unpacked where its name ends in `.gz`.
@@ -126,9 +139,12 @@ fn open(file: &Path) -> anyhow::Result<BufReader<Box<dyn Read>>> {
     Ok(BufReader::new(reader))
 }
 
-fn parse(line: &[u8], origin: &Origin) -> anyhow::Result<Pair> {
+fn json(line: &[u8]) -> anyhow::Result<Value> {
     let line = std::str::from_utf8(line).context("not valid UTF-8")?;
-    let value: Value = serde_json::from_str(line).context("not valid JSON")?;
+    serde_json::from_str(line).context("not valid JSON")
+}
+
+fn parse(value: &Value, origin: &Origin) -> anyhow::Result<Pair> {
     ensure!(value.is_object(), "expected an object with `chosen` and `rejected`");
     let field = |name: &str| value.get(name).with_context(|| format!("no `{name}`"));
     let given = |name: &'static str| {
@@ -188,7 +204,7 @@ fn parse(line: &[u8], origin: &Origin) -> anyhow::Result<Pair> {
 /// Names of the column with the prompt.
 const PROMPTS: [&str; 3] = ["prompt", "question", "instruction"];
 
-fn messages(value: &Value) -> anyhow::Result<Vec<Message>> {
+pub(super) fn messages(value: &Value) -> anyhow::Result<Vec<Message>> {
     let list = value.as_array().context("expected a list of messages")?;
     list.iter()
         .map(|message| {

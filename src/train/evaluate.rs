@@ -128,14 +128,14 @@ impl Judge {
         Ok(scores)
     }
 
-    /// Rewards of each pair's chosen and rejected text, one after the other.
+    /// Scores of each pair's chosen and rejected text, one after the other.
     ///
     /// # Errors
     /// As [`Judge::scores`].
-    pub fn rewards(&mut self, pairs: &[EncodedPair]) -> anyhow::Result<Vec<f64>> {
+    pub fn pair_scores(&mut self, pairs: &[EncodedPair]) -> anyhow::Result<Vec<Score>> {
         let texts: Vec<&[u32]> =
             pairs.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
-        Ok(self.scores(&texts)?.iter().map(|score| f64::from(score.reward)).collect())
+        self.scores(&texts)
     }
 }
 

@@ -1,17 +1,80 @@
 //! `trainer eval`: pair accuracy overall and in parts, calibration and margins, of any number of checkpoints.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::data::EncodedPair;
+use super::config::FeatureConfig;
+use super::data::{BadLines, EncodedPair, PairLimits, encode_pairs, read_pairs};
+use super::diagnostics::LatentDiagnostics;
 use super::evaluate::{Judge, PairAccuracy};
+use super::features::Depth;
+use super::fit::{TRAINING_FILE, TrainingRecord};
+use crate::checkpoint::Checkpoint;
+use crate::model::Score;
 
 /// Bins of the calibration curve, over confidences from 0.5 to 1.
 const CONFIDENCE_BINS: usize = 10;
 /// Bins of the margins' histogram.
 const MARGIN_BINS: usize = 20;
+
+/// Which pairs checkpoints are evaluated on, and how.
+#[derive(Debug, Clone)]
+pub struct EvaluationSettings {
+    /// Data files.
+    pub data: Vec<PathBuf>,
+    /// Whether only those pairs count that the checkpoint's training held out of these files.
+    pub held_out: bool,
+    /// What to do with a line that is no pair.
+    pub bad_lines: BadLines,
+    /// Longest sequence, in tokens; without it that of the training, or else the model's context.
+    pub max_tokens: Option<usize>,
+    /// Where features are kept, and the precision of products.
+    pub features: FeatureConfig,
+    /// Threads; 0 for one a processor.
+    pub threads: usize,
+}
+
+impl EvaluationSettings {
+    /// Evaluates a checkpoint folder; what was left out of the data goes to standard error.
+    ///
+    /// # Errors
+    /// A checkpoint or a file that cannot be read, a bad line that is to be refused, held-out pairs of other files than the
+    /// training's, or a failing device.
+    pub fn evaluate(&self, model: &Path) -> anyhow::Result<Evaluation> {
+        let checkpoint = Checkpoint::open(model)?;
+        let record = TrainingRecord::read(model)?;
+        let depth = match &record {
+            Some(record) => record.config.depth(&checkpoint.config.decoder)?,
+            None => Depth::Pooled,
+        };
+        let mut judge = Judge::load(&checkpoint, &self.features, depth, self.threads)?;
+        let pairs = if self.held_out {
+            let record = record.as_ref().with_context(|| {
+                format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())
+            })?;
+            record.held_out(&self.data)?
+        } else {
+            let (pairs, bad) = read_pairs(&self.data, self.bad_lines)?;
+            for problem in bad {
+                eprintln!("left out: {problem}");
+            }
+            pairs
+        };
+        let limit = checkpoint.encoder.limit();
+        let trained = record.map(|record| record.config.data.max_tokens);
+        let max_tokens = self.max_tokens.or(trained).unwrap_or(limit).min(limit);
+        let limits = PairLimits { max_tokens, deduplicate: false };
+        let (pairs, dropped) = encode_pairs(&checkpoint.encoder, &pairs, limits)?;
+        for problem in &dropped.first {
+            eprintln!("left out: {problem}");
+        }
+        eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
+        Evaluation::of(&mut judge, &pairs)
+    }
+}
 
 /// What a checkpoint says of preference pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +94,9 @@ pub struct Evaluation {
     pub calibration_error: f64,
     /// Histogram of `r_w - r_l`.
     pub margins: Vec<MarginBin>,
+    /// What the latents of both answers carry; absent for a standard head.
+    #[serde(default)]
+    pub latents: Option<LatentDiagnostics>,
 }
 
 /// Pairs of which the model is about as sure.
@@ -61,10 +127,16 @@ impl Evaluation {
     /// # Errors
     /// As [`Judge::scores`].
     pub fn of(judge: &mut Judge, pairs: &[EncodedPair]) -> anyhow::Result<Self> {
-        Ok(Self::from_rewards(pairs, &judge.rewards(pairs)?))
+        Ok(Self::from_scores(pairs, &judge.pair_scores(pairs)?))
     }
 
-    /// `rewards`: of each pair's chosen and rejected text, one after the other.
+    /// `scores`: of each pair's chosen and rejected text, one after the other.
+    pub(super) fn from_scores(pairs: &[EncodedPair], scores: &[Score]) -> Self {
+        let rewards: Vec<f64> = scores.iter().map(|score| f64::from(score.reward)).collect();
+        Self { latents: LatentDiagnostics::of(scores), ..Self::from_rewards(pairs, &rewards) }
+    }
+
+    /// Of rewards alone, in the same order.
     fn from_rewards(pairs: &[EncodedPair], rewards: &[f64]) -> Self {
         let rows = || pairs.iter().zip(rewards.chunks_exact(2));
         let of = |keep: &dyn Fn(&EncodedPair) -> bool| {
@@ -88,11 +160,12 @@ impl Evaluation {
             calibration,
             calibration_error,
             margins: histogram(&margins),
+            latents: None,
         }
     }
 
     /// Names of the parts, and what came of each.
-    fn parts(&self) -> impl Iterator<Item = (String, &PairAccuracy)> {
+    pub(super) fn parts(&self) -> impl Iterator<Item = (String, &PairAccuracy)> {
         let subsets = self.subsets.iter().map(|(name, accuracy)| (name.clone(), accuracy));
         let lengths =
             [("chosen shorter", &self.shorter_chosen), ("chosen longer", &self.longer_chosen)];
@@ -145,47 +218,12 @@ fn histogram(margins: &[f64]) -> Vec<MarginBin> {
     bins
 }
 
-/// Checkpoints side by side, as a Markdown table: accuracies with their 95 % intervals.
-pub fn side_by_side(evaluations: &[(String, Evaluation)]) -> String {
-    let mut table = String::from("| pairs | number |");
-    for (name, _) in evaluations {
-        let _ = write!(table, " {name} |");
-    }
-    table.push_str("\n|---|---|");
-    table.push_str(&"---|".repeat(evaluations.len()));
-    table.push('\n');
-    let parts: Vec<Vec<(String, &PairAccuracy)>> =
-        evaluations.iter().map(|(_, evaluation)| evaluation.parts().collect()).collect();
-    for (row, (name, accuracy)) in parts.first().into_iter().flatten().enumerate() {
-        let _ = write!(table, "| {name} | {} |", accuracy.pairs);
-        for column in &parts {
-            let PairAccuracy { accuracy, interval: (low, high), pairs, .. } = column[row].1;
-            if *pairs == 0 {
-                table.push_str(" |");
-            } else {
-                let _ = write!(table, " {accuracy:.3} ({low:.3} to {high:.3}) |");
-            }
-        }
-        table.push('\n');
-    }
-    let mut figures = |name: &str, figure: fn(&Evaluation) -> f64| {
-        let _ = write!(table, "| {name} | |");
-        for (_, evaluation) in evaluations {
-            let _ = write!(table, " {:.3} |", figure(evaluation));
-        }
-        table.push('\n');
-    };
-    figures("calibration error", |evaluation| evaluation.calibration_error);
-    figures("mean margin", |evaluation| evaluation.all.margin_mean);
-    table
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::train::Origin;
+    use crate::train::{Origin, side_by_side};
 
     fn pair(chosen: usize, rejected: usize, subset: Option<&str>) -> EncodedPair {
         let subset = subset.map(str::to_owned);

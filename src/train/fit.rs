@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::config::{CardConfig, FeatureConfig, FitConfig, Mode, ProgressConfig, Start};
+use super::baseline::{BaselineReport, baseline_of};
+use super::config::{FeatureConfig, FitConfig, Mode, Start};
 use super::data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
 use super::descent::Descent;
+use super::diagnostics::LatentDiagnostics;
 use super::evaluate::{Judge, PairAccuracy};
+use super::evaluation::Evaluation;
 use super::init_head::{init_head, text_files};
 use super::progress::Progress;
 use super::scratch;
@@ -22,13 +25,13 @@ use super::trained::Trained;
 use super::{adapter, card};
 use crate::checkpoint::{
     Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
-    ModelConfig, write_checkpoint,
+    ModelConfig, read_json, write_checkpoint,
 };
 
 /// Name of the file in a checkpoint that records how it was trained.
 pub const TRAINING_FILE: &str = "training.json";
 /// Name of the model card.
-const CARD_FILE: &str = "README.md";
+pub(super) const CARD_FILE: &str = "README.md";
 
 /// How a checkpoint was trained: kept in it, so that its evaluation can be repeated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +47,15 @@ pub struct TrainingRecord {
 }
 
 impl TrainingRecord {
+    /// The record of a checkpoint folder; `None` where it has none.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that is no such record.
+    pub fn read(folder: &Path) -> Result<Option<Self>, CheckpointError> {
+        let file = folder.join(TRAINING_FILE);
+        file.exists().then(|| read_json(&file)).transpose()
+    }
+
     /// The pairs of `files` that the training held out.
     ///
     /// # Errors
@@ -100,6 +112,12 @@ pub struct FitReport {
     pub best_step: Option<usize>,
     /// The stored checkpoint on the held-out pairs; absent without any.
     pub held_out: Option<PairAccuracy>,
+    /// Mean distance of its confidence from its accuracy on them.
+    #[serde(default)]
+    pub calibration_error: Option<f64>,
+    /// What its latents carry on them; absent for a standard head.
+    #[serde(default)]
+    pub latents: Option<LatentDiagnostics>,
     /// Seconds of the whole run.
     pub seconds: f64,
 }
@@ -183,6 +201,8 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         epochs: Vec::new(),
         best_step: None,
         held_out: None,
+        calibration_error: None,
+        latents: None,
         seconds: 0.0,
     };
     Descent { config, checkpoint: &checkpoint, train: &train, held_out: &held_out }.run(
@@ -209,7 +229,11 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     };
     write_checkpoint(&config.output, &contents, |folder| {
         let finished = Finished::measure(folder, config, &held_out)?;
-        report.held_out = finished.accuracy.clone();
+        if let Some(found) = &finished.evaluation {
+            report.held_out = Some(found.all.clone());
+            report.calibration_error = Some(found.calibration_error);
+            report.latents = found.latents.clone();
+        }
         report.seconds = started.elapsed().as_secs_f64();
         let record = TrainingRecord {
             config: config.clone(),
@@ -223,6 +247,9 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
             progress.finished_log()?,
         ];
         files.extend(adapter);
+        if let Some(baseline) = &finished.report {
+            files.push(baseline.file()?);
+        }
         if let Some(accuracy) = &report.held_out {
             files.push((CONFIG_FILE.to_owned(), with_reward_scale(folder, accuracy)?));
         }
@@ -274,8 +301,9 @@ fn exchange(pairs: &mut [EncodedPair], share: f64, seed: u64) -> usize {
 
 /// What only the stored weights can tell.
 pub(super) struct Finished {
-    pub(super) accuracy: Option<PairAccuracy>,
-    pub(super) baseline: Option<Baseline>,
+    evaluation: Option<Evaluation>,
+    baseline: Option<Baseline>,
+    pub(super) report: Option<BaselineReport>,
     pub(super) weights: String,
 }
 
@@ -293,33 +321,23 @@ impl Finished {
         };
         let depth = config.depth(&stored.config.decoder)?;
         let mut judge = Judge::load(&stored, &features, depth, config.threads)?;
-        let accuracy = match held_out {
-            [] => None,
-            pairs => Some(PairAccuracy::of(&judge.rewards(pairs)?)),
-        };
-        let latent_dim = stored.config.head.latent_dim();
+        let scores = judge.pair_scores(held_out)?;
+        let evaluation = (!held_out.is_empty()).then(|| Evaluation::from_scores(held_out, &scores));
         let samples = &held_out[..held_out.len().min(config.baseline.samples)];
-        let texts: Vec<&[u32]> = samples.iter().map(|pair| pair.chosen.as_slice()).collect();
-        let baseline = latent_dim
-            .filter(|_| !samples.is_empty())
-            .map(|dimension| {
-                let mut latents = Vec::with_capacity(samples.len() * dimension);
-                let mut rewards = Vec::with_capacity(samples.len());
-                for score in judge.scores(&texts)? {
-                    rewards.push(score.reward);
-                    latents.extend(score.latent.into_iter().flat_map(|latent| latent.mean));
-                }
-                anyhow::Ok(Baseline {
-                    latents,
-                    dimension,
-                    rewards: Some(rewards),
-                    prompts: Some(samples.iter().map(|pair| pair.prompt).collect()),
-                    weights: stored.weights.clone(),
-                    source: format!("chosen answers of {} held-out pairs", samples.len()),
-                })
-            })
-            .transpose()?;
-        Ok(Self { accuracy, baseline, weights: stored.weights })
+        let latent_dim = stored.config.head.latent_dim().filter(|_| !samples.is_empty());
+        let baseline = latent_dim.map(|dimension| {
+            baseline_of(
+                scores.iter().step_by(2).take(samples.len()),
+                dimension,
+                samples.iter().map(|pair| Some(pair.prompt)).collect(),
+                &stored.weights,
+                format!("chosen answers of {} held-out pairs", samples.len()),
+            )
+        });
+        let report = baseline
+            .as_ref()
+            .and_then(|baseline| BaselineReport::of(baseline, Vec::new(), features.dtype));
+        Ok(Self { evaluation, baseline, report, weights: stored.weights })
     }
 }
 
@@ -339,21 +357,13 @@ fn fingerprint(
     data: &[DataFile],
     checkpoint: &Checkpoint,
 ) -> anyhow::Result<String> {
-    // What may change between an interrupted run and its continuation.
-    let config = FitConfig {
-        output: PathBuf::new(),
-        threads: 0,
-        progress: ProgressConfig::default(),
-        card: CardConfig::default(),
-        ..config.clone()
-    };
     let mut hash = Sha256::new();
-    hash.update(serde_json::to_vec(&(config, data))?);
+    hash.update(serde_json::to_vec(&(config.decisive(), data))?);
     hash.update(&checkpoint.weights);
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn data_files(files: &[PathBuf]) -> anyhow::Result<Vec<DataFile>> {
+pub(super) fn data_files(files: &[PathBuf]) -> anyhow::Result<Vec<DataFile>> {
     files
         .iter()
         .map(|file| {

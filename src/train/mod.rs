@@ -1,13 +1,17 @@
 //! Training: from preference pairs to a checkpoint that the server loads.
 
 mod adapter;
+mod answers;
+mod baseline;
 mod card;
 mod config;
 mod data;
 mod descent;
+mod diagnostics;
 mod evaluate;
 mod evaluation;
 mod features;
+mod figures;
 mod fit;
 mod gradients;
 mod init_head;
@@ -16,15 +20,20 @@ mod optimiser;
 mod progress;
 mod schedule;
 mod scratch;
+mod side_by_side;
+mod sweep;
 mod trained;
 
+pub(crate) use answers::{ANSWER_FORMS, answer};
+pub use baseline::{BaselineReport, BaselineSettings, CALIBRATION_FILE, make_baseline};
 pub use config::{FeatureConfig, FitConfig};
 pub(crate) use data::lines;
 pub use data::{
     BadLines, Dropped, EncodedPair, Origin, Pair, PairLimits, Split, encode_pairs, read_pairs,
 };
+pub use diagnostics::LatentDiagnostics;
 pub use evaluate::{Judge, PairAccuracy, wilson_interval};
-pub use evaluation::{CalibrationBin, Evaluation, MarginBin, side_by_side};
+pub use evaluation::{CalibrationBin, Evaluation, EvaluationSettings, MarginBin};
 pub use features::{Depth, FeatureStore};
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
 pub use gradients::{Backward, Gradients};
@@ -32,3 +41,7 @@ pub use init_head::init_head;
 pub use loss::{KlReduction, Loss, LossConfig, LossMargin, pair_loss};
 pub use optimiser::{AdamW, OptimiserConfig};
 pub use schedule::{ScheduleConfig, ScheduleKind};
+pub use side_by_side::side_by_side;
+pub use sweep::{
+    FailedRun, RunSummary, Setting, SettingSummary, Spread, SweepConfig, SweepReport, sweep,
+};

@@ -129,6 +129,18 @@ impl Null {
         self.energy.as_ref()
     }
 
+    /// Mean of CSI per sample in windows of `samples` fresh answers, and its quantiles at `levels`. `latents` are those
+    /// that the null was fitted to. `None` where there is no null.
+    pub fn csi_quantiles<const N: usize>(
+        &self,
+        latents: ArrayView2<'_, f64>,
+        samples: usize,
+        levels: [f64; N],
+    ) -> Option<(f64, [f64; N])> {
+        let null = self.csi(latents, samples)?;
+        Some((null.mean(), levels.map(|level| null.quantile(level, samples as f64))))
+    }
+
     /// The number of independent answers that tell as much about the population as these `[n, d]`
     /// latents, where several answer the same prompt: `n` over Kish's design effect,
     ///

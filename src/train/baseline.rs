@@ -1,0 +1,234 @@
+//! `trainer baseline`: SFT answers become the baseline of a checkpoint that is there.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::answers::{ANSWER_FORMS, answer};
+use super::card;
+use super::config::FeatureConfig;
+use super::data::{BadLines, Origin, read_rows};
+use super::evaluate::Judge;
+use super::features::Depth;
+use super::fit::{CARD_FILE, DataFile, data_files};
+use crate::checkpoint::{
+    BASELINE_FILE, Baseline, Checkpoint, EncodeError, Input, TextEncoder, replace_file,
+};
+use crate::model::Score;
+use crate::monitor::{Calibration, MonitorConfig, Subject};
+use crate::ops::cpu::Precision;
+
+/// Name of the file in a checkpoint that says what its baseline is and gives.
+pub const CALIBRATION_FILE: &str = "calibration.json";
+
+/// A baseline: where it comes from, and what the monitor derives of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BaselineReport {
+    /// Names and SHA-256 of the files with its answers; none where they are held-out pairs of the training.
+    pub data: Vec<DataFile>,
+    /// Precision of products that scored them.
+    pub dtype: Precision,
+    /// What follows for windows.
+    #[serde(flatten)]
+    pub calibration: Calibration,
+}
+
+impl BaselineReport {
+    /// Of a baseline that was scored in `dtype`; `None` for one without latents. Takes seconds.
+    pub(super) fn of(baseline: &Baseline, data: Vec<DataFile>, dtype: Precision) -> Option<Self> {
+        let calibration = Calibration::of(baseline, &MonitorConfig::default())?;
+        Some(Self { data, dtype, calibration })
+    }
+
+    /// Its name and its bytes as a file of the checkpoint.
+    pub(super) fn file(&self) -> serde_json::Result<(String, Vec<u8>)> {
+        Ok((CALIBRATION_FILE.to_owned(), serde_json::to_vec_pretty(self)?))
+    }
+}
+
+/// What becomes the baseline of which checkpoint.
+#[derive(Debug, Clone)]
+pub struct BaselineSettings<'a> {
+    /// Checkpoint folder.
+    pub model: &'a Path,
+    /// Files with answers of the SFT model.
+    pub data: &'a [PathBuf],
+    /// Answers to use, drawn where there are more.
+    pub samples: usize,
+    /// Seed of the draw.
+    pub seed: u64,
+    /// What to do with a line that is no answer, or one too long for the model.
+    pub bad_lines: BadLines,
+    /// Precision of products.
+    pub dtype: Precision,
+    /// Threads; 0 for one a processor.
+    pub threads: usize,
+}
+
+/// An answer that can be scored.
+struct Answer {
+    ids: Vec<u32>,
+    prompt: Option<u64>,
+    origin: Origin,
+}
+
+/// Scores SFT answers and puts their latents into the checkpoint, in place of the baseline that it had; the weights are
+/// not touched. Its calibration and the baseline's part of its card are written anew.
+///
+/// # Errors
+/// A checkpoint without latents, no usable answer, a bad line that is to be refused (names file and line), a score that
+/// is not finite, or a folder that cannot be written.
+pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<BaselineReport> {
+    let BaselineSettings { model, data, samples, dtype, .. } = settings;
+    ensure!(*samples > 0, "--samples: must be at least 1");
+    let checkpoint = Checkpoint::open_without_baseline(model)?;
+    let dimension = checkpoint.config.head.latent_dim().with_context(|| {
+        format!("{}: a standard reward head has no latents to compare with", model.display())
+    })?;
+    let (answers, left_out) = settings.answers(&checkpoint.encoder)?;
+    for problem in &left_out {
+        eprintln!("left out: {problem}");
+    }
+    let found = answers.len();
+    let answers = drawn(answers, *samples, settings.seed);
+    eprintln!(
+        "{found} answers, {} left out; {} become the baseline",
+        left_out.len(),
+        answers.len()
+    );
+
+    let features = FeatureConfig { folder: None, dtype: *dtype };
+    let mut judge = Judge::load(&checkpoint, &features, Depth::Pooled, settings.threads)?;
+    let texts: Vec<&[u32]> = answers.iter().map(|answer| answer.ids.as_slice()).collect();
+    let scores = judge.scores(&texts)?;
+    for (score, answer) in scores.iter().zip(&answers) {
+        let latent = score.latent.iter().flat_map(|latent| &latent.mean);
+        let is_finite = latent.chain([&score.reward]).all(|value| value.is_finite());
+        ensure!(is_finite, "{}: its reward or latent is not finite", answer.origin);
+    }
+    let source = format!("{} of {found} answers of {}", answers.len(), names(data));
+    let prompts = answers.iter().map(|answer| answer.prompt).collect();
+    let baseline = baseline_of(&scores, dimension, prompts, &checkpoint.weights, source);
+    let report = BaselineReport::of(&baseline, data_files(data)?, *dtype)
+        .context("a baseline without latents")?;
+
+    // The only one that is served goes first: what describes it may be late, but never early.
+    replace_file(&model.join(BASELINE_FILE), &baseline.to_bytes()?)?;
+    let (name, bytes) = report.file()?;
+    replace_file(&model.join(name), &bytes)?;
+    let file = model.join(CARD_FILE);
+    let old = match fs::read_to_string(&file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        read => Some(read.with_context(|| file.display().to_string())?),
+    };
+    replace_file(&file, card::with_baseline(old.as_deref(), &report)?.as_bytes())?;
+    Ok(report)
+}
+
+impl BaselineSettings<'_> {
+    /// The answers of the files, and what was left out of them.
+    fn answers(&self, encoder: &TextEncoder) -> anyhow::Result<(Vec<Answer>, Vec<String>)> {
+        let (rows, mut left_out) = read_rows(self.data, self.bad_lines, read_answer)?;
+        let encoded: Vec<Result<Answer, (Origin, EncodeError)>> = rows
+            .into_par_iter()
+            .map(|(input, origin)| match encoder.encode(&input, false) {
+                Ok(encoding) => {
+                    Ok(Answer { ids: encoding.ids, prompt: Subject::of(&input).prompt, origin })
+                }
+                Err(error) => Err((origin, error)),
+            })
+            .collect();
+        let mut answers = Vec::with_capacity(encoded.len());
+        for answer in encoded {
+            match (answer, self.bad_lines) {
+                (Ok(answer), _) => answers.push(answer),
+                (Err((origin, error)), BadLines::Drop) => {
+                    left_out.push(format!("{origin}: {}", reason(&error)));
+                }
+                (Err((origin, error)), BadLines::Refuse) => {
+                    anyhow::bail!("{origin}: {}", reason(&error));
+                }
+            }
+        }
+        let first = left_out.first().map_or(String::new(), |first| format!("; {first}"));
+        ensure!(!answers.is_empty(), "no answer in {:?} can be used{first}", self.data);
+        Ok((answers, left_out))
+    }
+}
+
+/// The encoder's words are for those who send a request.
+fn reason(error: &EncodeError) -> String {
+    match error {
+        EncodeError::TooLong { tokens, limit } => {
+            format!("{tokens} tokens, more than the model's context of {limit}")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn read_answer(row: &Value, origin: &Origin) -> anyhow::Result<(Input, Origin)> {
+    ensure!(row.is_object(), "expected an object with {ANSWER_FORMS}");
+    let input = answer(row)?.with_context(|| format!("needs {ANSWER_FORMS}"))?;
+    if let Input::Messages(messages) = &input {
+        let last = messages.last().filter(|last| last.role == "assistant");
+        let last = last.context("does not end with the assistant's answer")?;
+        ensure!(!last.content.trim().is_empty(), "the answer is empty");
+    }
+    Ok((input, origin.clone()))
+}
+
+/// `count` of the answers, each with the same chance, in their order.
+fn drawn(answers: Vec<Answer>, count: usize, seed: u64) -> Vec<Answer> {
+    if answers.len() <= count {
+        return answers;
+    }
+    let mut order: Vec<usize> = (0..answers.len()).collect();
+    let (chosen, _) = order.partial_shuffle(&mut ChaCha8Rng::seed_from_u64(seed), count);
+    let mut is_chosen = vec![false; answers.len()];
+    chosen.iter().for_each(|&index| is_chosen[index] = true);
+    let answers = answers.into_iter().zip(is_chosen);
+    answers.filter_map(|(answer, is_chosen)| is_chosen.then_some(answer)).collect()
+}
+
+/// Names of files, without their folders.
+fn names(files: &[PathBuf]) -> String {
+    let mut names = String::new();
+    for file in files {
+        let comma = if names.is_empty() { "" } else { ", " };
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        // Writing to a string cannot fail.
+        let _ = write!(names, "{comma}{name}");
+    }
+    names
+}
+
+/// The baseline of scored answers; `prompts` are kept where all are known.
+pub(super) fn baseline_of<'a>(
+    scores: impl IntoIterator<Item = &'a Score>,
+    dimension: usize,
+    prompts: Vec<Option<u64>>,
+    weights: &str,
+    source: String,
+) -> Baseline {
+    let (mut latents, mut rewards) = (Vec::new(), Vec::new());
+    for score in scores {
+        rewards.push(score.reward);
+        latents.extend(score.latent.iter().flat_map(|latent| &latent.mean));
+    }
+    Baseline {
+        latents,
+        dimension,
+        rewards: Some(rewards),
+        prompts: prompts.into_iter().collect(),
+        weights: weights.to_owned(),
+        source,
+    }
+}
