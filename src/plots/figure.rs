@@ -167,10 +167,11 @@ impl Figure {
             }
         };
         let mut axes = ChartBuilder::on(&plot)
+            .margin_left(8 * UNIT)
             .margin_right(14 * UNIT)
             .margin_top(4 * UNIT)
             .x_label_area_size(if last { 34 * UNIT } else { 6 * UNIT })
-            .y_label_area_size(60 * UNIT)
+            .y_label_area_size(54 * UNIT)
             .build_cartesian_2d(x.clone(), y.clone())?;
         axes.configure_mesh()
             .disable_x_mesh()

@@ -35,27 +35,25 @@ impl LatentDiagnostics {
         let dimension = latents.first()?.mean.len();
         let divergences: Vec<Vec<f64>> =
             latents.iter().map(|latent| latent.divergences().collect()).collect();
-        let mut found = Self {
-            answers: latents.len(),
-            kl: 0.0,
-            kl_by_dimension: Vec::with_capacity(dimension),
-            mean_variance: Vec::with_capacity(dimension),
-            active_units: 0,
-            sigma_mean: 0.0,
-        };
         let of = |value: &dyn Fn(usize) -> f64| {
             moments(&(0..latents.len()).map(value).collect::<Vec<f64>>())
         };
-        for unit in 0..dimension {
+        let units = (0..dimension).map(|unit| {
             let (kl, _) = of(&|answer| divergences[answer][unit])?;
             let (_, spread) = of(&|answer| f64::from(latents[answer].mean[unit]))?;
             let (sigma, _) = of(&|answer| f64::from(latents[answer].sigma[unit]))?;
-            found.kl += kl;
-            found.kl_by_dimension.push(kl);
-            found.mean_variance.push(spread * spread);
-            found.active_units += usize::from(spread * spread > ACTIVE_VARIANCE);
-            found.sigma_mean += sigma / dimension as f64;
-        }
+            Some((kl, spread * spread, sigma))
+        });
+        let units: Vec<(f64, f64, f64)> = units.collect::<Option<_>>()?;
+        let mean_variance: Vec<f64> = units.iter().map(|unit| unit.1).collect();
+        let found = Self {
+            answers: latents.len(),
+            kl: units.iter().map(|unit| unit.0).sum(),
+            kl_by_dimension: units.iter().map(|unit| unit.0).collect(),
+            active_units: mean_variance.iter().filter(|v| **v > ACTIVE_VARIANCE).count(),
+            mean_variance,
+            sigma_mean: moments(&units.iter().map(|unit| unit.2).collect::<Vec<f64>>())?.0,
+        };
         let all = found.kl_by_dimension.iter().chain(&found.mean_variance);
         let is_finite = all.chain([&found.sigma_mean]).all(|value| value.is_finite());
         is_finite.then_some(found)

@@ -232,14 +232,14 @@ impl SweepReport {
             let step = betas.iter().position(|&other| other == beta).unwrap_or_default();
             step as f64 + APART * (line as f64 - (lines.len() - 1) as f64 / 2.0)
         };
-        let panel = |axis: &str, value: &dyn Fn(&SettingSummary) -> Option<(f64, (f64, f64))>| {
+        let panel = |axis: &str, value: &dyn Fn(&SettingSummary) -> Option<Spread>| {
             let series = lines.iter().enumerate().map(|(number, line)| {
                 let own = inform().filter(|one| Setting { beta: None, ..one.setting } == *line);
                 let mut points: Vec<FigurePoint> = own
                     .filter_map(|one| {
-                        let (y, interval) = value(one)?;
+                        let Spread { mean, least, most } = value(one)?;
                         let x = place(one.setting.beta?, number);
-                        Some(FigurePoint { x, y, interval: Some(interval) })
+                        Some(FigurePoint { x, y: mean, interval: Some((least, most)) })
                     })
                     .collect();
                 points.sort_by(|a, b| a.x.total_cmp(&b.x));
@@ -257,15 +257,14 @@ impl SweepReport {
             .and_then(|one| Some((one.setting.to_string(), one.accuracy?.mean)))
             .map(|(name, level)| (name, [(-0.5, level), (last, level)]));
         let accuracy = panel("held-out accuracy", &|one| {
-            let Spread { mean, least, most } = one.accuracy?;
+            if one.seeds > 1 {
+                return one.accuracy;
+            }
             let run = self.runs.iter().find(|run| run.setting == one.setting)?;
-            let interval = run.held_out.as_ref()?.interval;
-            Some((mean, if one.seeds == 1 { interval } else { (least, most) }))
+            let PairAccuracy { accuracy, interval: (least, most), .. } = *run.held_out.as_ref()?;
+            Some(Spread { mean: accuracy, least, most })
         });
-        let units = panel("active units", &|one| {
-            let Spread { mean, least, most } = one.active_units?;
-            Some((mean, (least, most)))
-        });
+        let units = panel("active units", &|one| one.active_units);
         Figure {
             title: "Held-out accuracy and active units".to_owned(),
             note: "Against beta, for each latent dimension.".to_owned(),
