@@ -21,7 +21,7 @@ mod rotary;
 
 use head::InformHead;
 pub use packing::{Packing, Segment};
-pub use rotary::RopeScaling;
+pub use rotary::{RopeFactors, RopeScaling};
 
 /// A device operation that could not be carried out.
 #[derive(Debug, Error)]
