@@ -63,8 +63,8 @@ fn a_wrong_key_is_named() {
         (
             "llama_llama3",
             "rope_scaling",
-            json!({"type": "longrope", "factor": 2}),
-            &["rope_scaling.type", "longrope"],
+            json!({"type": "su", "factor": 2}),
+            &["rope_scaling.type", "su"],
         ),
         ("llama_llama3", "rope_parameters", without_factor, &["rope_parameters.factor", "missing"]),
         (
@@ -141,10 +141,21 @@ fn a_wrong_key_is_named() {
         (
             "phi3",
             "rope_parameters",
-            json!({"rope_type": "longrope", "short_factor": [1.0]}),
-            &["rope_parameters.rope_type", "longrope", "4k"],
+            json!({"rope_type": "longrope"}),
+            &["rope_parameters.short_factor", "missing"],
         ),
-        ("phi3", "rope_scaling", json!({"type": "su"}), &["rope_scaling.rope_type", "su"]),
+        (
+            "phi3",
+            "rope_scaling",
+            json!({"type": "su", "short_factor": [0]}),
+            &["rope_scaling.short_factor", "above 0"],
+        ),
+        (
+            "phi3_long",
+            "rope_parameters",
+            json!({"rope_type": "longrope", "short_factor": [1, 2, 3]}),
+            &["short_factor", "3 factors", "2 frequencies"],
+        ),
         ("gemma2", "hidden_activation", json!("gelu"), &["hidden_activation", "gelu_pytorch_tanh"]),
         ("gemma2", "attn_logit_softcapping", json!(-50), &["attn_logit_softcapping", "-50"]),
         ("gemma2", "query_pre_attn_scalar", json!(0), &["query_pre_attn_scalar", "above 0"]),

@@ -7,14 +7,15 @@
 mod common;
 
 use common::{Golden, golden, relative_error};
-use inform::checkpoint::{FolderTensors, ModelConfig};
+use inform::checkpoint::{CheckpointError, FolderTensors, ModelConfig};
 use inform::model::{RewardModel, Scorer};
+use inform::ops::autograd::AutogradOps;
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::{Ops, Packing};
 
 const LLAMA: [&str; 5] =
     ["llama_bias", "llama_linear", "llama_dynamic", "llama_llama3", "llama_yarn"];
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
     "qwen2",
     "qwen2_sliding",
     "mistral",
@@ -22,6 +23,7 @@ const OTHERS: [&str; 9] = [
     "gpt_neox",
     "gpt_neox_sequential",
     "phi3",
+    "phi3_long",
     "gemma2",
     "gemma3",
 ];
@@ -82,5 +84,39 @@ fn bf16_is_near() {
         let error = relative_error(&hidden, &expected);
         println!("{name}: hidden states off by {error:.1e}");
         assert!(error > 1e-4 && error < 0.03, "{name}: {error:e}");
+    }
+}
+
+/// Longer texts would need other frequencies.
+#[test]
+fn longrope_takes_texts_of_its_original_length() {
+    let config = ModelConfig::read(&golden("families/phi3_long")).unwrap();
+    assert_eq!(config.decoder.max_position_embeddings, 256);
+}
+
+/// Whatever scales its rotary embedding, a Llama is trained as it is scored; another family is refused.
+#[test]
+fn training_computes_a_family_or_refuses_it() {
+    for name in LLAMA.into_iter().chain(OTHERS) {
+        let folder = golden("families").join(name);
+        let config = ModelConfig::read(&folder).unwrap();
+        let ops = AutogradOps::new(1, Precision::F32).unwrap();
+        let tensors = FolderTensors::open(&folder).unwrap();
+        match RewardModel::load(ops, &config, &tensors) {
+            Ok(model) => {
+                assert!(LLAMA.contains(&name), "{name}");
+                let expected = Golden::read(&format!("families/{name}.safetensors"));
+                let packing = Packing::new(&expected.sequences()).unwrap();
+                let output = model.forward(&packing, None).unwrap();
+                let rewards = model.ops().read(&output.reward).unwrap();
+                assert!(difference(&rewards, &expected.f32("reward")) < 1e-5, "{name}");
+            }
+            Err(CheckpointError::Unsupported(message)) => {
+                println!("{message}");
+                assert!(name == "llama_bias" || OTHERS.contains(&name), "{name}: {message}");
+                assert!(message.starts_with("training does not support this"), "{message}");
+            }
+            Err(error) => panic!("{name}: {error}"),
+        }
     }
 }

@@ -23,7 +23,7 @@ mod rotary;
 use head::InformHead;
 pub use noise::standard_normal;
 pub use packing::{Packing, Segment};
-pub use rotary::RopeScaling;
+pub use rotary::{RopeFactors, RopeScaling};
 
 /// A device operation that could not be carried out.
 #[derive(Debug, Error)]

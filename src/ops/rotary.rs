@@ -12,6 +12,8 @@ use super::AttentionShape;
 /// are those of `config.json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 #[serde(tag = "rope_type", rename_all = "snake_case")]
+// Shapes are copied once a layer; factors elsewhere would cost them that.
+#[allow(clippy::large_enum_variant)]
 pub enum RopeScaling {
     /// Not at all.
     #[default]
@@ -55,6 +57,47 @@ pub enum RopeScaling {
         /// Whether the bounds of the degrees are rounded to whole channels.
         truncate: bool,
     },
+    /// Each divided by a factor of its own, those for texts up to the length of the first training; longer ones are not
+    /// taken here. Cosines and sines are scaled, too (Ding et al. 2024).
+    #[serde(rename = "longrope")]
+    LongRope {
+        /// Above 0, one for each frequency.
+        short_factor: RopeFactors,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f32,
+        /// Tokens of a text in the first training.
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// A factor for each frequency.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeFactors {
+    count: usize,
+    values: [f32; Self::MOST],
+}
+
+impl RopeFactors {
+    /// Frequencies of heads with 256 channels.
+    const MOST: usize = 128;
+
+    /// `None` where they are more than the widest heads have frequencies.
+    pub fn new(factors: &[f32]) -> Option<Self> {
+        let mut values = [0.0; Self::MOST];
+        values.get_mut(..factors.len())?.copy_from_slice(factors);
+        Some(Self { count: factors.len(), values })
+    }
+
+    /// The factors in order of the channels.
+    pub fn values(&self) -> &[f32] {
+        &self.values[..self.count]
+    }
+}
+
+impl Serialize for RopeFactors {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.values().serialize(serializer)
+    }
 }
 
 impl RopeScaling {
@@ -138,13 +181,17 @@ impl Rope {
                 };
                 powers.enumerate().map(scaled).collect()
             }
+            RopeScaling::LongRope { short_factor, .. } => {
+                powers.zip(short_factor.values()).map(|(p, factor)| 1.0 / (factor * p)).collect()
+            }
         }
     }
 
     /// What cosines and sines are multiplied by.
     fn amplitude(&self) -> f32 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn { attention_factor, .. }
+            | RopeScaling::LongRope { attention_factor, .. } => attention_factor,
             _ => 1.0,
         }
     }

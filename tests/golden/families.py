@@ -92,6 +92,20 @@ MODELS = {
         hf.Phi3ForSequenceClassification,
         hf.Phi3Config(**COMMON, sliding_window=45, partial_rotary_factor=0.5),
     ),
+    # With texts below its original length.
+    "phi3_long": lambda: (
+        hf.Phi3ForSequenceClassification,
+        hf.Phi3Config(
+            **{**COMMON, "max_position_embeddings": 1024},
+            original_max_position_embeddings=256,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 50.0,
+                "short_factor": [1.1, 1.7],
+                "long_factor": [2.0, 5.0],
+            },
+        ),
+    ),
     "gemma2": lambda: (
         hf.Gemma2ForSequenceClassification,
         hf.Gemma2Config(

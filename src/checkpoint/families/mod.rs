@@ -20,7 +20,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use super::{Architecture, CheckpointError, DecoderConfig, TensorSource, TensorValues};
-use crate::ops::AttentionShape;
+use crate::ops::{AttentionShape, RopeScaling};
 pub(super) use keys::Keys;
 use rope::Rope;
 
@@ -123,6 +123,11 @@ impl Family {
             Self::Gemma3 => gemma3::read(keys),
         }?;
         decoder.architecture.family = self;
+        if let RopeScaling::LongRope { original_max_position_embeddings: original, .. } =
+            decoder.attention.rope_scaling
+        {
+            decoder.max_position_embeddings = decoder.max_position_embeddings.min(original);
+        }
         // A window over the longest text is none.
         let longest = decoder.max_position_embeddings;
         let sliding = decoder.architecture.sliding.iter_mut().map(|sliding| &mut sliding.attention);

@@ -1,24 +1,22 @@
-//! Phi-3 and Phi-4-mini: Llama with a sliding window, whose queries, keys and values are one tensor, gate and up another.
+//! Phi-3 and Phi-4-mini: Llama with a sliding window, the long ones for texts of up to the first training's length, whose queries, keys and values are one tensor, gate and up another.
 
 use super::{Keys, Rope, base, heads, rows, window};
 use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource, TensorValues};
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
-    for name in ["rope_scaling", "rope_parameters"] {
-        let Some(map) = keys.object(name)? else { continue };
-        let kind = map.get("rope_type").or_else(|| map.get("type")).and_then(|kind| kind.as_str());
-        if kind.is_some_and(|kind| kind != "default") {
-            let message = format!(
-                "found {:?}: frequencies that depend on a text's length (longrope) are not supported; the \
-                 models for short texts (4k) have none",
-                kind.unwrap_or_default()
-            );
-            return Err(keys.wrong(&format!("{name}.rope_type"), message));
+    let rope = Rope::read_or(keys, |map| {
+        // What early releases called longrope.
+        for key in ["rope_type", "type"] {
+            if map.get(key).is_some_and(|kind| kind == "su" || kind == "yarn") {
+                map.insert(key.to_owned(), "longrope".into());
+            }
         }
-    }
+        map.entry("original_max_position_embeddings").or_insert(4096.into());
+        Ok(())
+    })?;
     let mut decoder = base(keys, heads(keys, None)?)?;
     decoder.rms_norm_eps = keys.or("rms_norm_eps", 1e-5)?;
-    decoder.attention = Rope::read(keys)?.into_shape(keys, decoder.attention)?;
+    decoder.attention = rope.into_shape(keys, decoder.attention)?;
     decoder.attention.window = window(keys, None)?;
     keys.expect("hidden_act", "silu".to_owned())?;
     Ok(decoder)

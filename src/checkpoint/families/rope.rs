@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::Keys;
 use crate::checkpoint::CheckpointError;
-use crate::ops::{AttentionShape, RopeScaling};
+use crate::ops::{AttentionShape, RopeFactors, RopeScaling};
 
 /// Where the scaling stands.
 const OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
@@ -75,6 +75,13 @@ impl Rope {
             );
             return Err(keys.wrong("partial_rotary_factor", message));
         }
+        if let RopeScaling::LongRope { short_factor, .. } = self.scaling
+            && short_factor.values().len() != channels / 2
+        {
+            let (found, expected) = (short_factor.values().len(), channels / 2);
+            let message = format!("{found} factors, a head has {expected} frequencies");
+            return Err(keys.wrong("short_factor", message));
+        }
         Ok(AttentionShape {
             rope_theta: self.theta,
             rotary_dim: (channels < shape.head_dim).then_some(channels),
@@ -92,18 +99,7 @@ fn scaling(keys: &Keys<'_>, own: &Keys<'_>) -> Result<RopeScaling, CheckpointErr
         kind = own.get(key)?;
     }
     let factor = || own.positive("factor")?.ok_or_else(|| own.wrong("factor", "is missing"));
-    // The key beside the object wins in transformers, too.
-    let original = || {
-        let original: Option<usize> = match keys.get("original_max_position_embeddings")? {
-            Some(value) => Some(value),
-            None => own.get("original_max_position_embeddings")?,
-        };
-        match original {
-            Some(0) => Err(own.wrong("original_max_position_embeddings", "must be at least 1")),
-            Some(value) => Ok(value),
-            None => keys.count("max_position_embeddings"),
-        }
-    };
+    let original = || original(keys, own);
     match kind.as_deref().unwrap_or("default") {
         "default" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
@@ -123,18 +119,66 @@ fn scaling(keys: &Keys<'_>, own: &Keys<'_>) -> Result<RopeScaling, CheckpointErr
             })
         }
         "yarn" => yarn(keys, own, original()?),
+        "longrope" => longrope(keys, own, original()?),
         other => Err(own.wrong(
             key,
-            format!("found {other:?}, supported are default, linear, dynamic, llama3 and yarn"),
+            format!(
+                "found {other:?}, supported are default, linear, dynamic, llama3, yarn and longrope"
+            ),
         )),
     }
 }
 
-fn yarn(keys: &Keys<'_>, own: &Keys<'_>, original: usize) -> Result<RopeScaling, CheckpointError> {
-    let factor = match own.positive("factor")? {
-        Some(factor) => factor,
-        None => keys.count("max_position_embeddings")? as f64 / original as f64,
+/// Tokens of a text in the first training.
+fn original(keys: &Keys<'_>, own: &Keys<'_>) -> Result<usize, CheckpointError> {
+    const KEY: &str = "original_max_position_embeddings";
+    // The key beside the object wins in transformers, too.
+    let original = match keys.get(KEY)? {
+        Some(value) => Some(value),
+        None => own.get(KEY)?,
     };
+    match original {
+        Some(0) => Err(own.wrong(KEY, "must be at least 1")),
+        Some(value) => Ok(value),
+        None => keys.count("max_position_embeddings"),
+    }
+}
+
+/// How much longer texts became.
+fn factor(keys: &Keys<'_>, own: &Keys<'_>, original: usize) -> Result<f64, CheckpointError> {
+    match own.positive("factor")? {
+        Some(factor) => Ok(factor),
+        None => Ok(keys.count("max_position_embeddings")? as f64 / original as f64),
+    }
+}
+
+/// Of texts up to the original length: what the long factors are for depends on a text's length.
+fn longrope(
+    keys: &Keys<'_>,
+    own: &Keys<'_>,
+    original: usize,
+) -> Result<RopeScaling, CheckpointError> {
+    let factor = factor(keys, own, original)?;
+    let attention_factor = match own.positive("attention_factor")? {
+        Some(factor) => factor,
+        None if factor > 1.0 => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        None => 1.0,
+    };
+    let factors: Vec<f32> = own.required("short_factor")?;
+    if !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+        return Err(own.wrong("short_factor", "must all be above 0"));
+    }
+    let short_factor = RopeFactors::new(&factors)
+        .ok_or_else(|| own.wrong("short_factor", format!("{} are too many", factors.len())))?;
+    Ok(RopeScaling::LongRope {
+        short_factor,
+        attention_factor: attention_factor as f32,
+        original_max_position_embeddings: original,
+    })
+}
+
+fn yarn(keys: &Keys<'_>, own: &Keys<'_>, original: usize) -> Result<RopeScaling, CheckpointError> {
+    let factor = factor(keys, own, original)?;
     // Peng et al. 2023, equation 22, and its later form with two coefficients.
     let attention = |coefficient: f64| match factor > 1.0 {
         true => 0.1 * coefficient * factor.ln() + 1.0,

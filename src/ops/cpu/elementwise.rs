@@ -116,8 +116,8 @@ vectorised! {
 #[inline(always)]
 fn gelu_exact(x: f32) -> f32 {
     let t = 1.0 / (1.0 + 0.28 * x.abs());
-    let mut p = -0.107_034_683;
-    for coefficient in [0.394_934_71, -0.245_292_35, 0.275_669_04, 0.064_763_613, 0.116_959_676] {
+    let mut p = -0.107_034_68;
+    for coefficient in [0.394_934_7, -0.245_292_35, 0.275_669_04, 0.064_763_61, 0.116_959_676] {
         p = p * t + coefficient;
     }
     let tail = p * t * exp(-0.5 * (x * x));
@@ -182,8 +182,8 @@ vectorised! {
 fn tanh(x: f32) -> f32 {
     let square = x * x;
     let mut p = -5.704_988_7e-3;
-    p = p * square + 2.063_908_9e-2;
-    p = p * square - 5.373_971_6e-2;
+    p = p * square + 2.063_909e-2;
+    p = p * square - 5.373_971_5e-2;
     p = p * square + 1.333_144_2e-1;
     p = p * square - 3.333_328e-1;
     let near = p * square * x + x;
