@@ -95,8 +95,8 @@ enum Command {
     },
     /// Put a fresh reward head on a language model
     InitHead {
-        /// Model folder
-        #[arg(long, value_name = "DIR")]
+        /// Model: a folder, a GGUF file, or owner/name of a hub
+        #[arg(long, value_name = "MODEL")]
         model: PathBuf,
         /// Folder to write
         #[arg(long, value_name = "DIR")]
@@ -240,7 +240,7 @@ fn evaluate_checkpoint(
 ) -> anyhow::Result<Evaluation> {
     let checkpoint = Checkpoint::open(model)?;
     let mut judge = Judge::load(&checkpoint, features, threads)?;
-    let record = model.join(TRAINING_FILE);
+    let record = checkpoint.folder.join(TRAINING_FILE);
     let record: Option<TrainingRecord> = if record.exists() {
         let text = std::fs::read(&record).with_context(|| record.display().to_string())?;
         Some(serde_json::from_slice(&text).with_context(|| record.display().to_string())?)

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{CheckpointError, read_json};
+use super::{CheckpointError, CheckpointSource};
 use crate::ops::AttentionShape;
 
 /// Name of the configuration file in a checkpoint folder.
@@ -146,14 +146,21 @@ fn silu() -> String {
 }
 
 impl ModelConfig {
-    /// Reads and checks `config.json` of a folder.
+    /// Reads and checks `config.json` of a folder, or a GGUF file's metadata.
     ///
     /// # Errors
     /// Where it is missing, not JSON, of an unknown architecture, or contradicts itself; the message
     /// names the key.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
-        let file = folder.join(CONFIG_FILE);
-        Self::from_raw(read_json(&file)?, &file)
+        Self::of(&CheckpointSource::open(folder)?)
+    }
+
+    /// [`ModelConfig::read`] of a source that is open already.
+    pub(super) fn of(source: &CheckpointSource) -> Result<Self, CheckpointError> {
+        let (file, keys) = (source.path_of(CONFIG_FILE), source.config_keys()?);
+        let raw = serde_json::from_value(Value::Object(keys))
+            .map_err(|source| CheckpointError::Json { file: file.clone(), source })?;
+        Self::from_raw(raw, &file)
     }
 
     fn from_raw(raw: RawConfig, file: &Path) -> Result<Self, CheckpointError> {
@@ -316,6 +323,6 @@ impl ModelConfig {
 }
 
 /// An f32 as the shortest decimal that reads back as the same f32, not as its f64 neighbour.
-fn shortest(value: f32) -> Value {
+pub(super) fn shortest(value: f32) -> Value {
     value.to_string().parse::<f64>().map_or(Value::Null, |number| json!(number))
 }

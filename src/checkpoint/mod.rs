@@ -6,10 +6,18 @@
 //! | `model.safetensors`, or shards with `model.safetensors.index.json` | `model.*` and the head |
 //! | `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` | [`TextEncoder`] |
 //! | `baseline.safetensors` | SFT baseline latents, optional: [`Baseline`] |
+//!
+//! Or a GGUF file, which is read as such a folder ([`Gguf`]); or one of both that a hub has
+//! ([`CheckpointSource::open`]).
 
 mod baseline;
 mod config;
+mod date;
+mod gguf;
 mod hash;
+mod hub;
+mod source;
+mod template;
 mod tensors;
 mod text;
 mod write;
@@ -20,10 +28,12 @@ use thiserror::Error;
 
 pub use baseline::{BASELINE_FILE, Baseline};
 pub use config::{CONFIG_FILE, DecodeKind, DecoderConfig, HeadConfig, ModelConfig, RewardScale};
+pub use gguf::Gguf;
+pub use source::CheckpointSource;
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
 pub use text::{
-    EncodeError, Encoding, Input, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
-    TextEncoder,
+    BosPolicy, EncodeError, Encoding, EosPolicy, Input, Message, Pooling, SpecialToken,
+    TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TextEncoder, TextPolicy,
 };
 pub(crate) use write::place;
 pub use write::{CheckpointFiles, WeightType, write_checkpoint};
@@ -49,21 +59,31 @@ pub enum CheckpointError {
         file.display()
     )]
     Damaged { file: PathBuf, message: String },
+    #[error("{model}: no such folder or file, and as a hub's model: {message}")]
+    Hub { model: String, message: String },
+    #[error("{}: not a GGUF file that can be read: {message}", file.display())]
+    DamagedGguf { file: PathBuf, message: String },
     #[error("{}: no tensor `{tensor}`, expected one of shape {expected:?}", file.display())]
     MissingTensor { file: PathBuf, tensor: String, expected: Vec<usize> },
     #[error(
-        "{}: tensor `{tensor}` has shape {found:?}, config.json makes it {expected:?}",
+        "{}: no tensor `{tensor}`, expected the reward head's of shape {expected:?}; a language model gets a \
+         fresh head by `trainer init-head --model MODEL --output FOLDER`",
+        file.display()
+    )]
+    MissingHead { file: PathBuf, tensor: String, expected: Vec<usize> },
+    #[error(
+        "{}: tensor `{tensor}` has shape {found:?}, the configuration makes it {expected:?}",
         file.display()
     )]
     WrongShape { file: PathBuf, tensor: String, found: Vec<usize>, expected: Vec<usize> },
     #[error(
-        "{}: tensor `{tensor}` has type {found}, expected F32, F16 or BF16",
+        "{}: tensor `{tensor}` has type {found}, this build reads {expected}",
         file.display()
     )]
-    WrongType { file: PathBuf, tensor: String, found: String },
+    WrongType { file: PathBuf, tensor: String, found: String, expected: String },
     #[error("{}: {message}", file.display())]
     Tokenizer { file: PathBuf, message: String },
-    #[error("{}: the chat template does not compile: {message}", file.display())]
+    #[error("{}: the chat template cannot be used: {message}", file.display())]
     Template { file: PathBuf, message: String },
     #[error(
         "{}: the baseline was made with weights {found}, these are {expected}; make it again with \
@@ -92,11 +112,13 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T
         .map_err(|source| CheckpointError::Json { file: file.to_owned(), source })
 }
 
-/// An opened checkpoint folder. Weights stay memory-mapped until a device packs them.
+/// An opened checkpoint. Weights stay memory-mapped until a device packs them.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// The folder.
+    /// The folder, or the GGUF file.
     pub folder: PathBuf,
+    /// What it is called, see [`CheckpointSource::name`].
+    pub name: String,
     /// Backbone and head.
     pub config: ModelConfig,
     /// The weights.
@@ -111,18 +133,20 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder and checks all of it but the tensors' shapes, which are checked when a model
-    /// is built from it.
+    /// Opens a folder, a GGUF file or a hub's model and checks all of it but the tensors' shapes, which are checked when a
+    /// model is built from it.
     ///
     /// # Errors
     /// A missing or damaged file, an unknown architecture, a configuration that contradicts itself,
     /// or a baseline made with other weights.
-    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        let config = ModelConfig::read(folder)?;
-        let tensors = FolderTensors::open(folder)?;
-        let encoder = TextEncoder::read(folder, &config.decoder)?;
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let source = CheckpointSource::open(path)?;
+        let (name, folder) = (source.name().to_owned(), source.path().to_owned());
+        let config = ModelConfig::of(&source)?;
+        let encoder = TextEncoder::read(&source, &config.decoder)?;
+        let tensors = source.into_tensors()?;
         let weights = hash::weights_hash(&config, &tensors);
-        let baseline = Baseline::read(folder, &weights, config.head.latent_dim())?;
-        Ok(Self { folder: folder.to_owned(), config, tensors, encoder, baseline, weights })
+        let baseline = Baseline::read(&folder, &weights, config.head.latent_dim())?;
+        Ok(Self { folder, name, config, tensors, encoder, baseline, weights })
     }
 }
