@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
 use crate::telemetry::LogConfig;
+use crate::verify::VerifyConfig;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Checkpoint folder.
+    /// Checkpoint folder, GGUF file, or `owner/name` of a model hub.
     pub model: PathBuf,
     /// Address to listen on.
     pub host: IpAddr,
@@ -43,6 +44,8 @@ pub struct ServerConfig {
     pub cache: CacheConfig,
     /// Detection of over-optimisation.
     pub monitor: MonitorConfig,
+    /// Rewards to check at the start.
+    pub verify: VerifyConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -63,6 +66,7 @@ impl Default for ServerConfig {
             engine: EngineConfig::default(),
             cache: CacheConfig::default(),
             monitor: MonitorConfig::default(),
+            verify: VerifyConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -233,6 +237,7 @@ impl ServerConfig {
         ] {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");
         }
+        anyhow::ensure!(self.verify.tolerance >= 0.0, "verify.tolerance: must not be negative");
         let pieces = &self.cuda.product_rows;
         anyhow::ensure!(
             !pieces.is_empty() && pieces.iter().all(|rows| (1..=65_536).contains(rows)),

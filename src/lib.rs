@@ -37,3 +37,4 @@ pub mod replay;
 pub mod server;
 pub mod telemetry;
 pub mod train;
+pub mod verify;

@@ -16,6 +16,7 @@ use crate::engine::{Engine, ScoreCache, Tokeniser};
 use crate::http::{App, AppState, Keys, connections, router};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
+use crate::verify::Verified;
 
 /// Loads the checkpoint and starts engine and monitor.
 ///
@@ -26,6 +27,9 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let keys = keys(&config)?;
     let checkpoint = Checkpoint::open(&config.model)?;
     let Devices { scorers, name: device, precision } = Devices::load(&config, &checkpoint)?;
+    if let Some(scorer) = scorers.first() {
+        Verified::at_start(&config, &checkpoint.encoder, scorer.as_ref())?;
+    }
     let metrics = Metrics::new()?;
     let head = checkpoint.config.head.clone();
     let latent_dim = head.latent_dim();
@@ -52,14 +56,13 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     if latent_dim.is_none() {
         tracing::warn!("a standard reward head has no latents: runs are not monitored");
     }
-    let folder = checkpoint.folder.canonicalize().unwrap_or(checkpoint.folder);
     Ok(AppState::from(App {
         engine,
         monitor,
         draining: AtomicBool::new(false),
         encoder,
         metrics,
-        model: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        model: checkpoint.name,
         weights: checkpoint.weights,
         head,
         latent_dim,

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use inform::config::ServerConfig;
+use inform::verify::Verified;
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
 #[global_allocator]
@@ -28,8 +29,8 @@ struct Arguments {
     /// Configuration file, TOML
     #[arg(long, value_name = "FILE", env = "INFORM_CONFIG")]
     config: Option<PathBuf>,
-    /// Checkpoint folder [default: configs/demo]
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder, GGUF file, or owner/name of a model hub [default: configs/demo]
+    #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long)]
@@ -61,6 +62,12 @@ enum Command {
     },
     /// Print the API in the OpenAPI format
     Openapi,
+    /// Compare the model's rewards with those of a file; exit code 1 where one differs
+    Verify {
+        /// Inputs with their rewards, JSONL or JSONL.gz
+        #[arg(long, value_name = "FILE")]
+        against: PathBuf,
+    },
     /// Ask the server that has the same settings whether it answers; for health checks
     Health,
     /// Print a completion script
@@ -107,6 +114,7 @@ fn main() -> ExitCode {
             Ok(config) => match command {
                 Some(Command::CheckConfig { .. }) => inform::server::check(&config),
                 Some(Command::Health) => health(&config),
+                Some(Command::Verify { against }) => verify(&config, against),
                 _ => inform::server::run(config),
             },
         },
@@ -122,6 +130,13 @@ fn main() -> ExitCode {
 
 fn print(bytes: &[u8]) -> anyhow::Result<()> {
     std::io::stdout().write_all(bytes).context("standard output")
+}
+
+fn verify(config: &ServerConfig, file: &Path) -> anyhow::Result<()> {
+    let verified = Verified::run(config, file)?;
+    print(format!("{verified}\n").as_bytes())?;
+    anyhow::ensure!(verified.passed(), "the rewards are not those of {}", file.display());
+    Ok(())
 }
 
 /// Time that a server has to say that it is well.

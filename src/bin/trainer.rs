@@ -137,8 +137,8 @@ enum Command {
     },
     /// Put a fresh reward head on a language model
     InitHead {
-        /// Model folder
-        #[arg(long, value_name = "DIR")]
+        /// Model: a folder, a GGUF file, or owner/name of a hub
+        #[arg(long, value_name = "MODEL")]
         model: PathBuf,
         /// Folder to write
         #[arg(long, value_name = "DIR")]

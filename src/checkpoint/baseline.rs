@@ -96,7 +96,7 @@ impl Baseline {
         let rows = shape[0];
         let numbers = |name: &str, tensor: &TensorView<'_>| {
             if tensor.dtype() != Dtype::F32 {
-                return Err(wrong_type(&file, name, tensor));
+                return Err(wrong_type(&file, name, tensor, Dtype::F32));
             }
             Ok(elements(tensor, f32::from_le_bytes))
         };
@@ -126,7 +126,7 @@ impl Baseline {
         }
         let prompts = match column("prompts")? {
             Some(tensor) if tensor.dtype() != Dtype::U64 => {
-                return Err(wrong_type(&file, "prompts", &tensor));
+                return Err(wrong_type(&file, "prompts", &tensor, Dtype::U64));
             }
             tensor => tensor.map(|tensor| elements(&tensor, u64::from_le_bytes)),
         };
@@ -161,11 +161,17 @@ impl Baseline {
     }
 }
 
-fn wrong_type(file: &Path, tensor: &str, found: &TensorView<'_>) -> CheckpointError {
+fn wrong_type(
+    file: &Path,
+    tensor: &str,
+    found: &TensorView<'_>,
+    expected: Dtype,
+) -> CheckpointError {
     CheckpointError::WrongType {
         file: file.to_owned(),
         tensor: tensor.to_owned(),
         found: format!("{:?}", found.dtype()),
+        expected: format!("{expected:?}"),
     }
 }
 

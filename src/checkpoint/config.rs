@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::families::Keys;
-use super::{CheckpointError, DecoderConfig, Family, read_json};
+use super::{CheckpointError, CheckpointSource, DecoderConfig, Family};
 
 /// Name of the configuration file in a checkpoint folder.
 pub const CONFIG_FILE: &str = "config.json";
@@ -115,14 +115,18 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks `config.json` of a folder.
+    /// Reads and checks `config.json` of a folder, or a GGUF file's metadata.
     ///
     /// # Errors
     /// Where it is missing, not JSON, of an unknown architecture, or contradicts itself; the message
     /// names the key.
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
-        let file = folder.join(CONFIG_FILE);
-        let map: Map<String, Value> = read_json(&file)?;
+        Self::of(&CheckpointSource::open(folder)?)
+    }
+
+    /// [`ModelConfig::read`] of a source that is open already.
+    pub(super) fn of(source: &CheckpointSource) -> Result<Self, CheckpointError> {
+        let (file, map) = (source.path_of(CONFIG_FILE), source.config_keys()?);
         let keys = Keys::new(&map, &file);
         let architectures: Vec<String> = keys.or("architectures", Vec::new())?;
         let family = architectures.iter().find_map(|name| Family::of(name)).ok_or_else(|| {
@@ -198,6 +202,6 @@ impl ModelConfig {
 }
 
 /// An f32 as the shortest decimal that reads back as the same f32, not as its f64 neighbour.
-fn shortest(value: f32) -> Value {
+pub(super) fn shortest(value: f32) -> Value {
     value.to_string().parse::<f64>().map_or(Value::Null, |number| json!(number))
 }

@@ -1,4 +1,4 @@
-//! The weights hash: one name for everything that turns token ids into a reward.
+//! Hashes. That of the weights names everything that turns token ids into a reward.
 
 use sha2::{Digest, Sha256};
 
@@ -13,6 +13,15 @@ pub(super) fn weights_hash(config: &ModelConfig, tensors: &FolderTensors) -> Str
         hash.update(format!("\n{name} {dtype} {shape:?}\n"));
         hash.update(bytes);
     });
+    named(hash)
+}
+
+/// The hash of a file's contents, as `sha256sum` has it.
+pub(super) fn file_hash(contents: &[u8]) -> String {
+    named(Sha256::new_with_prefix(contents))
+}
+
+fn named(hash: Sha256) -> String {
     let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
 }

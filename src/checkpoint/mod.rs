@@ -6,12 +6,20 @@
 //! | `model.safetensors`, or shards with `model.safetensors.index.json` | `model.*` and the head |
 //! | `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` | [`TextEncoder`] |
 //! | `baseline.safetensors` | SFT baseline latents, optional: [`Baseline`] |
+//!
+//! Or a GGUF file, which is read as such a folder ([`Gguf`]); or one of both that a hub has
+//! ([`CheckpointSource::open`]).
 
 mod baseline;
 mod config;
+mod date;
 mod decoder;
 mod families;
+mod gguf;
 mod hash;
+mod hub;
+mod source;
+mod template;
 mod tensors;
 mod text;
 mod write;
@@ -26,10 +34,12 @@ pub use decoder::{
     Architecture, Biases, DecoderConfig, MlpKind, NormKind, Part, Residual, SlidingLayers,
 };
 pub use families::{DecoderTensors, Family};
+pub use gguf::Gguf;
+pub use source::CheckpointSource;
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
 pub use text::{
-    EncodeError, Encoding, Input, Message, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
-    TextEncoder,
+    BosPolicy, EncodeError, Encoding, EosPolicy, Input, Message, Pooling, SpecialToken,
+    TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TextEncoder, TextPolicy,
 };
 pub use write::{CheckpointFiles, WeightType, write_checkpoint};
 pub(crate) use write::{place, replace_file};
@@ -55,23 +65,33 @@ pub enum CheckpointError {
         file.display()
     )]
     Damaged { file: PathBuf, message: String },
+    #[error("{model}: no such folder or file, and as a hub's model: {message}")]
+    Hub { model: String, message: String },
+    #[error("{}: not a GGUF file that can be read: {message}", file.display())]
+    DamagedGguf { file: PathBuf, message: String },
     #[error("{}: no tensor `{tensor}`, expected one of shape {expected:?}", file.display())]
     MissingTensor { file: PathBuf, tensor: String, expected: Vec<usize> },
     #[error(
-        "{}: tensor `{tensor}` has shape {found:?}, config.json makes it {expected:?}",
+        "{}: no tensor `{tensor}`, expected the reward head's of shape {expected:?}; a language model gets a \
+         fresh head by `trainer init-head --model MODEL --output FOLDER`",
+        file.display()
+    )]
+    MissingHead { file: PathBuf, tensor: String, expected: Vec<usize> },
+    #[error(
+        "{}: tensor `{tensor}` has shape {found:?}, the configuration makes it {expected:?}",
         file.display()
     )]
     WrongShape { file: PathBuf, tensor: String, found: Vec<usize>, expected: Vec<usize> },
     #[error(
-        "{}: tensor `{tensor}` has type {found}, expected F32, F16 or BF16",
+        "{}: tensor `{tensor}` has type {found}, this build reads {expected}",
         file.display()
     )]
-    WrongType { file: PathBuf, tensor: String, found: String },
+    WrongType { file: PathBuf, tensor: String, found: String, expected: String },
     #[error("{}: tensor `{tensor}` has values that are not finite numbers", file.display())]
     NotFinite { file: PathBuf, tensor: String },
     #[error("{}: {message}", file.display())]
     Tokenizer { file: PathBuf, message: String },
-    #[error("{}: the chat template does not compile: {message}", file.display())]
+    #[error("{}: the chat template cannot be used: {message}", file.display())]
     Template { file: PathBuf, message: String },
     #[error(
         "{}: the baseline was made with weights {found}, these are {expected}; make it again with \
@@ -102,11 +122,13 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T
         .map_err(|source| CheckpointError::Json { file: file.to_owned(), source })
 }
 
-/// An opened checkpoint folder. Weights stay memory-mapped until a device packs them.
+/// An opened checkpoint. Weights stay memory-mapped until a device packs them.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// The folder.
+    /// The folder, or the GGUF file.
     pub folder: PathBuf,
+    /// What it is called, see [`CheckpointSource::name`].
+    pub name: String,
     /// Backbone and head.
     pub config: ModelConfig,
     /// The weights.
@@ -121,16 +143,16 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder and checks all of it but the tensors' shapes, which are checked when a model
-    /// is built from it.
+    /// Opens a folder, a GGUF file or a hub's model and checks all of it but the tensors' shapes, which are checked when a
+    /// model is built from it.
     ///
     /// # Errors
     /// A missing or damaged file, an unknown architecture, a configuration that contradicts itself,
     /// or a baseline made with other weights.
-    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        let checkpoint = Self::open_without_baseline(folder)?;
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::open_without_baseline(path)?;
         let latent_dim = checkpoint.config.head.latent_dim();
-        let baseline = Baseline::read(folder, &checkpoint.weights, latent_dim)?;
+        let baseline = Baseline::read(&checkpoint.folder, &checkpoint.weights, latent_dim)?;
         Ok(Self { baseline, ..checkpoint })
     }
 
@@ -138,11 +160,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn open_without_baseline(folder: &Path) -> Result<Self, CheckpointError> {
-        let config = ModelConfig::read(folder)?;
-        let tensors = FolderTensors::open(folder)?;
-        let encoder = TextEncoder::read(folder, &config.decoder)?;
+    pub fn open_without_baseline(path: &Path) -> Result<Self, CheckpointError> {
+        let source = CheckpointSource::open(path)?;
+        let (name, folder) = (source.name().to_owned(), source.path().to_owned());
+        let config = ModelConfig::of(&source)?;
+        let encoder = TextEncoder::read(&source, &config.decoder)?;
+        let tensors = source.into_tensors()?;
         let weights = hash::weights_hash(&config, &tensors);
-        Ok(Self { folder: folder.to_owned(), config, tensors, encoder, baseline: None, weights })
+        Ok(Self { folder, name, config, tensors, encoder, baseline: None, weights })
     }
 }

@@ -1,9 +1,9 @@
-//! Tensors by name: memory-mapped safetensors files, or tensors made in memory.
+//! Tensors by name: in memory-mapped files, or made in memory.
 //!
-//! Format: safetensors (an 8-byte little-endian header length, a JSON header, then the bytes);
-//! shards are listed in `model.safetensors.index.json` under `weight_map`.
+//! Formats: safetensors (an 8-byte little-endian header length, a JSON header, then the bytes), whose
+//! shards are listed in `model.safetensors.index.json` under `weight_map`; and GGUF.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,11 @@ use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::{CheckpointError, read_json};
+use super::gguf::{BlockType, Container};
+use super::{CheckpointError, CheckpointSource, read_json};
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// A tensor's values, row-major, in the type that it is stored in.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +46,29 @@ impl From<TensorValues> for Vec<f32> {
             TensorValues::F32(values) => values,
             TensorValues::F16(values) => values.into_iter().map(f16::to_f32).collect(),
             TensorValues::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
+        }
+    }
+}
+
+impl TensorValues {
+    /// From rows as GGUF has them, in which the two rows of a rotary pair stand next to each other, to rows as
+    /// Hugging Face has them: in each head first all pairs' first rows, then their second.
+    fn with_halves_apart(self, rows: usize, heads: usize) -> Self {
+        fn apart<T: Copy>(values: &[T], rows: usize, heads: usize) -> Vec<T> {
+            let (columns, head_dim) = (values.len() / rows.max(1), rows / heads);
+            (0..rows)
+                .flat_map(|row| {
+                    let (head, row) = (row / head_dim, row % head_dim);
+                    let (half, pair) = (row / (head_dim / 2), row % (head_dim / 2));
+                    &values[(head * head_dim + 2 * pair + half) * columns..][..columns]
+                })
+                .copied()
+                .collect()
+        }
+        match self {
+            Self::F32(values) => Self::F32(apart(&values, rows, heads)),
+            Self::F16(values) => Self::F16(apart(&values, rows, heads)),
+            Self::Bf16(values) => Self::Bf16(apart(&values, rows, heads)),
         }
     }
 }
@@ -82,16 +106,35 @@ pub trait TensorSource {
     }
 }
 
+/// How a tensor's bytes are to be read.
+#[derive(Debug, Clone, Copy)]
+enum StoredType {
+    Safetensors(Dtype),
+    Gguf(BlockType),
+}
+
+impl StoredType {
+    /// The name that both formats have for floats.
+    fn name(self) -> String {
+        match self {
+            Self::Safetensors(dtype) => format!("{dtype:?}"),
+            Self::Gguf(kind) => kind.name(),
+        }
+    }
+}
+
 /// A tensor inside a mapped file.
 #[derive(Debug, Clone)]
 struct Entry {
     file: usize,
-    dtype: Dtype,
+    dtype: StoredType,
     shape: Vec<usize>,
     range: (usize, usize),
+    /// Heads whose rows stand as GGUF's rotary pairs do; 0 for rows in Hugging Face's order.
+    paired_heads: usize,
 }
 
-/// The safetensors files of a folder, memory-mapped.
+/// The tensors of a folder's safetensors files, or of a GGUF file, memory-mapped.
 #[derive(Debug)]
 pub struct FolderTensors {
     files: Vec<(PathBuf, Mmap)>,
@@ -105,13 +148,24 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// The files that an index names, each once.
+pub(super) fn shards(index: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+    let Index { weight_map } = read_json(index)?;
+    Ok(weight_map.into_values().collect())
+}
+
 impl FolderTensors {
-    /// Maps `model.safetensors`, or the shards that the index lists, and checks their headers.
+    /// Maps a folder's `model.safetensors`, or the shards that its index lists, or a GGUF file, and checks
+    /// their headers.
     ///
     /// # Errors
     /// A missing, unreadable or truncated file, or a shard without a tensor that the index puts
     /// there.
-    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        CheckpointSource::open(path)?.into_tensors()
+    }
+
+    pub(super) fn of_folder(folder: &Path) -> Result<Self, CheckpointError> {
         let index = folder.join(INDEX_FILE);
         let single = folder.join(SINGLE_FILE);
         if single.exists() || !index.exists() {
@@ -123,10 +177,7 @@ impl FolderTensors {
         let mut tensors =
             Self { files: Vec::new(), entries: BTreeMap::new(), listing: index.clone() };
         let Index { weight_map } = read_json(&index)?;
-        let mut shards: Vec<&String> = weight_map.values().collect();
-        shards.sort();
-        shards.dedup();
-        for shard in shards {
+        for shard in shards(&index)? {
             tensors.map(&folder.join(shard))?;
         }
         if let Some((name, shard)) =
@@ -166,14 +217,33 @@ impl FolderTensors {
             let (start, end) = info.data_offsets;
             let entry = Entry {
                 file: self.files.len(),
-                dtype: info.dtype,
+                dtype: StoredType::Safetensors(info.dtype),
                 shape: info.shape.clone(),
                 range: (data + start, data + end),
+                paired_heads: 0,
             };
             self.entries.insert(name, entry);
         }
         self.files.push((path.to_owned(), map));
         Ok(())
+    }
+
+    /// The tensors of a GGUF file. `place` says what a tensor is called here, and how many heads its rows are
+    /// if they stand as GGUF's rotary pairs do, else 0.
+    pub(super) fn of_gguf(
+        container: Container,
+        mut place: impl FnMut(&str) -> (String, usize),
+    ) -> Self {
+        let entries = container.tensors.into_iter().map(|info| {
+            let (name, paired_heads) = place(&info.name);
+            let dtype = StoredType::Gguf(info.kind);
+            (name, Entry { file: 0, dtype, shape: info.shape, range: info.range, paired_heads })
+        });
+        Self {
+            entries: entries.collect(),
+            listing: container.file.clone(),
+            files: vec![(container.file, container.map)],
+        }
     }
 
     /// Shows name, type name, shape and bytes of every tensor, in the order of names.
@@ -186,9 +256,18 @@ impl FolderTensors {
 
     /// Name, type name and shape of every tensor, in the order of names.
     pub(crate) fn headers(&self) -> impl Iterator<Item = (&str, String, &[usize])> {
-        self.entries.iter().map(|(name, entry)| {
-            (name.as_str(), format!("{:?}", entry.dtype), entry.shape.as_slice())
-        })
+        self.entries
+            .iter()
+            .map(|(name, entry)| (name.as_str(), entry.dtype.name(), entry.shape.as_slice()))
+    }
+
+    /// What is beside the backbone is the head's.
+    fn missing(&self, name: &str, shape: &[usize]) -> CheckpointError {
+        let (file, tensor, expected) = (self.listing.clone(), name.to_owned(), shape.to_vec());
+        match name.starts_with("model.") {
+            true => CheckpointError::MissingTensor { file, tensor, expected },
+            false => CheckpointError::MissingHead { file, tensor, expected },
+        }
     }
 
     fn bytes(&self, entry: &Entry) -> &[u8] {
@@ -225,11 +304,7 @@ impl FolderTensors {
 
 impl TensorSource for FolderTensors {
     fn values(&self, name: &str, shape: &[usize]) -> Result<TensorValues, CheckpointError> {
-        let entry = self.entries.get(name).ok_or_else(|| CheckpointError::MissingTensor {
-            file: self.listing.clone(),
-            tensor: name.to_owned(),
-            expected: shape.to_vec(),
-        })?;
+        let entry = self.entries.get(name).ok_or_else(|| self.missing(name, shape))?;
         let file = &self.files[entry.file].0;
         if entry.shape != shape {
             return Err(CheckpointError::WrongShape {
@@ -239,21 +314,32 @@ impl TensorSource for FolderTensors {
                 expected: shape.to_vec(),
             });
         }
-        let (twos, _) = self.bytes(entry).as_chunks::<2>();
-        let (fours, _) = self.bytes(entry).as_chunks::<4>();
+        let bytes = self.bytes(entry);
+        let (twos, _) = bytes.as_chunks::<2>();
+        let (fours, _) = bytes.as_chunks::<4>();
         let values = match entry.dtype {
-            Dtype::F32 => TensorValues::F32(fours.iter().map(|&b| f32::from_le_bytes(b)).collect()),
-            Dtype::F16 => TensorValues::F16(twos.iter().map(|&b| f16::from_le_bytes(b)).collect()),
-            Dtype::BF16 => {
+            StoredType::Safetensors(Dtype::F32) | StoredType::Gguf(BlockType::F32) => {
+                TensorValues::F32(fours.iter().map(|&b| f32::from_le_bytes(b)).collect())
+            }
+            StoredType::Safetensors(Dtype::F16) | StoredType::Gguf(BlockType::F16) => {
+                TensorValues::F16(twos.iter().map(|&b| f16::from_le_bytes(b)).collect())
+            }
+            StoredType::Safetensors(Dtype::BF16) | StoredType::Gguf(BlockType::BF16) => {
                 TensorValues::Bf16(twos.iter().map(|&b| bf16::from_le_bytes(b)).collect())
             }
-            other => {
+            StoredType::Gguf(blocks) => TensorValues::F32(blocks.dequantise(bytes)),
+            StoredType::Safetensors(other) => {
                 return Err(CheckpointError::WrongType {
                     file: file.clone(),
                     tensor: name.to_owned(),
                     found: format!("{other:?}"),
+                    expected: "F32, F16 or BF16".to_owned(),
                 });
             }
+        };
+        let values = match entry.paired_heads {
+            0 => values,
+            heads => values.with_halves_apart(shape[0], heads),
         };
         self.release(entry);
         if !values.is_finite() {

@@ -1,22 +1,23 @@
 //! From text to the token ids that are scored: chat template, tokenizer, and one EOS at the end.
 
-use std::io::{self, Write};
-use std::path::Path;
+use std::io;
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error as TemplateError, ErrorKind, Value as TemplateValue, context};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use thiserror::Error;
 use tokenizers::Tokenizer;
 
-use super::{CONFIG_FILE, CheckpointError, DecoderConfig, read_json};
+use super::date::Date;
+use super::hash::file_hash;
+use super::template::{ChatTemplate, SpecialTokens};
+use super::{CheckpointError, CheckpointSource, DecoderConfig};
 
 /// Name of the tokenizer's file in a checkpoint folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Name of the file that names the special tokens.
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// Key of [`TOKENIZER_CONFIG_FILE`] with the date that `strftime_now` of a template gives.
+const DATE_KEY: &str = "chat_template_date";
 /// Name of the chat template's file.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -91,16 +92,68 @@ impl EncodeError {
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: Tokenizer,
-    template: Option<Environment<'static>>,
-    bos: Option<(String, u32)>,
-    eos: (String, u32),
-    /// Whether the tokenizer's own post-processor starts a text with BOS.
-    starts_with_bos: bool,
+    template: Option<ChatTemplate>,
+    policy: TextPolicy,
     vocabulary: usize,
     limit: usize,
 }
 
-const TEMPLATE_NAME: &str = "chat";
+/// How texts become the token ids that are scored, and where on them the reward is read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct TextPolicy {
+    /// The token that begins texts, where the checkpoint has one
+    pub bos: Option<SpecialToken>,
+    /// What is done about it
+    pub bos_policy: BosPolicy,
+    /// The token that ends texts
+    pub eos: SpecialToken,
+    /// What is done about it
+    pub eos_policy: EosPolicy,
+    /// Where the reward is read
+    pub pooling: Pooling,
+    /// Hash of `tokenizer.json`
+    pub tokenizer: String,
+    /// Hash of the chat template; null where there is none
+    pub template: Option<String>,
+    /// The date that the template is told, whatever the day
+    pub template_date: String,
+}
+
+/// A special token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct SpecialToken {
+    /// As it is written in a text
+    pub text: String,
+    /// Its id
+    pub id: u32,
+}
+
+/// What is done about BOS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BosPolicy {
+    /// The tokenizer adds one: it is put before a text that does not begin with it. Of messages the template alone
+    /// decides.
+    AddedWhereMissing,
+    /// The tokenizer adds none: it stands where the text or the template has it.
+    AsWritten,
+}
+
+/// What is done about EOS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EosPolicy {
+    /// Appended where it is not the last token already, but for white space.
+    AppendedWhereMissing,
+}
+
+/// Where the reward is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// At the last token, which is the EOS.
+    LastToken,
+}
 
 /// A special token as `tokenizer_config.json` writes it: a string, or an object with `content`.
 fn token_text(value: Option<&Value>) -> Option<String> {
@@ -114,30 +167,39 @@ impl TextEncoder {
     /// # Errors
     /// Where `tokenizer.json` is missing or damaged, the EOS token is not named or unknown, or the
     /// chat template does not compile.
-    pub(super) fn read(folder: &Path, decoder: &DecoderConfig) -> Result<Self, CheckpointError> {
-        let file = folder.join(TOKENIZER_FILE);
-        let bytes = std::fs::read(&file).map_err(CheckpointError::io(&file))?;
+    pub(super) fn read(
+        source: &CheckpointSource,
+        decoder: &DecoderConfig,
+    ) -> Result<Self, CheckpointError> {
+        let file = source.path_of(TOKENIZER_FILE);
+        let bytes = source
+            .read(TOKENIZER_FILE)?
+            .ok_or_else(|| CheckpointError::io(&file)(io::Error::from(io::ErrorKind::NotFound)))?;
         let wrong = |message: String| CheckpointError::Tokenizer { file: file.clone(), message };
+        let tokenizer_hash = file_hash(&bytes);
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| wrong(e.to_string()))?;
         // A tokenizer.json may carry the truncation and padding of its training set-up.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
 
-        let settings_file = folder.join(TOKENIZER_CONFIG_FILE);
-        let settings: Value =
-            if settings_file.exists() { read_json(&settings_file)? } else { Value::Null };
-        let model: Value = read_json(&folder.join(CONFIG_FILE))?;
-        let token = |name: &str| -> Option<(String, u32)> {
+        let settings_file = source.path_of(TOKENIZER_CONFIG_FILE);
+        let settings: Value = match source.read(TOKENIZER_CONFIG_FILE)? {
+            Some(text) => serde_json::from_slice(&text)
+                .map_err(|source| CheckpointError::Json { file: settings_file.clone(), source })?,
+            None => Value::Null,
+        };
+        let model = source.config_keys()?;
+        let token = |name: &str| -> Option<SpecialToken> {
             if let Some(text) = token_text(settings.get(format!("{name}_token"))) {
                 let id = tokenizer.token_to_id(&text)?;
-                return Some((text, id));
+                return Some(SpecialToken { text, id });
             }
-            let id = match model.get(format!("{name}_token_id"))? {
+            let id = match model.get(&format!("{name}_token_id"))? {
                 Value::Array(ids) => ids.first()?.as_u64()?,
                 id => id.as_u64()?,
             };
             let id = u32::try_from(id).ok()?;
-            Some((tokenizer.id_to_token(id)?, id))
+            Some(SpecialToken { text: tokenizer.id_to_token(id)?, id })
         };
         let bos = token("bos");
         let eos = token("eos").ok_or_else(|| CheckpointError::Tokenizer {
@@ -150,14 +212,18 @@ impl TextEncoder {
             },
         })?;
         let empty = tokenizer.encode("", true).map_err(|e| wrong(e.to_string()))?;
-        let starts_with_bos = empty.get_ids().first().copied() == bos.as_ref().map(|b| b.1)
-            && bos.is_some()
-            && !empty.get_ids().is_empty();
+        let first = empty.get_ids().first();
+        let bos_policy = match first.is_some() && first == bos.as_ref().map(|bos| &bos.id) {
+            true => BosPolicy::AddedWhereMissing,
+            false => BosPolicy::AsWritten,
+        };
 
-        let template_file = folder.join(TEMPLATE_FILE);
-        let (template_file, source) = if template_file.exists() {
-            let text = std::fs::read_to_string(&template_file)
-                .map_err(CheckpointError::io(&template_file))?;
+        let template_file = source.path_of(TEMPLATE_FILE);
+        let (template_file, template) = if let Some(text) = source.read(TEMPLATE_FILE)? {
+            let text = String::from_utf8(text).map_err(|error| CheckpointError::Template {
+                file: template_file.clone(),
+                message: error.to_string(),
+            })?;
             (template_file, Some(text))
         } else {
             let text = match settings.get("chat_template") {
@@ -168,20 +234,59 @@ impl TextEncoder {
                     .and_then(|t| token_text(t.get("template"))),
                 _ => None,
             };
-            (settings_file, text)
+            (settings_file.clone(), text)
         };
-        let template = source.map(|text| compile(&text)).transpose().map_err(|error| {
-            CheckpointError::Template { file: template_file, message: format!("{error:#}") }
-        })?;
-        Ok(Self {
+        let date = match settings.get(DATE_KEY) {
+            None => Date::default(),
+            Some(found) => found.as_str().and_then(Date::parse).ok_or_else(|| {
+                let message = format!("found {found}, expected a date as \"2024-07-26\"");
+                CheckpointError::Config { file: settings_file, key: DATE_KEY.to_owned(), message }
+            })?,
+        };
+        let policy = TextPolicy {
+            bos,
+            bos_policy,
+            eos,
+            eos_policy: EosPolicy::AppendedWhereMissing,
+            pooling: Pooling::LastToken,
+            tokenizer: tokenizer_hash,
+            template: template.as_ref().map(|text| file_hash(text.as_bytes())),
+            template_date: date.to_string(),
+        };
+        let unusable =
+            |message: String| CheckpointError::Template { file: template_file.clone(), message };
+        let template = template
+            .map(|text| ChatTemplate::compile(&text, date))
+            .transpose()
+            .map_err(&unusable)?;
+        let encoder = Self {
             tokenizer,
             template,
-            bos,
-            eos,
-            starts_with_bos,
+            policy,
             vocabulary: decoder.vocab_size,
             limit: decoder.max_position_embeddings,
-        })
+        };
+        encoder.try_template().map_err(unusable)?;
+        Ok(encoder)
+    }
+
+    /// Renders the simplest conversations: a template that fails on all of them will fail on any.
+    fn try_template(&self) -> Result<(), String> {
+        if self.template.is_none() {
+            return Ok(());
+        }
+        let turns = [("system", "Be brief."), ("user", "Is it late?"), ("assistant", "Yes.")];
+        let messages = turns.map(|(role, text)| Message::new(role, text));
+        let [plain, with_system] = [&messages[1..], &messages].map(|turns| self.render(turns));
+        match plain {
+            Err(error) if with_system.is_err() => Err(error.to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    /// How texts become token ids.
+    pub fn policy(&self) -> &TextPolicy {
+        &self.policy
     }
 
     /// Longest sequence that can be scored, EOS included, in tokens.
@@ -194,23 +299,14 @@ impl TextEncoder {
     /// # Errors
     /// Where the checkpoint has no template, or the template rejects the messages.
     pub fn render(&self, messages: &[Message]) -> Result<String, EncodeError> {
-        let Some(environment) = &self.template else {
+        let Some(template) = &self.template else {
             return Err(EncodeError::Template(
                 "this checkpoint has no chat template; send `text` or `input_ids`".to_owned(),
             ));
         };
-        let rendered = environment.get_template(TEMPLATE_NAME).and_then(|template| {
-            template.render(context! {
-                messages => messages,
-                bos_token => self.bos.as_ref().map(|bos| bos.0.as_str()).unwrap_or_default(),
-                eos_token => self.eos.0,
-                add_generation_prompt => false,
-                tools => (),
-                documents => (),
-            })
-        });
-        rendered
-            .map_err(|error| EncodeError::Template(format!("the chat template failed: {error:#}")))
+        let bos = self.policy.bos.as_ref().map(|bos| bos.text.as_str()).unwrap_or_default();
+        let tokens = SpecialTokens { bos, eos: &self.policy.eos.text };
+        template.render(messages, &tokens).map_err(EncodeError::Template)
     }
 
     /// Token ids of an input, exactly as they are scored: with one EOS at the end, and with BOS where
@@ -235,10 +331,11 @@ impl TextEncoder {
                 if ids.is_empty() {
                     return Err(EncodeError::Empty);
                 }
-                if let Some((_, bos)) = self.bos.as_ref().filter(|_| self.starts_with_bos)
-                    && ids[0] != *bos
+                if let Some(bos) = &self.policy.bos
+                    && self.policy.bos_policy == BosPolicy::AddedWhereMissing
+                    && ids[0] != bos.id
                 {
-                    ids.insert(0, *bos);
+                    ids.insert(0, bos.id);
                 }
                 ids
             }
@@ -251,8 +348,9 @@ impl TextEncoder {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocabulary) {
             return Err(EncodeError::UnknownToken { id, vocabulary: self.vocabulary });
         }
-        if ids.last() != Some(&self.eos.1) {
-            ids.push(self.eos.1);
+        let eos = self.policy.eos.id;
+        if ids.last() != Some(&eos) {
+            ids.push(eos);
         }
         let truncated = ids.len() > self.limit;
         if truncated {
@@ -266,61 +364,8 @@ impl TextEncoder {
 
     fn tokenise(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
         let trimmed = text.trim_end();
-        let text = if trimmed.ends_with(&self.eos.0) { trimmed } else { text };
+        let text = if trimmed.ends_with(&self.policy.eos.text) { trimmed } else { text };
         let encoding = self.tokenizer.encode_fast(text, false);
         Ok(encoding.map_err(|e| EncodeError::Tokenizer(e.to_string()))?.get_ids().to_vec())
-    }
-}
-
-/// Compiles a chat template with the settings and helpers that Hugging Face renders it with. There
-/// is no `strftime_now`: a reward must not depend on the day.
-fn compile(source: &str) -> Result<Environment<'static>, TemplateError> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", to_json);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<TemplateValue, TemplateError> {
-            Err(TemplateError::new(ErrorKind::InvalidOperation, message))
-        },
-    );
-    environment.add_template_owned(TEMPLATE_NAME, source.to_owned())?;
-    Ok(environment)
-}
-
-/// The filter `tojson` as Hugging Face defines it: Python's `json.dumps`, which, unlike Jinja's own,
-/// escapes no character for HTML.
-fn to_json(value: &TemplateValue, options: Kwargs) -> Result<TemplateValue, TemplateError> {
-    let mut json = Vec::new();
-    let written = match options.get::<Option<usize>>("indent")? {
-        Some(indent) => {
-            let indent = vec![b' '; indent];
-            let formatter = PrettyFormatter::with_indent(&indent);
-            value.serialize(&mut Serializer::with_formatter(&mut json, formatter))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut json, OneLine)),
-    };
-    options.assert_all_used()?;
-    let failed = |error: String| TemplateError::new(ErrorKind::BadSerialization, error);
-    written.map_err(|error| failed(error.to_string()))?;
-    String::from_utf8(json).map(TemplateValue::from).map_err(|error| failed(error.to_string()))
-}
-
-/// JSON on one line with Python's spaces after commas and colons.
-struct OneLine;
-
-impl Formatter for OneLine {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.begin_array_value(out, first)
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
     }
 }

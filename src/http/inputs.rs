@@ -196,6 +196,19 @@ pub(super) fn inputs(items: Vec<InputItem>) -> Result<Vec<MaybeInput>, ApiError>
     items.into_iter().enumerate().map(|(index, item)| item.into_input(index)).collect()
 }
 
+/// An input that stands alone, as on a line of a file.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn lone_input(value: serde_json::Value) -> Result<Input, String> {
+    let item: InputItem = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    match item.into_input(0) {
+        Ok(Ok(input)) => Ok(input),
+        Ok(Err(error)) => Err(error.message),
+        Err(error) => Err(error.into_message()),
+    }
+}
+
 /// What happens to an input that is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Truncation {

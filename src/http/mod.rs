@@ -49,6 +49,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
+pub(crate) use inputs::lone_input;
 pub use plots::PlotCache;
 use refusals::Refusals;
 use timing::Timing;

@@ -14,7 +14,7 @@ use super::AppState;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorAnswer, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, encode, inputs};
-use crate::checkpoint::HeadConfig;
+use crate::checkpoint::{HeadConfig, TextPolicy};
 
 /// The process answers
 #[utoipa::path(
@@ -60,6 +60,7 @@ pub(super) struct Info {
     #[schema(value_type = Object)]
     head: HeadConfig,
     latent_dim: Option<usize>,
+    text: TextPolicy,
     max_tokens: usize,
     baseline_samples: usize,
     device: String,
@@ -82,6 +83,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
         weights: state.weights.clone(),
         head: state.head.clone(),
         latent_dim: state.latent_dim,
+        text: state.encoder.policy().clone(),
         max_tokens: state.encoder.limit(),
         baseline_samples: state.baseline_samples,
         device: state.device.clone(),

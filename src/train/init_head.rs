@@ -5,23 +5,10 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{
-    CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
-    MemoryTensors, ModelConfig, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TensorSource,
-    WeightType, read_json, write_checkpoint,
+    Checkpoint, CheckpointError, CheckpointFiles, CheckpointSource, FolderTensors, HeadConfig,
+    MemoryTensors, ModelConfig, TensorSource, WeightType, write_checkpoint,
 };
 use crate::model::initialise_head;
-
-/// Files that decide a text's token ids, here and in the libraries that read the folder too.
-const TEXT_FILES: [&str; 8] = [
-    TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
-    TEMPLATE_FILE,
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-];
 
 /// Keys of `config.json` that describe a head which is not there any more.
 const HEAD_KEYS: [&str; 9] = [
@@ -42,7 +29,7 @@ const TYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
 /// What older releases of transformers stored beside weights: masks and frequencies, which follow from `config.json`.
 const BUFFERS: [&str; 3] = [".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"];
 
-/// Writes the backbone of the Hugging Face folder `model`, with a fresh `head` that `seed` decides, to
+/// Writes the backbone of the Hugging Face folder or GGUF file `model`, with a fresh `head` that `seed` decides, to
 /// the folder `output`. The tokenizer, the chat template and the keys of `config.json` that are not
 /// the head's are kept; a language-model head, an earlier reward head and its baseline are not.
 /// Weights stored as BF16 stay so, and the head is stored like them; all others become F32, which
@@ -75,7 +62,7 @@ pub(super) fn other_keys(
     folder: &Path,
     weight_type: WeightType,
 ) -> Result<Map<String, Value>, CheckpointError> {
-    let mut keys: Map<String, Value> = read_json(&folder.join(CONFIG_FILE))?;
+    let mut keys = CheckpointSource::open(folder)?.config_keys()?;
     keys.retain(|key, _| !HEAD_KEYS.contains(&key.as_str()));
     for key in TYPE_KEYS {
         if let Some(value) = keys.get_mut(key) {
@@ -90,15 +77,7 @@ pub(super) fn other_keys(
 
 /// The files of a folder that decide a text's token ids, by name.
 pub(super) fn text_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
-    TEXT_FILES
-        .into_iter()
-        .map(|name| (name, folder.join(name)))
-        .filter(|(_, file)| file.exists())
-        .map(|(name, file)| {
-            let bytes = std::fs::read(&file).map_err(CheckpointError::io(&file))?;
-            Ok((name.to_owned(), bytes))
-        })
-        .collect()
+    CheckpointSource::open(folder)?.text_files()
 }
 
 /// The backbone's tensors, whose names begin with `prefix`, and the type that stores them without loss. A model that was

@@ -28,7 +28,7 @@ impl Golden {
         self.numbers(name, f64::from_le_bytes)
     }
 
-    fn u32(&self, name: &str) -> Vec<u32> {
+    pub(crate) fn u32(&self, name: &str) -> Vec<u32> {
         self.numbers(name, u32::from_le_bytes)
     }
 
