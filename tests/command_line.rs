@@ -321,6 +321,17 @@ fn a_broken_checkpoint_is_named_with_what_was_found_and_expected() {
             &["model.safetensors", NORM, "[65]", "[64]"],
         ),
         (
+            "a weight that is not a number",
+            |folder| {
+                let file = folder.join("model.safetensors");
+                let mut bytes = fs::read(&file).unwrap();
+                let end = bytes.len();
+                bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+                fs::write(file, bytes).unwrap();
+            },
+            &["model.safetensors", "not finite"],
+        ),
+        (
             "an unknown architecture",
             |folder| {
                 json_file(folder, "config.json", |json| {
@@ -328,6 +339,15 @@ fn a_broken_checkpoint_is_named_with_what_was_found_and_expected() {
                 });
             },
             &["config.json", "architectures", "MambaForCausalLM", "LlamaForInfoRM"],
+        ),
+        (
+            "an unknown type of rotary embedding",
+            |folder| {
+                json_file(folder, "config.json", |json| {
+                    json.insert("rope_scaling".to_owned(), json!({"rope_type": "spiral"}));
+                });
+            },
+            &["config.json", "rope_scaling.rope_type", "spiral", "llama3"],
         ),
         (
             "a wrong latent_dim",

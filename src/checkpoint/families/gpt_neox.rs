@@ -12,8 +12,9 @@ pub(super) const PREFIX: &str = "gpt_neox.";
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
-    if !hidden_size.is_multiple_of(heads) {
-        let message = format!("the {heads} heads do not divide {hidden_size}");
+    if !hidden_size.is_multiple_of(2 * heads) {
+        let message =
+            format!("{hidden_size} leaves no even number of channels to each of {heads} heads");
         return Err(keys.wrong("hidden_size", message));
     }
     let shape = AttentionShape {

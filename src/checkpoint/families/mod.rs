@@ -193,7 +193,7 @@ fn heads(keys: &Keys<'_>, default: Option<usize>) -> Result<AttentionShape, Chec
             format!("{key_value_heads} does not divide the {heads} query heads"),
         ));
     }
-    let hidden_size = keys.count("hidden_size")?;
+    let hidden_size = keys.even("hidden_size")?;
     let head_dim = keys.or("head_dim", default.unwrap_or(hidden_size / heads))?;
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(keys.wrong("head_dim", format!("must be even, found {head_dim}")));
