@@ -58,7 +58,7 @@ fn a_model_in_the_cache_is_served_by_its_id() {
     cache(home.path());
     let expected = Server::start(&["--model", golden("tiny/gated").to_str().unwrap()]);
     let input = json!({"text": "The answer is 12."});
-    let expected = (expected.read("/info")["weights"].clone(), expected.score(&[input.clone()]));
+    let expected = (expected.read("/info")["weights"].clone(), expected.score(std::slice::from_ref(&input)));
     let commit = format!("acme/tiny@{COMMIT}");
     for model in ["acme/tiny", "acme/tiny@main", "acme/tiny@v1.0", &commit] {
         let mut command = server(home.path(), model);
@@ -67,7 +67,7 @@ fn a_model_in_the_cache_is_served_by_its_id() {
         let info = server.read("/info");
         assert_eq!(info["model"], "acme/tiny");
         assert_eq!(info["weights"], expected.0);
-        assert_eq!(server.score(&[input.clone()])["rewards"], expected.1["rewards"]);
+        assert_eq!(server.score(std::slice::from_ref(&input))["rewards"], expected.1["rewards"]);
     }
     // The cache may be named itself.
     let mut command = server(Path::new("/nowhere"), "acme/tiny");
