@@ -58,7 +58,8 @@ fn a_model_in_the_cache_is_served_by_its_id() {
     cache(home.path());
     let expected = Server::start(&["--model", golden("tiny/gated").to_str().unwrap()]);
     let input = json!({"text": "The answer is 12."});
-    let expected = (expected.read("/info")["weights"].clone(), expected.score(std::slice::from_ref(&input)));
+    let expected =
+        (expected.read("/info")["weights"].clone(), expected.score(std::slice::from_ref(&input)));
     let commit = format!("acme/tiny@{COMMIT}");
     for model in ["acme/tiny", "acme/tiny@main", "acme/tiny@v1.0", &commit] {
         let mut command = server(home.path(), model);
