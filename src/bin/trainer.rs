@@ -11,7 +11,8 @@ use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
     BadLines, Evaluation, FeatureConfig, FitConfig, Judge, PairAccuracy, PairLimits, TRAINING_FILE,
-    TrainingRecord, encode_pairs, fit, init_head, read_pairs, side_by_side,
+    TrainingRecord, WeightedFile, encode_pairs, fit, init_head, name_left_out, read_pairs,
+    side_by_side,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -33,7 +34,7 @@ enum Command {
         /// Settings, TOML
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Data files instead of the settings' own
+        /// Data files instead of the settings' own; each has a weight of 1
         #[arg(long, value_name = "FILE", num_args = 1..)]
         data: Vec<PathBuf>,
         /// Output folder instead of the settings' own
@@ -45,7 +46,7 @@ enum Command {
         /// Checkpoint folders; several stand side by side
         #[arg(long, value_name = "DIR", num_args = 1.., required = true)]
         model: Vec<PathBuf>,
-        /// Data files, JSONL or JSONL.gz
+        /// Data files: JSONL, JSONL.gz or Parquet
         #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
         data: Vec<PathBuf>,
         /// Only the pairs that the checkpoint's training held out of these files
@@ -150,7 +151,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Fit { config, data, output } => {
             let mut config = FitConfig::read(&config)?;
             if !data.is_empty() {
-                config.data.files = data;
+                config.data.files = data.into_iter().map(WeightedFile::from).collect();
             }
             if let Some(output) = output {
                 config.output = output;
@@ -254,9 +255,7 @@ fn evaluate_checkpoint(
         record.held_out(data)?
     } else {
         let (pairs, bad) = read_pairs(data, bad_lines)?;
-        for problem in bad {
-            eprintln!("left out: {problem}");
-        }
+        name_left_out(&bad);
         pairs
     };
     let limit = checkpoint.encoder.limit();
@@ -266,9 +265,7 @@ fn evaluate_checkpoint(
         let limits = PairLimits { max_tokens, deduplicate: false };
         encode_pairs(&checkpoint.encoder, &pairs, limits)?
     };
-    for problem in &dropped.first {
-        eprintln!("left out: {problem}");
-    }
+    name_left_out(&dropped.pairs);
     eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
     Evaluation::of(&mut judge, &pairs)
 }

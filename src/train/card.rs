@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::config::WeightedFile;
 use super::fit::{Finished, TrainingRecord};
 
 /// Writes the card as Markdown.
@@ -23,8 +24,10 @@ pub(super) fn write(
     writeln!(card, "| Head | `{}` |", serde_json::to_string(&config.head).unwrap_or_default())?;
     writeln!(card, "| Parameters | {} |", report.parameters)?;
     writeln!(card, "| Weights | `{}` |", finished.weights)?;
-    for file in data {
-        writeln!(card, "| Data | `{}`, SHA-256 `{}` |", file.name, file.sha256)?;
+    for (file, weighted) in data.iter().zip(&config.data.files) {
+        let WeightedFile { weight, .. } = weighted;
+        let weight = if *weight == 1.0 { String::new() } else { format!(", weight {weight}") };
+        writeln!(card, "| Data | `{}`, SHA-256 `{}`{weight} |", file.name, file.sha256)?;
     }
     writeln!(
         card,
