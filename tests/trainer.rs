@@ -323,6 +323,7 @@ fn trains_from_scratch_and_from_its_own_output() {
     assert_eq!(config["std"], json!(accuracy.reward_std));
 
     check_baseline(&workshop, &first);
+    check_log(&first, &["accuracy", "active_dimensions", "kl", "loss", "margin"]);
 
     let same = workshop.fit(&settings, "same");
     assert_eq!(same.bytes(WEIGHTS), first.bytes(WEIGHTS));
@@ -367,6 +368,40 @@ fn assert_all_named(workshop: &Workshop, fitted: &Fitted) {
     assert!(reasons.into_iter().eq(expected), "{text}");
 }
 
+/// The log has every step, and there is a plot of each of its statistics. TensorBoard reads the events in
+/// `tests/trainer_outputs/run.py`.
+fn check_log(fitted: &Fitted, plots: &[&str]) {
+    let log = String::from_utf8(fitted.bytes("log.jsonl")).unwrap();
+    let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(log.len(), fitted.report.steps);
+    // What was learned tells answers apart.
+    let last = &log[log.len() - 1];
+    assert!(last["margin"].as_f64().unwrap() > 1.0, "{last}");
+    let active = last["active_dimensions"].as_u64();
+    assert_eq!(active.is_some(), plots.contains(&"kl"), "{last}");
+    assert!(active.is_none_or(|active| (1..=6).contains(&active)), "{last}");
+
+    let names = |folder: &str| {
+        let entries = fs::read_dir(fitted.output.join(folder)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert!(
+        names("plots").iter().map(|name| name.trim_end_matches(".svg")).eq(plots.iter().copied())
+    );
+    for name in names("plots") {
+        let svg = fs::read_to_string(fitted.output.join("plots").join(&name)).unwrap();
+        let svg = roxmltree::Document::parse(&svg).unwrap();
+        let polylines = svg.descendants().filter(|node| node.has_tag_name("polyline"));
+        assert!(polylines.count() > 0, "{name}");
+        let text = svg.descendants().filter(|node| node.has_tag_name("text"));
+        assert!(text.filter_map(|node| node.text()).any(|text| text.contains("mean of")), "{name}");
+    }
+    assert_eq!(names("tensorboard").len(), 1);
+}
+
 /// The stored latents are those that the server computes for the same texts, one by one.
 fn check_baseline(workshop: &Workshop, fitted: &Fitted) {
     let checkpoint = fitted.checkpoint();
@@ -397,6 +432,7 @@ fn gated_decode_and_standard_heads_learn_too() {
     let standard = workshop.fit(&workshop.settings(SCRATCH, head), "standard");
     let accuracy = assert_learned(&standard.report);
     assert!(standard.report.epochs.iter().all(|means| means.kl == 0.0));
+    check_log(&standard, &["accuracy", "loss", "margin"]);
     assert_eq!(standard.checkpoint().baseline, None);
     let again = workshop.eval(&standard.output, &["--held-out", "--json"]);
     assert_eq!(serde_json::from_str::<PairAccuracy>(&again).unwrap(), accuracy);

@@ -11,7 +11,7 @@ use super::data::EncodedPair;
 use super::epoch::Epochs;
 use super::evaluate::PairAccuracy;
 use super::fit::{EpochMeans, FitReport};
-use super::loss::pair_loss;
+use super::loss::{active_dimensions, mean_margin, pair_loss};
 use super::optimiser::AdamW;
 use super::progress::{Best, Progress, State};
 use super::trained::Trained;
@@ -29,6 +29,11 @@ struct StepRecord {
     kl: f32,
     /// Share of the batch's pairs ranked right.
     accuracy: f32,
+    /// Mean of `r_w - r_l` over the batch's pairs.
+    margin: f64,
+    /// Of an InfoRM head, see [`active_dimensions`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active_dimensions: Option<usize>,
     learning_rate: f64,
     /// Norm of all gradients together, before clipping.
     gradient_norm: f64,
@@ -161,6 +166,14 @@ impl Descent<'_> {
         let total = f64::from(loss.total.to_scalar::<f32>()?);
         let at = || format!("step {step}; the batch: {}", origins(train, batch));
         anyhow::ensure!(total.is_finite(), "the loss is {total}: {}", at());
+        let rewards: Vec<f32> = output.reward.flatten_all()?.to_vec1()?;
+        let (chosen, rejected) = rewards.split_at(batch.len());
+        let active = match (&output.posterior, latent_dim) {
+            (Some(posterior), Some(dimension)) => {
+                Some(active_dimensions(&posterior.flatten_all()?.to_vec1()?, dimension))
+            }
+            _ => None,
+        };
         let share = config.schedule.share(step, steps);
         let gradient_norm = optimiser.step(&loss.total.backward()?, share).with_context(at)?;
         Ok(StepRecord {
@@ -170,6 +183,8 @@ impl Descent<'_> {
             preference: loss.preference,
             kl: loss.kl,
             accuracy: loss.accuracy,
+            margin: mean_margin(chosen, rejected),
+            active_dimensions: active,
             learning_rate: config.optimiser.learning_rate * share,
             gradient_norm,
             pairs: batch.len(),

@@ -223,8 +223,8 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
             (TRAINING_FILE.to_owned(), serde_json::to_vec_pretty(&record)?),
             (CARD_FILE.to_owned(), card::write(&record, &finished)?.into_bytes()),
             (DROPPED_FILE.to_owned(), dropped_file(&left_out)?),
-            progress.finished_log()?,
         ];
+        files.extend(progress.finished()?);
         if let Some(accuracy) = &report.held_out {
             files.push((CONFIG_FILE.to_owned(), with_reward_scale(folder, accuracy)?));
         }

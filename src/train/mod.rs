@@ -15,10 +15,12 @@ mod loss;
 mod optimiser;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod plots;
 mod progress;
 mod rows;
 mod schedule;
 mod scratch;
+mod tensorboard;
 mod trained;
 
 pub use config::{FeatureConfig, FitConfig, WeightedFile};
@@ -30,7 +32,7 @@ pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
 pub use init_head::init_head;
 pub use left_out::{Dropped, LeftOut, Reason, name_left_out};
 pub use loss::{
-    KlReduction, Loss, LossConfig, LossMargin, pair_loss,
+    KlReduction, Loss, LossConfig, LossMargin, active_dimensions, mean_margin, pair_loss,
 };
 pub use optimiser::{AdamW, OptimiserConfig};
 pub(crate) use rows::lines;
