@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::{Compression, write::GzEncoder};
 use inform::checkpoint::Checkpoint;
-use inform::train::{BadLines, PairLimits, encode_pairs, read_pairs};
+use inform::train::{BadLines, PairLimits, Reason, encode_pairs, read_pairs};
 use serde_json::{Value, json};
 
 /// Lines of the good file.
@@ -183,7 +183,9 @@ fn lines_that_are_no_pairs_are_refused_or_left_out() {
 
         let (pairs, bad) = read_pairs(&files, BadLines::Drop).unwrap();
         assert_eq!((pairs.len(), bad.len()), (LINES - 1, 1), "{name}");
-        assert!(bad[0].starts_with(&place) && bad[0].contains(reason), "{name}: {bad:?}");
+        let said = bad[0].to_string();
+        assert!(said.starts_with(&place) && said.contains(reason), "{name}: {said}");
+        assert_eq!((bad[0].reason, bad[0].origin.line), (Reason::BadLine, SPOILT), "{name}");
         let numbers = (1..=LINES).filter(|&number| number != SPOILT);
         assert!(pairs.iter().map(|pair| pair.origin.line).eq(numbers), "{name}");
     }
@@ -201,6 +203,7 @@ fn what_cannot_be_read_further_ends_its_file_only() {
         assert!(refused.starts_with(&start) && refused.contains(reason), "{name}: {refused}");
 
         let (pairs, bad) = read_pairs(&files, BadLines::Drop).unwrap();
+        let bad: Vec<String> = bad.iter().map(ToString::to_string).collect();
         assert!(bad.iter().all(|bad| bad.starts_with(&start)), "{name}: {bad:?}");
         assert!(bad.iter().any(|bad| bad.contains(reason)), "{name}: {bad:?}");
         assert!((LINES..=2 * LINES).contains(&pairs.len()), "{name}: {}", pairs.len());
@@ -218,8 +221,8 @@ fn pairs_that_teach_nothing_are_left_out_and_named() {
         let (pairs, bad) = read_pairs(&[file], BadLines::Refuse).unwrap();
         assert_eq!((pairs.len(), bad.len()), (LINES, 0), "{name}");
         let (kept, dropped) = encode_pairs(&encoder, &pairs, LIMITS).unwrap();
-        assert_eq!((kept.len(), dropped.first.len()), (LINES - 1, 1), "{name}: {dropped:?}");
-        let said = &dropped.first[0];
+        assert_eq!((kept.len(), dropped.pairs.len()), (LINES - 1, 1), "{name}: {dropped:?}");
+        let said = dropped.pairs[0].to_string();
         assert!(said.starts_with(&place) && said.contains(reason), "{name}: {said}");
     }
 }
@@ -267,4 +270,14 @@ fn columns_of_common_data_sets_are_understood() {
     let (pairs, _) = read_pairs(&[file], BadLines::Refuse).unwrap();
     assert_eq!(pairs[0].chosen[0].role, "system");
     assert_eq!(pairs[0].chosen.len(), 3);
+}
+
+/// Whether or not such files can be read: see `tests/parquet.rs`.
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn parquet_without_the_feature_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = written(folder.path(), "pairs.parquet", b"PAR1");
+    let said = format!("{:#}", read_pairs(&[file], BadLines::Drop).unwrap_err());
+    assert!(said.contains("pairs.parquet: ") && said.contains("--features parquet"), "{said}");
 }

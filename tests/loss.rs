@@ -1,6 +1,6 @@
 //! Loss, AdamW and learning rate against PyTorch and transformers.
 //!
-//! `tests/golden/loss.py` makes the golden values.
+//! `tests/golden/loss.py` makes the golden values; `active_dimensions.py` those from NumPy.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -12,7 +12,7 @@ use inform::model::HeadOutput;
 use inform::ops::autograd::Parameter;
 use inform::train::{
     AdamW, Gradients, KlReduction, LossConfig, LossMargin, OptimiserConfig, ScheduleConfig,
-    ScheduleKind, pair_loss,
+    ScheduleKind, active_dimensions, mean_margin, pair_loss,
 };
 use serde::Deserialize;
 
@@ -216,5 +216,25 @@ fn label_smoothing_and_margins_are_their_formulas() {
         assert!((f64::from(loss.preference) - expected).abs() < 1e-6, "{smoothing} {margin:?}");
         // Accuracy is of the rewards, whatever the margin: one right, one wrong, one tie.
         assert!((loss.accuracy - 1.0 / 3.0).abs() < 1e-6);
+    }
+}
+
+#[derive(Deserialize)]
+struct LatentCase {
+    dimension: usize,
+    posterior: Vec<f32>,
+    active: usize,
+    rewards: Vec<f32>,
+    margin: f64,
+}
+
+#[test]
+fn active_dimensions_and_margins_are_numpys() {
+    let cases = std::fs::read(golden("active_dimensions.json")).unwrap();
+    for case in serde_json::from_slice::<Vec<LatentCase>>(&cases).unwrap() {
+        assert_eq!(active_dimensions(&case.posterior, case.dimension), case.active);
+        let (chosen, rejected) = case.rewards.split_at(case.rewards.len() / 2);
+        let found = mean_margin(chosen, rejected);
+        assert!((found - case.margin).abs() < 1e-12, "{found} is not {}", case.margin);
     }
 }

@@ -14,15 +14,18 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const KILLS: usize = 20;
-const STEPS: u64 = 60;
+/// Three epochs over the pairs that the weights of two files give.
+const STEPS: u64 = 57;
 
 struct Workshop(TempDir);
 
 impl Workshop {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let pairs: String = (0..240).map(|n| format!("{}\n", pair(n))).collect();
-        fs::write(folder.path().join("pairs.jsonl"), pairs).unwrap();
+        for (name, numbers) in [("pairs.jsonl", 0..120), ("more_pairs.jsonl", 120..240)] {
+            let pairs: String = numbers.map(|n| format!("{}\n", pair(n))).collect();
+            fs::write(folder.path().join(name), pairs).unwrap();
+        }
         Self(folder)
     }
 
@@ -50,7 +53,7 @@ max_position_embeddings = 128
 [head]
 latent_dim = 4
 [data]
-files = [{:?}]
+files = [{{ path = {:?}, weight = 0.6 }}, {{ path = {:?}, weight = 1.3 }}]
 train_pairs = 160
 max_tokens = 128
 [optimiser]
@@ -67,7 +70,8 @@ keep_best = true
 every_steps = 2
 ",
             self.output(),
-            self.0.path().join("pairs.jsonl")
+            self.0.path().join("pairs.jsonl"),
+            self.0.path().join("more_pairs.jsonl")
         );
         let file = self.0.path().join("settings.toml");
         fs::write(&file, settings).unwrap();

@@ -291,8 +291,7 @@ fn trains_from_scratch_and_from_its_own_output() {
     assert_eq!(train.identical + held_out.identical, IDENTICAL);
     assert_eq!(train.empty + held_out.empty, EMPTY);
     let left_out = |d: &Dropped| d.too_long + d.identical + d.empty + d.duplicate;
-    assert_eq!((left_out(train), left_out(held_out)), (train.first.len(), held_out.first.len()));
-    assert!(train.first.iter().all(|dropped| dropped.contains(".jsonl")), "{train:?}");
+    assert_all_named(&workshop, &first);
     assert_eq!(report.train_pairs + left_out(train), TRAIN);
     assert_eq!(report.held_out_pairs + left_out(held_out), ALL - TRAIN);
     assert_eq!(report.steps, 3 * report.train_pairs.div_ceil(16));
@@ -339,6 +338,7 @@ fn trains_from_scratch_and_from_its_own_output() {
     assert_eq!(config["std"], json!(accuracy.reward_std));
 
     check_baseline(&workshop, &first);
+    check_log(&first, &["accuracy", "active_dimensions", "kl", "loss", "margin"]);
 
     let same = workshop.fit(&settings, "same");
     assert_eq!(same.bytes(WEIGHTS), first.bytes(WEIGHTS));
@@ -356,6 +356,65 @@ fn trains_from_scratch_and_from_its_own_output() {
     assert_ne!(tuned.bytes(WEIGHTS), same.bytes(WEIGHTS));
     assert_eq!(tuned.bytes("tokenizer.json"), same.bytes("tokenizer.json"));
     check_baseline(&workshop, &tuned);
+}
+
+/// Every pair that was left out stands in the folder with its place and the reason.
+fn assert_all_named(workshop: &Workshop, fitted: &Fitted) {
+    let text = String::from_utf8(fitted.bytes("dropped.jsonl")).unwrap();
+    let mut reasons = std::collections::BTreeMap::new();
+    for line in text.lines() {
+        let found: Value = serde_json::from_str(line).unwrap();
+        let file = Path::new(found["file"].as_str().unwrap());
+        let pairs = read_pairs(&[file.to_owned()], BadLines::Refuse).unwrap().0;
+        let place = found["line"].as_u64().unwrap() as usize;
+        let pair = pairs.iter().find(|pair| pair.origin.line == place).unwrap();
+        let answer = &pair.chosen.last().unwrap().content;
+        let (reason, detail) = match answer.as_str() {
+            "It depends." => ("identical", "both answers are the same"),
+            "" => ("empty", "an answer is empty"),
+            _ => ("too_long", "tokens, more than 256"),
+        };
+        assert_eq!(found["reason"], reason, "{found}");
+        assert!(found["detail"].as_str().unwrap().ends_with(detail), "{found}");
+        assert!(workshop.data.iter().any(|data| data == file), "{found}");
+        *reasons.entry(reason).or_insert(0) += 1;
+    }
+    let expected = [("empty", EMPTY), ("identical", IDENTICAL), ("too_long", TOO_LONG)];
+    assert!(reasons.into_iter().eq(expected), "{text}");
+}
+
+/// The log has every step, and there is a plot of each of its statistics. TensorBoard reads the events in
+/// `tests/trainer_outputs/run.py`.
+fn check_log(fitted: &Fitted, plots: &[&str]) {
+    let log = String::from_utf8(fitted.bytes("log.jsonl")).unwrap();
+    let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(log.len(), fitted.report.steps);
+    // What was learned tells answers apart.
+    let last = &log[log.len() - 1];
+    assert!(last["margin"].as_f64().unwrap() > 1.0, "{last}");
+    let active = last["active_dimensions"].as_u64();
+    assert_eq!(active.is_some(), plots.contains(&"kl"), "{last}");
+    assert!(active.is_none_or(|active| (1..=6).contains(&active)), "{last}");
+
+    let names = |folder: &str| {
+        let entries = fs::read_dir(fitted.output.join(folder)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert!(
+        names("plots").iter().map(|name| name.trim_end_matches(".svg")).eq(plots.iter().copied())
+    );
+    for name in names("plots") {
+        let svg = fs::read_to_string(fitted.output.join("plots").join(&name)).unwrap();
+        let svg = roxmltree::Document::parse(&svg).unwrap();
+        let polylines = svg.descendants().filter(|node| node.has_tag_name("polyline"));
+        assert!(polylines.count() > 0, "{name}");
+        let text = svg.descendants().filter(|node| node.has_tag_name("text"));
+        assert!(text.filter_map(|node| node.text()).any(|text| text.contains("mean of")), "{name}");
+    }
+    assert_eq!(names("tensorboard").len(), 1);
 }
 
 /// The stored latents are those that the server computes for the same texts, one by one.
@@ -388,6 +447,7 @@ fn gated_decode_and_standard_heads_learn_too() {
     let standard = workshop.fit(&workshop.settings(SCRATCH, head), "standard");
     let accuracy = assert_learned(&standard.report);
     assert!(standard.report.epochs.iter().all(|means| means.kl == 0.0));
+    check_log(&standard, &["accuracy", "loss", "margin"]);
     assert_eq!(standard.checkpoint().baseline, None);
     assert_eq!(standard.report.latents, None);
     assert!(!standard.output.join(CALIBRATION_FILE).exists());
@@ -504,6 +564,21 @@ fn a_run_that_fails_says_why_and_leaves_the_output_alone() {
         ("max_tokens = 128", "max_tokens = 257", "data.max_tokens: 257 exceeds"),
         ("max_tokens = 128", "max_tokens = 3", "no training pair can be used"),
         ("train_pairs = 240", "train_pairs = 0", "data.train_pairs"),
+        ("files = [", "files = [7, ", "a file's path, or { path"),
+        ("files = [", "files = [{ path = \"a\", share = 2 }, ", "unknown field `share`"),
+        ("files = [", "files = [{ weight = 2 }, ", "missing field `path`"),
+        (
+            "files = [",
+            "files = [{ path = \"a\", weight = 0 }, ",
+            "data.files: a: a weight must be above 0",
+        ),
+        ("files = [", "files = [{ path = \"a\", weight = nan }, ", "a weight must be above 0"),
+        ("files = [", "files = [{ path = \"a\", weight = 101 }, ", "at most 100"),
+        (
+            "files = [",
+            "files = [\"a\", { path = \"a\", weight = 2 }, ",
+            "data.files: a is named twice",
+        ),
         ("= 1e-2", "= 0.0", "optimiser.learning_rate: must be positive"),
         ("= 1e-2", "= -1e-3", "optimiser.learning_rate: must be positive"),
         ("= 1e-2", "= nan", "optimiser.learning_rate: must be positive"),
@@ -519,6 +594,61 @@ fn a_run_that_fails_says_why_and_leaves_the_output_alone() {
     }
     let missing = "[start]\nfolder = \"missing\"";
     fails(&workshop.settings(missing, &inform_head("linear")), &["missing/config.json"]);
+}
+
+/// Half of one file's pairs and two and a half times the other's, in each epoch.
+#[test]
+fn files_have_weights_in_training_alone() {
+    let workshop = Workshop::new();
+    let plain = workshop.settings(SCRATCH, "[head]\nlatent_dim = 2\n");
+    let [one, two] = [0, 1].map(|file| workshop.data[file].display().to_string());
+    let files = format!("files = {:?}", workshop.data);
+    let with = |light: &str, heavy: &str| {
+        let weighted = format!(
+            "files = [{{ path = {one:?}, weight = {light} }}, {{ path = {two:?}, weight = {heavy} }}]"
+        );
+        plain.replace(&files, &weighted)
+    };
+    let fitted = workshop.fit(&with("0.5", "2.5"), "output");
+    let record = fitted.record();
+    let weights: Vec<f64> = record.config.data.files.iter().map(|file| file.weight).collect();
+    assert_eq!(weights, [0.5, 2.5]);
+
+    let pairs = read_pairs(&workshop.data, BadLines::Refuse).unwrap().0;
+    let (train, _) = record.split.apply(pairs);
+    let encoder = fitted.checkpoint().encoder;
+    let (train, _) = encode_pairs(&encoder, &train, record.config.data.limits()).unwrap();
+    let of = |file: usize| {
+        train.iter().filter(|pair| *pair.origin.file == *workshop.data[file]).count() as f64
+    };
+    let epoch = (0.5 * of(0)).round() as usize + (2.5 * of(1)).round() as usize;
+    assert_eq!(fitted.report.steps, 3 * epoch.div_ceil(16));
+    let log = String::from_utf8(fitted.bytes("log.jsonl")).unwrap();
+    let seen: u64 = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["pairs"].as_u64().unwrap())
+        .sum();
+    assert_eq!(seen, 3 * epoch as u64);
+    // The evaluation knows no weights.
+    let again = workshop.eval(&fitted.output, &["--held-out", "--json"]);
+    let again: PairAccuracy = serde_json::from_str(&again).unwrap();
+    assert_eq!(Some(&again), fitted.report.held_out.as_ref());
+    assert_eq!(again.pairs, fitted.report.held_out_pairs);
+    let card = String::from_utf8(fitted.bytes("README.md")).unwrap();
+    assert!(card.contains("`, weight 2.5 |"), "{card}");
+
+    // A weight of 1 is none.
+    let [ones, none] = [with("1", "1.0"), plain.clone()]
+        .map(|settings| workshop.fit(&settings.replace("epochs = 3", "epochs = 1"), "output"));
+    assert_eq!(ones.bytes(WEIGHTS), none.bytes(WEIGHTS));
+    assert_eq!(ones.record().config, none.record().config);
+
+    let light = workshop.start(&with("0.001", "1"), &workshop.run("none"));
+    let error = String::from_utf8(light.stderr).unwrap();
+    assert!(
+        !light.status.success() && error.contains("one.jsonl.gz: with a weight of 0.001"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
     BadLines, BaselineSettings, Evaluation, EvaluationSettings, FeatureConfig, FitConfig,
-    SweepConfig, fit, init_head, make_baseline, side_by_side, sweep,
+    SweepConfig, WeightedFile, fit, init_head, make_baseline, side_by_side, sweep,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -33,7 +33,7 @@ enum Command {
         /// Settings, TOML
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Data files instead of the settings' own
+        /// Data files instead of the settings' own; each has a weight of 1
         #[arg(long, value_name = "FILE", num_args = 1..)]
         data: Vec<PathBuf>,
         /// Output folder instead of the settings' own
@@ -48,7 +48,7 @@ enum Command {
         /// Checkpoint folders; several stand side by side
         #[arg(long, value_name = "DIR", num_args = 1.., required = true)]
         model: Vec<PathBuf>,
-        /// Data files, JSONL or JSONL.gz
+        /// Data files: JSONL, JSONL.gz or Parquet
         #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
         data: Vec<PathBuf>,
         /// Only the pairs that the checkpoint's training held out of these files
@@ -205,7 +205,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Fit { config, data, output, seed } => {
             let mut config = FitConfig::read(&config)?;
             if !data.is_empty() {
-                config.data.files = data;
+                config.data.files = data.into_iter().map(WeightedFile::from).collect();
             }
             if let Some(output) = output {
                 config.output = output;
@@ -263,7 +263,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Sweep { config, data, output } => {
             let mut config = SweepConfig::read(&config)?;
             if !data.is_empty() {
-                config.fit.data.files = data;
+                config.fit.data.files = data.into_iter().map(WeightedFile::from).collect();
             }
             if let Some(output) = output {
                 config.output = output;

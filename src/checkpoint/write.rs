@@ -34,7 +34,7 @@ pub struct CheckpointFiles<'a> {
     pub tensors: &'a MemoryTensors,
     /// How to store them.
     pub weight_type: WeightType,
-    /// Further files by name: tokenizer, chat template, model card.
+    /// Further files by name, which may begin with a folder: tokenizer, chat template, model card.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
@@ -65,17 +65,13 @@ pub fn write_checkpoint<E: From<CheckpointError>>(
         &temporary.0.join("model.safetensors"),
         &serialise(contents.tensors, contents.weight_type).map_err(damaged(folder))?,
     )?;
-    for (name, bytes) in &contents.files {
-        write_file(&temporary.0.join(name), bytes)?;
-    }
+    write_files(&temporary.0, &contents.files)?;
     let (baseline, files) = finish(&temporary.0)?;
     if let Some(baseline) = baseline {
         let bytes = baseline.to_bytes().map_err(damaged(folder))?;
         write_file(&temporary.0.join(BASELINE_FILE), &bytes)?;
     }
-    for (name, bytes) in &files {
-        write_file(&temporary.0.join(name), bytes)?;
-    }
+    write_files(&temporary.0, &files)?;
     sync_folder(&temporary.0)?;
 
     put_in_place(&temporary.0, folder)?;
@@ -149,6 +145,17 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointEr
         let _ = fs::remove_file(&temporary);
     }
     replaced.and_then(|()| sync_folder(parent))
+}
+
+fn write_files(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<(), CheckpointError> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        let parent = path.parent().unwrap_or(folder);
+        fs::create_dir_all(parent).map_err(CheckpointError::io(parent))?;
+        write_file(&path, bytes)?;
+        sync_folder(parent)?;
+    }
+    Ok(())
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {

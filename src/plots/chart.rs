@@ -24,8 +24,10 @@ type Axes<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, Ran
 const UNIT: i32 = SCALE as i32;
 /// Points of a curve that are drawn; of more, only the extremes of neighbours are.
 const MAX_POINTS: usize = 480;
-/// Evaluations that answer the pointer with their numbers.
+/// Evaluations that answer the pointer with their numbers; of more, every second, third, ... one does.
 const MAX_HITS: usize = 120;
+/// Opacity of [`Stroke::Pale`].
+const PALE: f64 = 0.4;
 const ALERT_SIZE: i32 = 6 * UNIT;
 
 /// One statistic.
@@ -35,6 +37,19 @@ pub(super) struct Line {
     pub(super) ink: Ink,
     /// One an evaluation; absent where it could not be computed.
     pub(super) values: Vec<Option<f64>>,
+    pub(super) stroke: Stroke,
+}
+
+/// How a line is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Stroke {
+    /// A gap is a gap.
+    #[default]
+    Plain,
+    /// The same, thin and pale: what another line is the mean of.
+    Pale,
+    /// Over gaps: known at some places only.
+    Sparse,
 }
 
 /// The area between two statistics.
@@ -45,6 +60,7 @@ pub(super) struct Band {
     pub(super) opacity: f64,
     pub(super) low: Vec<Option<f64>>,
     pub(super) high: Vec<Option<f64>>,
+    pub(super) stroke: Stroke,
 }
 
 /// Statistics of one kind.
@@ -226,7 +242,7 @@ impl Chart {
     fn band(&self, axes: &mut Axes<'_>, band: &Band) -> Result<(), PlotError> {
         let both: Vec<Option<f64>> =
             band.low.iter().zip(&band.high).map(|(low, high)| low.and(*high)).collect();
-        for part in parts(&both) {
+        for part in parts(&both, band.stroke) {
             let low = thinned(&self.x, &band.low, part.clone());
             let high = thinned(&self.x, &band.high, part);
             let outline: Vec<_> = high.into_iter().chain(low.into_iter().rev()).collect();
@@ -237,12 +253,18 @@ impl Chart {
     }
 
     fn line(&self, axes: &mut Axes<'_>, line: &Line) -> Result<(), PlotError> {
-        let color = line.ink.color();
-        let width = if line.ink == Ink::Null { 3 * SCALE / 2 } else { 2 * SCALE };
-        for part in parts(&line.values) {
+        let pale = line.stroke == Stroke::Pale;
+        let color = line.ink.color().mix(if pale { PALE } else { 1.0 });
+        let width = match line.ink {
+            _ if pale => SCALE,
+            Ink::Null => 3 * SCALE / 2,
+            _ => 2 * SCALE,
+        };
+        for part in parts(&line.values, line.stroke) {
             let points = thinned(&self.x, &line.values, part);
             // A curve of few points shows them; a point between gaps shows itself.
-            let dots = if line.ink != Ink::Null && self.x.len() <= 40 || points.len() == 1 {
+            let few = points.len() <= 40 && (self.x.len() <= 40 || line.stroke == Stroke::Sparse);
+            let dots = if line.ink != Ink::Null && few && !pale || points.len() == 1 {
                 points.clone()
             } else {
                 Vec::new()
@@ -259,11 +281,13 @@ impl Chart {
     fn hits(&self, axes: &Axes<'_>, panel: &Panel, y: &Range<f64>, over: &mut String) {
         let count = self.x.len();
         let range = self.horizontal();
-        for at in count.saturating_sub(MAX_HITS)..count {
-            let before =
-                at.checked_sub(1).map_or(range.start, |b| f64::midpoint(self.x[b], self.x[at]));
+        let stride = count.div_ceil(MAX_HITS).max(1);
+        for at in (0..count).rev().step_by(stride) {
+            let before = at
+                .checked_sub(stride)
+                .map_or(range.start, |b| f64::midpoint(self.x[b], self.x[at]));
             let after =
-                self.x.get(at + 1).map_or(range.end, |&next| f64::midpoint(self.x[at], next));
+                self.x.get(at + stride).map_or(range.end, |&next| f64::midpoint(self.x[at], next));
             let (left, top) = axes.backend_coord(&(before, y.end));
             let (right, bottom) = axes.backend_coord(&(after, y.start));
             let mut words = format!("{} {}", self.axis, self.x[at]);
@@ -317,7 +341,10 @@ impl Panel {
     }
 
     fn legend(&self, alerts: bool) -> Vec<(String, Ink, Mark)> {
-        let lines = self.lines.iter().map(|line| (line.name.clone(), line.ink, Mark::Line));
+        let lines = self.lines.iter().map(|line| {
+            let mark = if line.stroke == Stroke::Pale { Mark::Pale } else { Mark::Line };
+            (line.name.clone(), line.ink, mark)
+        });
         let bands =
             self.bands.iter().map(|band| (band.name.clone(), band.ink, Mark::Band(band.opacity)));
         let alert = alerts.then(|| ("alert".to_owned(), Ink::Alert, Mark::Triangle(ALERT_SIZE)));
@@ -329,6 +356,8 @@ impl Panel {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Mark {
     Line,
+    /// A pale line.
+    Pale,
     Band(f64),
     /// Of that size.
     Triangle(i32),
@@ -348,6 +377,10 @@ pub(super) fn legend_row(
             Mark::Line => area.draw(&PathElement::new(
                 vec![(x, y), (x + 18 * UNIT, y)],
                 color.stroke_width(2 * SCALE),
+            ))?,
+            Mark::Pale => area.draw(&PathElement::new(
+                vec![(x, y), (x + 18 * UNIT, y)],
+                color.mix(PALE).stroke_width(SCALE),
             ))?,
             Mark::Band(opacity) => area.draw(&Rectangle::new(
                 [(x, y - 4 * UNIT), (x + 18 * UNIT, y + 4 * UNIT)],
@@ -409,8 +442,11 @@ pub(super) fn text(pixels: u32, ink: Ink) -> TextStyle<'static> {
     TextStyle { color: ink.color().to_backend_color(), ..style }
 }
 
-/// The stretches without a gap.
-fn parts(values: &[Option<f64>]) -> Vec<Range<usize>> {
+/// The stretches that are drawn as one: those without a gap, but of a sparse line all of it.
+fn parts(values: &[Option<f64>], stroke: Stroke) -> Vec<Range<usize>> {
+    if stroke == Stroke::Sparse {
+        return std::iter::once(0..values.len()).collect();
+    }
     let mut parts: Vec<Range<usize>> = Vec::new();
     for at in (0..values.len()).filter(|&at| values[at].is_some()) {
         match parts.last_mut() {
@@ -423,11 +459,10 @@ fn parts(values: &[Option<f64>]) -> Vec<Range<usize>> {
 
 /// The points of a stretch; of more than are worth drawing, the least and the greatest of neighbours.
 fn thinned(x: &[f64], values: &[Option<f64>], part: Range<usize>) -> Vec<(f64, f64)> {
-    let point = |at: usize| Some((x[at], values[at]?));
-    if part.len() <= MAX_POINTS {
-        return part.filter_map(point).collect();
+    let all: Vec<_> = part.filter_map(|at| Some((x[at], values[at]?))).collect();
+    if all.len() <= MAX_POINTS {
+        return all;
     }
-    let all: Vec<_> = part.filter_map(point).collect();
     let group = all.len().div_ceil(MAX_POINTS / 2);
     let mut points = Vec::with_capacity(MAX_POINTS + 2);
     points.extend(all.first());
@@ -453,10 +488,11 @@ pub(super) fn short_axis(range: &Range<f64>) -> impl Fn(f64) -> String + use<> {
     };
     let decimals = (1.0 - (span / divisor).log10().floor()).clamp(0.0, 8.0) as usize;
     move |value| {
-        if value == 0.0 {
+        let text = format!("{:.decimals$}", value / divisor);
+        // Marks are multiples of a step, and the one at 0 may miss it.
+        if text.trim_matches(['-', '0', '.']).is_empty() {
             return "0".to_owned();
         }
-        let text = format!("{:.decimals$}", value / divisor);
         let text = if text.contains('.') {
             text.trim_end_matches('0').trim_end_matches('.').to_owned()
         } else {

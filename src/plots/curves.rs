@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::chart::{Band, Chart, Line, Panel};
+use super::chart::{Band, Chart, Line, Panel, Stroke};
 use super::number::short;
 use super::palette::Ink;
 use super::{Drawing, PlotError, Size};
@@ -170,7 +170,7 @@ impl RunCurves {
     }
 
     fn line(&self, name: &str, ink: Ink, value: impl Fn(&Evaluation) -> Option<f64>) -> Line {
-        Line { name: name.to_owned(), ink, values: self.values(value) }
+        Line { name: name.to_owned(), ink, values: self.values(value), stroke: Stroke::Plain }
     }
 
     /// A statistic that is never negative, and the 95 % quantile of what it is on unchanged answers.
@@ -271,6 +271,7 @@ impl RunCurves {
             opacity,
             low: self.values(|row| Some(quantiles(row)?.0)),
             high: self.values(|row| Some(quantiles(row)?.1)),
+            stroke: Stroke::Plain,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Plots of a run as SVG: its statistics over the steps, and its latent map.
+//! Plots as SVG: of a run, its statistics over the steps and its latent map; of a training, its log.
 //!
 //! Drawn by plotters, with text as text. What stands here knows the monitor's evaluations and nothing of who
 //! asks: the page, the routes and `trainer` all draw with it.
@@ -12,6 +12,7 @@ mod number;
 mod palette;
 mod projection;
 mod sparkline;
+mod training;
 
 use plotters::drawing::DrawingAreaErrorKind;
 use thiserror::Error;
@@ -24,6 +25,7 @@ pub use number::short;
 pub use palette::Theme;
 pub use projection::{Projection, farthest, project};
 pub use sparkline::sparkline;
+pub use training::{TrainingCurve, TrainingCurves, TrainingEvaluation, TrainingStep};
 
 /// Width and height in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

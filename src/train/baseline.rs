@@ -19,6 +19,7 @@ use super::data::{BadLines, Origin, read_rows};
 use super::evaluate::Judge;
 use super::features::Depth;
 use super::fit::{CARD_FILE, DataFile, data_files};
+use super::left_out::{LeftOut, Reason, name_left_out};
 use crate::checkpoint::{
     BASELINE_FILE, Baseline, Checkpoint, EncodeError, Input, TextEncoder, replace_file,
 };
@@ -94,9 +95,7 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
         format!("{}: a standard reward head has no latents to compare with", model.display())
     })?;
     let (answers, left_out) = settings.answers(&checkpoint.encoder)?;
-    for problem in &left_out {
-        eprintln!("left out: {problem}");
-    }
+    name_left_out(&left_out);
     let found = answers.len();
     let answers = drawn(answers, *samples, settings.seed);
     eprintln!(
@@ -135,7 +134,7 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
 
 impl BaselineSettings<'_> {
     /// The answers of the files, and what was left out of them.
-    fn answers(&self, encoder: &TextEncoder) -> anyhow::Result<(Vec<Answer>, Vec<String>)> {
+    fn answers(&self, encoder: &TextEncoder) -> anyhow::Result<(Vec<Answer>, Vec<LeftOut>)> {
         let (rows, mut left_out) = read_rows(self.data, self.bad_lines, read_answer)?;
         let encoded: Vec<Result<Answer, (Origin, EncodeError)>> = rows
             .into_par_iter()
@@ -151,7 +150,12 @@ impl BaselineSettings<'_> {
             match (answer, self.bad_lines) {
                 (Ok(answer), _) => answers.push(answer),
                 (Err((origin, error)), BadLines::Drop) => {
-                    left_out.push(format!("{origin}: {}", reason(&error)));
+                    let kind = match error {
+                        EncodeError::TooLong { .. } => Reason::TooLong,
+                        EncodeError::Empty => Reason::Empty,
+                        _ => Reason::BadLine,
+                    };
+                    left_out.push(LeftOut { origin, reason: kind, detail: reason(&error) });
                 }
                 (Err((origin, error)), BadLines::Refuse) => {
                     anyhow::bail!("{origin}: {}", reason(&error));

@@ -3,6 +3,7 @@
 use std::fmt::{Error, Write};
 
 use super::baseline::BaselineReport;
+use super::config::WeightedFile;
 use super::diagnostics::LatentDiagnostics;
 use super::fit::{Finished, TrainingRecord};
 use crate::monitor::statistics::csi::EpsMode;
@@ -31,8 +32,10 @@ pub(super) fn write(record: &TrainingRecord, finished: &Finished) -> Result<Stri
     writeln!(card, "| Head | `{}` |", serde_json::to_string(&config.head).unwrap_or_default())?;
     writeln!(card, "| Parameters | {} |", report.parameters)?;
     writeln!(card, "| Weights | `{}` |", finished.weights)?;
-    for file in data {
-        writeln!(card, "| Data | `{}`, SHA-256 `{}` |", file.name, file.sha256)?;
+    for (file, weighted) in data.iter().zip(&config.data.files) {
+        let WeightedFile { weight, .. } = weighted;
+        let weight = if *weight == 1.0 { String::new() } else { format!(", weight {weight}") };
+        writeln!(card, "| Data | `{}`, SHA-256 `{}`{weight} |", file.name, file.sha256)?;
     }
     writeln!(
         card,

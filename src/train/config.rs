@@ -1,9 +1,13 @@
 //! The settings of `trainer fit`, in TOML. Defaults are the paper's where it gives them.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::data::{BadLines, PairLimits};
 use super::features::Depth;
@@ -172,12 +176,15 @@ impl HeadSettings {
     }
 }
 
+/// Greatest weight of a file.
+const MAX_WEIGHT: f64 = 100.0;
+
 /// Preference pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// JSONL files, gzipped where the name ends in `.gz`.
-    pub files: Vec<PathBuf>,
+    /// JSONL files, gzipped where the name ends in `.gz`, or Parquet files.
+    pub files: Vec<WeightedFile>,
     /// Pairs for training; the rest is held out. Without it, nine in ten.
     pub train_pairs: Option<usize>,
     /// Share of the training pairs, chosen by the seed, whose answers are exchanged: label noise.
@@ -195,9 +202,95 @@ pub struct DataConfig {
 }
 
 impl DataConfig {
+    /// The files without their weights.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|file| file.path.clone()).collect()
+    }
+
     /// Which pairs are used.
     pub fn limits(&self) -> PairLimits {
         PairLimits { max_tokens: self.max_tokens, deduplicate: self.deduplicate }
+    }
+
+    fn check_files(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.files.is_empty(), "data.files: name at least one file");
+        let mut names = HashSet::new();
+        for WeightedFile { path, weight } in &self.files {
+            let name = path.display();
+            anyhow::ensure!(
+                *weight > 0.0 && *weight <= MAX_WEIGHT,
+                "data.files: {name}: a weight must be above 0 and at most {MAX_WEIGHT}"
+            );
+            anyhow::ensure!(
+                names.insert(path),
+                "data.files: {name} is named twice; a weight of 2 has its pairs twice in an epoch"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A file of pairs: a path, or `{ path, weight }`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightedFile {
+    /// The file.
+    pub path: PathBuf,
+    /// How often an epoch has one of its training pairs, on average.
+    pub weight: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PathAndWeight {
+    path: PathBuf,
+    #[serde(default = "default_weight")]
+    weight: f64,
+}
+
+fn default_weight() -> f64 {
+    1.0
+}
+
+impl From<PathBuf> for WeightedFile {
+    fn from(path: PathBuf) -> Self {
+        Self { path, weight: default_weight() }
+    }
+}
+
+impl Serialize for WeightedFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { path, weight } = self.clone();
+        if weight == default_weight() {
+            path.serialize(serializer)
+        } else {
+            PathAndWeight { path, weight }.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for WeightedFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Forms;
+
+        impl<'de> Visitor<'de> for Forms {
+            type Value = WeightedFile;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a file's path, or { path = \"..\", weight = 0.5 }")
+            }
+
+            fn visit_str<E>(self, path: &str) -> Result<WeightedFile, E> {
+                Ok(PathBuf::from(path).into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<WeightedFile, A::Error> {
+                let PathAndWeight { path, weight } =
+                    Deserialize::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(WeightedFile { path, weight })
+            }
+        }
+
+        deserializer.deserialize_any(Forms)
     }
 }
 
@@ -319,6 +412,7 @@ impl FitConfig {
             !self.evaluation.keep_best || self.evaluation.every_steps > 0,
             "evaluation.keep_best: needs evaluation.every_steps"
         );
+        self.data.check_files()?;
         self.loss.check()?;
         self.optimiser.check()?;
         self.schedule.check()

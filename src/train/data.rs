@@ -1,6 +1,6 @@
-//! Preference pairs from JSONL files.
+//! Preference pairs from JSONL and Parquet files.
 //!
-//! Two forms, told apart line by line:
+//! Two forms, told apart line by line (a row of Parquet is what a line of JSONL is):
 //! - transcripts: `chosen` and `rejected` are whole conversations as text, with turns that begin
 //!   `\n\nHuman:` and `\n\nAssistant:`;
 //! - message lists: `chosen` and `rejected` are lists of `{role, content}`, or texts, the answer alone or the
@@ -8,20 +8,19 @@
 //!   `system` before that.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use flate2::read::MultiGzDecoder;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
+use super::left_out::{Dropped, LeftOut, Reason};
+use super::rows::is_parquet;
 use crate::checkpoint::{EncodeError, Input, Message, TextEncoder};
 use crate::monitor::prompt_fingerprint;
 
@@ -47,19 +46,25 @@ impl Pair {
     }
 }
 
-/// A line of a data file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A line of a data file, or a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Origin {
     /// The file.
+    #[serde(serialize_with = "as_displayed")]
     pub file: Arc<Path>,
-    /// The line's number, from 1.
+    /// Its number, from 1.
     pub line: usize,
 }
 
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, line {}", self.file.display(), self.line)
+        let unit = if is_parquet(&self.file) { "row" } else { "line" };
+        write!(f, "{}, {unit} {}", self.file.display(), self.line)
     }
+}
+
+fn as_displayed<S: Serializer>(file: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&file.display())
 }
 
 /// What to do with a line that is no preference pair, or that cannot be read.
@@ -73,14 +78,14 @@ pub enum BadLines {
     Drop,
 }
 
-/// Reads pairs from files, in their order; and what was left out, each with its file and line.
+/// Reads pairs from files, in their order; and the lines that were left out.
 ///
 /// # Errors
 /// A file that cannot be opened, no pair at all, or a bad line that is to be refused: names the file and the line.
 pub fn read_pairs(
     files: &[PathBuf],
     bad_lines: BadLines,
-) -> anyhow::Result<(Vec<Pair>, Vec<String>)> {
+) -> anyhow::Result<(Vec<Pair>, Vec<LeftOut>)> {
     let (pairs, bad) = read_rows(files, bad_lines, parse)?;
     let first = bad.first().map_or(String::new(), |first| format!("; {first}"));
     ensure!(!pairs.is_empty(), "no preference pair in {files:?}{first}");
@@ -95,53 +100,24 @@ pub(super) fn read_rows<T>(
     files: &[PathBuf],
     bad_lines: BadLines,
     parse: impl Fn(&Value, &Origin) -> anyhow::Result<T>,
-) -> anyhow::Result<(Vec<T>, Vec<String>)> {
+) -> anyhow::Result<(Vec<T>, Vec<LeftOut>)> {
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
     for file in files {
-        let mut reader = open(file)?;
+        let values = super::rows::rows(file)?;
         let file: Arc<Path> = Arc::from(file.as_path());
-        for line in 1.. {
+        for (line, value) in values {
             let origin = Origin { file: file.clone(), line };
-            let mut bytes = Vec::new();
-            let read = reader.read_until(b'\n', &mut bytes);
-            let parsed = match &read {
-                Ok(0) => break,
-                Ok(_) if bytes.trim_ascii().is_empty() => continue,
-                Ok(_) => json(&bytes).and_then(|value| parse(&value, &origin)),
-                // A reader that failed once, as at the end of a truncated archive, has no further lines.
-                Err(error) => Err(anyhow::anyhow!("the file cannot be read further: {error}")),
-            };
-            match (parsed, bad_lines) {
+            match (value.and_then(|value| parse(&value, &origin)), bad_lines) {
                 (Ok(row), _) => rows.push(row),
                 (Err(error), BadLines::Refuse) => return Err(error.context(origin.to_string())),
-                (Err(error), BadLines::Drop) => bad.push(format!("{origin}: {error:#}")),
-            }
-            if read.is_err() {
-                break;
+                (Err(error), BadLines::Drop) => {
+                    let detail = format!("{error:#}");
+                    bad.push(LeftOut { origin, reason: Reason::BadLine, detail });
+                }
             }
         }
     }
     Ok((rows, bad))
-}
-
-/// The lines of a file, which is unpacked where its name ends in `.gz`.
-pub(crate) fn lines(file: &Path) -> anyhow::Result<impl Iterator<Item = std::io::Result<String>>> {
-    Ok(open(file)?.lines())
-}
-
-fn open(file: &Path) -> anyhow::Result<BufReader<Box<dyn Read>>> {
-    let open = File::open(file).with_context(|| file.display().to_string())?;
-    let reader: Box<dyn Read> = if file.extension().is_some_and(|extension| extension == "gz") {
-        Box::new(MultiGzDecoder::new(open))
-    } else {
-        Box::new(open)
-    };
-    Ok(BufReader::new(reader))
-}
-
-fn json(line: &[u8]) -> anyhow::Result<Value> {
-    let line = std::str::from_utf8(line).context("not valid UTF-8")?;
-    serde_json::from_str(line).context("not valid JSON")
 }
 
 fn parse(value: &Value, origin: &Origin) -> anyhow::Result<Pair> {
@@ -203,6 +179,26 @@ fn parse(value: &Value, origin: &Origin) -> anyhow::Result<Pair> {
 
 /// Names of the column with the prompt.
 const PROMPTS: [&str; 3] = ["prompt", "question", "instruction"];
+
+/// Whether pairs or answers have a column of this name.
+#[cfg(feature = "parquet")]
+pub(super) fn is_column(name: &str) -> bool {
+    const OTHERS: [&str; 12] = [
+        "system",
+        "chosen",
+        "rejected",
+        "margin",
+        "score_chosen",
+        "score_rejected",
+        "subset",
+        "messages",
+        "text",
+        "response",
+        "input",
+        "output",
+    ];
+    PROMPTS.contains(&name) || OTHERS.contains(&name)
+}
 
 pub(super) fn messages(value: &Value) -> anyhow::Result<Vec<Message>> {
     let list = value.as_array().context("expected a list of messages")?;
@@ -294,45 +290,6 @@ impl EncodedPair {
     }
 }
 
-/// Pairs that were left out, by reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dropped {
-    /// One of the sequences has more than the allowed tokens.
-    pub too_long: usize,
-    /// Both sequences are the same.
-    pub identical: usize,
-    /// One of the answers is empty.
-    pub empty: usize,
-    /// An earlier pair has the same two sequences.
-    #[serde(default)]
-    pub duplicate: usize,
-    /// The first of them, each with its file and line.
-    #[serde(default)]
-    pub first: Vec<String>,
-}
-
-/// How many dropped pairs are named.
-const NAMED: usize = 20;
-
-impl Dropped {
-    fn add(&mut self, reason: fn(&mut Self) -> &mut usize, origin: &Origin, why: &str) {
-        *reason(self) += 1;
-        if self.first.len() < NAMED {
-            self.first.push(format!("{origin}: {why}"));
-        }
-    }
-}
-
-impl std::fmt::Display for Dropped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { too_long, identical, empty, duplicate, .. } = self;
-        write!(
-            f,
-            "{too_long} too long, {identical} identical, {empty} empty, {duplicate} duplicate"
-        )
-    }
-}
-
 /// Which pairs are used.
 #[derive(Debug, Clone, Copy)]
 pub struct PairLimits {
@@ -342,7 +299,7 @@ pub struct PairLimits {
     pub deduplicate: bool,
 }
 
-/// Token ids of pairs; those that cannot be used are counted.
+/// Token ids of pairs, and the pairs that cannot be used.
 ///
 /// # Errors
 /// A chat template that fails.
@@ -356,40 +313,42 @@ pub fn encode_pairs(
     };
     let encoded: Vec<_> =
         pairs.par_iter().map(|pair| (encode(&pair.chosen), encode(&pair.rejected))).collect();
+    let too_long = |tokens: usize, limit: usize| format!("{tokens} tokens, more than {limit}");
     let mut kept: Vec<EncodedPair> = Vec::with_capacity(pairs.len());
     let mut seen = HashSet::new();
-    let mut dropped = Dropped::default();
+    let mut dropped = Vec::new();
     for (encoded, pair) in encoded.into_iter().zip(pairs) {
-        let origin = &pair.origin;
+        let mut drop = |reason, detail: String| {
+            dropped.push(LeftOut { origin: pair.origin.clone(), reason, detail });
+        };
         let is_empty =
             |side: &[Message]| side.last().is_none_or(|answer| answer.content.trim().is_empty());
         if is_empty(&pair.chosen) || is_empty(&pair.rejected) {
-            dropped.add(|dropped| &mut dropped.empty, origin, "an answer is empty");
+            drop(Reason::Empty, "an answer is empty".to_owned());
             continue;
         }
         let (chosen, rejected) = match encoded {
             (Ok(chosen), Ok(rejected)) => (chosen, rejected),
-            (Err(error @ EncodeError::TooLong { .. }), _)
-            | (_, Err(error @ EncodeError::TooLong { .. })) => {
-                dropped.add(|dropped| &mut dropped.too_long, origin, &error.to_string());
+            (Err(EncodeError::TooLong { tokens, limit }), _)
+            | (_, Err(EncodeError::TooLong { tokens, limit })) => {
+                drop(Reason::TooLong, too_long(tokens, limit));
                 continue;
             }
             (Err(error @ EncodeError::Empty), _) | (_, Err(error @ EncodeError::Empty)) => {
-                dropped.add(|dropped| &mut dropped.empty, origin, &error.to_string());
+                drop(Reason::Empty, error.to_string());
                 continue;
             }
             (Err(error), _) | (_, Err(error)) => {
-                return Err(anyhow::Error::from(error).context(origin.to_string()));
+                return Err(anyhow::Error::from(error).context(pair.origin.to_string()));
             }
         };
         let longest = chosen.len().max(rejected.len());
         if longest > limits.max_tokens {
-            let why = format!("{longest} tokens, more than {}", limits.max_tokens);
-            dropped.add(|dropped| &mut dropped.too_long, origin, &why);
+            drop(Reason::TooLong, too_long(longest, limits.max_tokens));
         } else if chosen == rejected {
-            dropped.add(|dropped| &mut dropped.identical, origin, "both answers are the same");
+            drop(Reason::Identical, "both answers are the same".to_owned());
         } else if limits.deduplicate && !seen.insert((chosen.clone(), rejected.clone())) {
-            dropped.add(|dropped| &mut dropped.duplicate, origin, "an earlier pair is the same");
+            drop(Reason::Duplicate, "an earlier pair is the same".to_owned());
         } else {
             kept.push(EncodedPair {
                 chosen,
@@ -397,9 +356,9 @@ pub fn encode_pairs(
                 prompt: prompt_fingerprint(pair.prompt()),
                 subset: pair.subset.clone(),
                 margin: pair.margin,
-                origin: origin.clone(),
+                origin: pair.origin.clone(),
             });
         }
     }
-    Ok((kept, dropped))
+    Ok((kept, dropped.into()))
 }

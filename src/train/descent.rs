@@ -4,15 +4,14 @@ use std::time::Instant;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::config::FitConfig;
 use super::data::EncodedPair;
+use super::epoch::Epochs;
 use super::evaluate::PairAccuracy;
 use super::fit::{EpochMeans, FitReport};
+use super::loss::{active_dimensions, mean_margin};
 use super::optimiser::AdamW;
 use super::progress::{Best, Progress, State};
 use super::trained::Trained;
@@ -30,6 +29,11 @@ struct StepRecord {
     kl: f64,
     /// Share of the batch's pairs ranked right.
     accuracy: f64,
+    /// Mean of `r_w - r_l` over the batch's pairs.
+    margin: f64,
+    /// Of an InfoRM head, see [`active_dimensions`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active_dimensions: Option<usize>,
     learning_rate: f64,
     /// Norm of all gradients together, before clipping.
     gradient_norm: f64,
@@ -65,17 +69,17 @@ impl Descent<'_> {
     ) -> anyhow::Result<()> {
         let Self { config, train, .. } = self;
         let schedule = &config.schedule;
-        let steps_per_epoch = train.len().div_ceil(schedule.pairs_per_step);
+        let mut epochs = Epochs::new(train, &config.data.files, config.seed)?;
+        let steps_per_epoch = epochs.pairs().div_ceil(schedule.pairs_per_step);
         let steps = steps_per_epoch * schedule.epochs;
         let mut optimiser = AdamW::new(config.optimiser.clone(), model.parameters());
         let mut state = progress.resume(&mut optimiser)?.unwrap_or_default();
         if state.steps > 0 {
             eprintln!("resumed after step {} of {steps}", state.steps);
         }
-        let mut random = ChaCha8Rng::seed_from_u64(config.seed);
-        let mut order: Vec<usize> = (0..train.len()).collect();
+        let mut order = Vec::new();
         for _ in 0..state.steps.div_ceil(steps_per_epoch) {
-            order.shuffle(&mut random);
+            order = epochs.next();
         }
         let latent_dim = config.head.head().latent_dim();
         let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
@@ -87,17 +91,17 @@ impl Descent<'_> {
         for step in state.steps..steps {
             let (epoch, place) = (step / steps_per_epoch, step % steps_per_epoch);
             if place == 0 {
-                order.shuffle(&mut random);
+                order = epochs.next();
             }
             let first = place * schedule.pairs_per_step;
-            let batch = &order[first..(first + schedule.pairs_per_step).min(train.len())];
+            let batch = &order[first..(first + schedule.pairs_per_step).min(order.len())];
             let record =
                 self.step(model, &mut optimiser, batch, latent_dim, (step, steps), epoch)?;
             progress.log(&record)?;
 
             pairs_done += batch.len();
             let pairs_per_second = pairs_done as f64 / begun.elapsed().as_secs_f64();
-            let share = batch.len() as f64 / train.len() as f64;
+            let share = batch.len() as f64 / order.len() as f64;
             state.steps += 1;
             state.epoch.loss += share * record.loss;
             state.epoch.accuracy += share * record.accuracy;
@@ -158,6 +162,8 @@ impl Descent<'_> {
         let at = || format!("step {step}; the batch: {}", origins(train, batch));
         let (found, gradients) = model.backward(train, batch, noise.as_deref()).with_context(at)?;
         anyhow::ensure!(found.loss.is_finite(), "the loss is {}: {}", found.loss, at());
+        let (chosen, rejected) = found.rewards.split_at(batch.len());
+        let active = latent_dim.map(|d| active_dimensions(&found.posterior, d));
         let share = config.schedule.share(step, steps);
         let gradient_norm = optimiser.step(&gradients, share).with_context(at)?;
         Ok(StepRecord {
@@ -167,6 +173,8 @@ impl Descent<'_> {
             preference: found.preference,
             kl: found.kl,
             accuracy: found.accuracy,
+            margin: mean_margin(chosen, rejected),
+            active_dimensions: active,
             learning_rate: config.optimiser.learning_rate * share,
             gradient_norm,
             pairs: batch.len(),

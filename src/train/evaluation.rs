@@ -12,6 +12,7 @@ use super::diagnostics::LatentDiagnostics;
 use super::evaluate::{Judge, PairAccuracy};
 use super::features::Depth;
 use super::fit::{TRAINING_FILE, TrainingRecord};
+use super::left_out::name_left_out;
 use crate::checkpoint::Checkpoint;
 use crate::model::Score;
 
@@ -58,9 +59,7 @@ impl EvaluationSettings {
             record.held_out(&self.data)?
         } else {
             let (pairs, bad) = read_pairs(&self.data, self.bad_lines)?;
-            for problem in bad {
-                eprintln!("left out: {problem}");
-            }
+            name_left_out(&bad);
             pairs
         };
         let limit = checkpoint.encoder.limit();
@@ -68,9 +67,7 @@ impl EvaluationSettings {
         let max_tokens = self.max_tokens.or(trained).unwrap_or(limit).min(limit);
         let limits = PairLimits { max_tokens, deduplicate: false };
         let (pairs, dropped) = encode_pairs(&checkpoint.encoder, &pairs, limits)?;
-        for problem in &dropped.first {
-            eprintln!("left out: {problem}");
-        }
+        name_left_out(&dropped.pairs);
         eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
         Evaluation::of(&mut judge, &pairs)
     }

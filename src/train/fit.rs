@@ -13,12 +13,14 @@ use sha2::{Digest, Sha256};
 
 use super::baseline::{BaselineReport, baseline_of};
 use super::config::{FeatureConfig, FitConfig, Mode, Start};
-use super::data::{Dropped, EncodedPair, Pair, Split, encode_pairs, read_pairs};
+use super::data::{EncodedPair, Pair, Split, encode_pairs, read_pairs};
 use super::descent::Descent;
 use super::diagnostics::LatentDiagnostics;
+use super::epoch::Epochs;
 use super::evaluate::{Judge, PairAccuracy};
 use super::evaluation::Evaluation;
 use super::init_head::{init_head, text_files};
+use super::left_out::{DROPPED_FILE, Dropped, LeftOut, dropped_file, name_left_out};
 use super::progress::Progress;
 use super::scratch;
 use super::trained::Trained;
@@ -140,10 +142,12 @@ pub struct EpochMeans {
 /// is not finite (names the step), or a folder that cannot be written.
 pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     let started = Instant::now();
+    config.check()?;
     // Better now than after hours of training.
     crate::checkpoint::place(&config.output)?;
     let split = Split { seed: config.seed, train_pairs: config.data.train_pairs };
-    let (pairs, bad_lines) = read_pairs(&config.data.files, config.data.bad_lines)?;
+    let files = config.data.paths();
+    let (pairs, bad_lines) = read_pairs(&files, config.data.bad_lines)?;
     let (train, held_out) = split.apply(pairs);
     anyhow::ensure!(!train.is_empty(), "data.train_pairs: no pair is left to train on");
 
@@ -170,12 +174,11 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     anyhow::ensure!(
         !train.is_empty(),
         "data: no training pair can be used ({train_dropped}){}",
-        train_dropped.first.first().map_or(String::new(), |first| format!("; {first}"))
+        train_dropped.pairs.first().map_or(String::new(), |first| format!("; {first}"))
     );
-    let named = bad_lines.iter().chain(&train_dropped.first).chain(&held_out_dropped.first);
-    for problem in named {
-        eprintln!("left out: {problem}");
-    }
+    let left_out: Vec<LeftOut> =
+        [bad_lines.as_slice(), &train_dropped.pairs, &held_out_dropped.pairs].concat();
+    name_left_out(&left_out);
     eprintln!(
         "{} pairs to train on (dropped: {train_dropped}), {} held out (dropped: \
          {held_out_dropped}), {} lines are no pairs",
@@ -184,8 +187,13 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         bad_lines.len()
     );
 
+    let epoch_pairs = Epochs::new(&train, &config.data.files, config.seed)?.pairs();
+    if epoch_pairs != train.len() {
+        eprintln!("by the weights of their files, an epoch has {epoch_pairs} pairs");
+    }
+
     let flipped = exchange(&mut train, config.data.label_noise, config.seed);
-    let data = data_files(&config.data.files)?;
+    let data = data_files(&files)?;
     let mut progress = Progress::open(&config.output, fingerprint(config, &data, &checkpoint)?)?;
     let mut model = Trained::load(config, &checkpoint, &train)?;
     let parameters = model.parameters();
@@ -244,12 +252,13 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         let mut files = vec![
             (TRAINING_FILE.to_owned(), serde_json::to_vec_pretty(&record)?),
             (CARD_FILE.to_owned(), card::write(&record, &finished)?.into_bytes()),
-            progress.finished_log()?,
+            (DROPPED_FILE.to_owned(), dropped_file(&left_out)?),
         ];
         files.extend(adapter);
         if let Some(baseline) = &finished.report {
             files.push(baseline.file()?);
         }
+        files.extend(progress.finished()?);
         if let Some(accuracy) = &report.held_out {
             files.push((CONFIG_FILE.to_owned(), with_reward_scale(folder, accuracy)?));
         }

@@ -144,3 +144,25 @@ fn kl_divergence(posterior: &Tensor, reduction: KlReduction) -> candle_core::Res
         KlReduction::Sum | KlReduction::Collapsed => per_sample.mean_all()? * 2.0,
     }
 }
+
+/// Variance of a latent dimension's posterior mean above which the dimension is active.
+const ACTIVE_VARIANCE: f64 = 0.01;
+
+/// Mean of `r_w - r_l` over pairs, whose rewards stand in the same order.
+pub fn mean_margin(chosen: &[f32], rejected: &[f32]) -> f64 {
+    let margins = chosen.iter().zip(rejected).map(|(&w, &l)| f64::from(w) - f64::from(l));
+    margins.sum::<f64>() / chosen.len().max(1) as f64
+}
+
+/// Latent dimensions that tell texts apart: those whose posterior mean has a variance above 0.01 over the rows (active
+/// units, Burda et al. 2016). `posterior`: `[mu | logvar]`, `[rows, 2 d]`, of all micro-batches of a step.
+pub fn active_dimensions(posterior: &[f32], dimension: usize) -> usize {
+    let rows = posterior.chunks_exact(2 * dimension);
+    let count = rows.len().max(1) as f64;
+    let is_active = |column: &usize| {
+        let values = || rows.clone().map(|row| f64::from(row[*column]));
+        let mean = values().sum::<f64>() / count;
+        values().map(|value| (value - mean).powi(2)).sum::<f64>() / count > ACTIVE_VARIANCE
+    };
+    (0..dimension).filter(is_active).count()
+}

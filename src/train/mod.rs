@@ -8,6 +8,7 @@ mod config;
 mod data;
 mod descent;
 mod diagnostics;
+mod epoch;
 mod evaluate;
 mod evaluation;
 mod features;
@@ -15,22 +16,25 @@ mod figures;
 mod fit;
 mod gradients;
 mod init_head;
+mod left_out;
 mod loss;
 mod optimiser;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod plots;
 mod progress;
+mod rows;
 mod schedule;
 mod scratch;
 mod side_by_side;
 mod sweep;
+mod tensorboard;
 mod trained;
 
 pub(crate) use answers::{ANSWER_FORMS, answer};
 pub use baseline::{BaselineReport, BaselineSettings, CALIBRATION_FILE, make_baseline};
-pub use config::{FeatureConfig, FitConfig};
-pub(crate) use data::lines;
-pub use data::{
-    BadLines, Dropped, EncodedPair, Origin, Pair, PairLimits, Split, encode_pairs, read_pairs,
-};
+pub use config::{FeatureConfig, FitConfig, WeightedFile};
+pub use data::{BadLines, EncodedPair, Origin, Pair, PairLimits, Split, encode_pairs, read_pairs};
 pub use diagnostics::LatentDiagnostics;
 pub use evaluate::{Judge, PairAccuracy, wilson_interval};
 pub use evaluation::{CalibrationBin, Evaluation, EvaluationSettings, MarginBin};
@@ -38,8 +42,12 @@ pub use features::{Depth, FeatureStore};
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
 pub use gradients::{Backward, Gradients};
 pub use init_head::init_head;
-pub use loss::{KlReduction, Loss, LossConfig, LossMargin, pair_loss};
+pub use left_out::{Dropped, LeftOut, Reason, name_left_out};
+pub use loss::{
+    KlReduction, Loss, LossConfig, LossMargin, active_dimensions, mean_margin, pair_loss,
+};
 pub use optimiser::{AdamW, OptimiserConfig};
+pub(crate) use rows::lines;
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use side_by_side::side_by_side;
 pub use sweep::{

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use super::fit::EpochMeans;
 use super::optimiser::AdamW;
+use super::plots;
+use super::tensorboard::Events;
 use crate::ops::autograd::Parameter;
 
 /// Appended to the output folder's name.
@@ -58,8 +60,11 @@ struct Stored {
 #[derive(Debug)]
 pub(super) struct Progress {
     folder: PathBuf,
+    /// Of the output folder.
+    name: String,
     fingerprint: String,
     log: File,
+    events: Option<Events>,
     best: Option<Vec<Vec<f32>>>,
 }
 
@@ -69,9 +74,11 @@ impl Progress {
     /// # Errors
     /// A folder that cannot be written.
     pub(super) fn open(output: &Path, fingerprint: String) -> anyhow::Result<Self> {
-        let mut name = output.file_name().context("output: expected a folder's name")?.to_owned();
-        name.push(SUFFIX);
-        let folder = output.with_file_name(name);
+        let name = output.file_name().context("output: expected a folder's name")?;
+        let mut suffixed = name.to_owned();
+        suffixed.push(SUFFIX);
+        let folder = output.with_file_name(suffixed);
+        let name = name.to_string_lossy().into_owned();
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let file = folder.join(LOG_FILE);
         let log = OpenOptions::new()
@@ -79,7 +86,7 @@ impl Progress {
             .append(true)
             .open(&file)
             .with_context(|| file.display().to_string())?;
-        Ok(Self { folder, fingerprint, log, best: None })
+        Ok(Self { folder, name, fingerprint, log, events: None, best: None })
     }
 
     /// Puts back the parameters and moments that an interrupted run left, and says where it was; the log ends there.
@@ -167,8 +174,11 @@ impl Progress {
     /// A file that cannot be written.
     pub(super) fn log(&mut self, record: &impl Serialize) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(record)?;
+        // What the log says to the digit, as after a resumption.
+        let record: Value = serde_json::from_slice(&line)?;
         line.push(b'\n');
-        self.log.write_all(&line).with_context(|| self.folder.display().to_string())
+        self.log.write_all(&line).with_context(|| self.folder.display().to_string())?;
+        self.events.as_mut().map_or(Ok(()), |events| events.append(&record))
     }
 
     /// Keeps the parameters as they are now.
@@ -190,13 +200,18 @@ impl Progress {
         optimiser.parameters().zip(best).try_for_each(|(parameter, values)| set(parameter, values))
     }
 
-    /// The log, for the finished checkpoint: its name and its bytes.
+    /// For the finished checkpoint, the log as it is, as TensorBoard's events and as plots: names and bytes.
     ///
     /// # Errors
-    /// A file that cannot be read.
-    pub(super) fn finished_log(&self) -> anyhow::Result<(String, Vec<u8>)> {
-        let file = self.folder.join(LOG_FILE);
-        Ok((LOG_FILE.to_owned(), fs::read(&file).with_context(|| file.display().to_string())?))
+    /// A file that cannot be read, or a plot that cannot be drawn.
+    pub(super) fn finished(&self) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+        let (bytes, records) = read_log(&self.folder.join(LOG_FILE), usize::MAX)?;
+        let mut files = plots::draw(&self.name, &records)?;
+        files.push((LOG_FILE.to_owned(), bytes));
+        if let Some(events) = &self.events {
+            files.push(events.finished()?);
+        }
+        Ok(files)
     }
 
     /// Removes the folder: the checkpoint is there.
@@ -207,30 +222,38 @@ impl Progress {
         fs::remove_dir_all(&self.folder).with_context(|| self.folder.display().to_string())
     }
 
-    /// Leaves the log's lines of the first `steps` steps.
+    /// Leaves the log's lines of the first `steps` steps, and begins the events with these.
     fn cut_log(&mut self, steps: usize) -> anyhow::Result<()> {
         let file = self.folder.join(LOG_FILE);
         let named = || file.display().to_string();
-        let mut kept = Vec::new();
-        for line in BufReader::new(File::open(&file).with_context(named)?).lines() {
-            let line = line.with_context(named)?;
-            // The last line may be half a line.
-            let Ok(record) = serde_json::from_str::<Value>(&line) else { break };
-            let step = record["step"].as_u64().unwrap_or(u64::MAX) as usize;
-            // An evaluation is counted by the steps before it.
-            let is_kept =
-                if record.get("evaluation").is_some() { step <= steps } else { step < steps };
-            if is_kept {
-                kept.extend_from_slice(line.as_bytes());
-                kept.push(b'\n');
-            }
-        }
+        let (kept, records) = read_log(&file, steps)?;
         let mut staged = tempfile::NamedTempFile::new_in(&self.folder).with_context(named)?;
         staged.write_all(&kept).with_context(named)?;
         staged.persist(&file).with_context(named)?;
         self.log = OpenOptions::new().append(true).open(&file).with_context(named)?;
+        self.events = Some(Events::begin(&self.folder, &records)?);
         Ok(())
     }
+}
+
+/// The lines of the first `steps` steps, as bytes and as records.
+fn read_log(file: &Path, steps: usize) -> anyhow::Result<(Vec<u8>, Vec<Value>)> {
+    let named = || file.display().to_string();
+    let (mut bytes, mut records) = (Vec::new(), Vec::new());
+    for line in BufReader::new(File::open(file).with_context(named)?).lines() {
+        let line = line.with_context(named)?;
+        // The last line may be half a line.
+        let Ok(record) = serde_json::from_str::<Value>(&line) else { break };
+        let step = record["step"].as_u64().unwrap_or(u64::MAX) as usize;
+        // An evaluation is counted by the steps before it.
+        let is_kept = if record.get("evaluation").is_some() { step <= steps } else { step < steps };
+        if is_kept {
+            bytes.extend_from_slice(line.as_bytes());
+            bytes.push(b'\n');
+            records.push(record);
+        }
+    }
+    Ok((bytes, records))
 }
 
 impl Drop for Progress {

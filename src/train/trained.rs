@@ -60,6 +60,10 @@ pub(super) struct BatchResult {
     pub(super) kl: f64,
     /// Share of the pairs that are ranked right.
     pub(super) accuracy: f64,
+    /// Rewards of the chosen texts, then of the rejected ones, `[2 B]`.
+    pub(super) rewards: Vec<f32>,
+    /// `[mu | logvar]` in the same order, `[2 B, 2 d]`; empty for a standard head.
+    pub(super) posterior: Vec<f32>,
 }
 
 impl Trained {
@@ -134,6 +138,8 @@ impl Trained {
     ) -> anyhow::Result<(BatchResult, Gradients)> {
         let mut gradients = Gradients::new(self.parameters());
         let mut result = BatchResult::default();
+        // Both are gathered side by side, and put one after the other at the end.
+        let mut halves_of = [(); 2].map(|()| (Vec::new(), Vec::new()));
         for range in self.micro_batches(train, batch) {
             let pairs = &batch[range.clone()];
             let share = pairs.len() as f64 / batch.len() as f64;
@@ -149,7 +155,7 @@ impl Trained {
                 loss.total = (loss.total * share)?;
                 Ok(loss)
             };
-            let (_, loss) = match &self.kind {
+            let (output, loss) = match &self.kind {
                 Kind::Decoder { model, frozen } => {
                     let texts: Vec<&[u32]> = sides(pairs, |pair, side| match side {
                         0 => train[pair].chosen.as_slice(),
@@ -187,6 +193,22 @@ impl Trained {
             result.preference += share * f64::from(loss.preference);
             result.kl += share * f64::from(loss.kl);
             result.accuracy += share * f64::from(loss.accuracy);
+            let rewards: Vec<f32> = output.reward.flatten_all()?.to_vec1()?;
+            let posterior: Vec<f32> = match &output.posterior {
+                Some(posterior) => posterior.flatten_all()?.to_vec1()?,
+                None => Vec::new(),
+            };
+            let halves = rewards
+                .chunks(pairs.len())
+                .zip(posterior.chunks((posterior.len() / 2).max(1)).chain([&[][..]; 2]));
+            for (side, (rewards, posterior)) in halves_of.iter_mut().zip(halves) {
+                side.0.extend_from_slice(rewards);
+                side.1.extend_from_slice(posterior);
+            }
+        }
+        for (rewards, posterior) in halves_of {
+            result.rewards.extend(rewards);
+            result.posterior.extend(posterior);
         }
         Ok((result, gradients))
     }

@@ -17,7 +17,8 @@ pub use report::{FailedRun, RunSummary, SettingSummary, Spread, SweepReport};
 /// Settings that contradict each other, a checkpoint of other settings or data where a run's is to be, or a folder that
 /// cannot be written.
 pub fn sweep(config: &SweepConfig) -> anyhow::Result<SweepReport> {
-    let (runs, data) = (config.runs()?, data_files(&config.fit.data.files)?);
+    let files: Vec<_> = config.fit.data.files.iter().map(|file| file.path.clone()).collect();
+    let (runs, data) = (config.runs()?, data_files(&files)?);
     // Whatever is in the way is better known before the first run than after the last.
     let known = runs.iter().map(|run| completed(run, &data)).collect::<anyhow::Result<Vec<_>>>()?;
     let (count, mut report) = (runs.len(), SweepReport::default());

@@ -1,0 +1,123 @@
+//! Rows of Parquet files as the values that lines of JSONL would have.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::{ReaderIter, TreeBuilder};
+use parquet::record::{Field, Row};
+use parquet::schema::types::{SchemaDescPtr, SchemaDescriptor, Type};
+use serde_json::{Map, Number, Value};
+
+use super::data::is_column;
+use super::rows;
+
+/// The rows of a file, group by group. Columns that pairs have no use for are not read.
+pub(super) struct ParquetRows {
+    reader: SerializedFileReader<File>,
+    columns: SchemaDescPtr,
+    /// Row groups that were begun.
+    groups: usize,
+    /// What is left of the last of them.
+    group: Option<ReaderIter>,
+    /// Rows that were read.
+    number: usize,
+    ended: bool,
+}
+
+impl ParquetRows {
+    /// # Errors
+    /// A file that is no Parquet, or has no column of pairs.
+    pub(super) fn open(file: &Path) -> anyhow::Result<Self> {
+        let file = File::open(file)?;
+        let reader = guarded(|| SerializedFileReader::new(file))?;
+        let schema = reader.metadata().file_metadata().schema();
+        let columns = schema.get_fields().iter().filter(|field| is_column(field.name()));
+        let columns: Vec<_> = columns.cloned().collect();
+        ensure!(!columns.is_empty(), "no column `chosen`, nor any other of preference pairs");
+        let columns = Type::group_type_builder(schema.name()).with_fields(columns).build()?;
+        let columns = Arc::new(SchemaDescriptor::new(Arc::new(columns)));
+        Ok(Self { reader, columns, groups: 0, group: None, number: 0, ended: false })
+    }
+
+    fn row(&mut self) -> Result<Option<Row>, ParquetError> {
+        loop {
+            if let Some(row) = self.group.as_mut().and_then(Iterator::next) {
+                return row.map(Some);
+            }
+            if self.groups == self.reader.num_row_groups() {
+                return Ok(None);
+            }
+            let group = self.reader.get_row_group(self.groups)?;
+            self.group = Some(TreeBuilder::new().as_iter(self.columns.clone(), &*group)?);
+            self.groups += 1;
+        }
+    }
+}
+
+impl Iterator for ParquetRows {
+    type Item = rows::Row;
+
+    fn next(&mut self) -> Option<rows::Row> {
+        if self.ended {
+            return None;
+        }
+        self.number += 1;
+        let row = guarded(|| self.row());
+        self.ended = !matches!(row, Ok(Some(_)));
+        match row {
+            Ok(None) => None,
+            Ok(Some(row)) => Some((self.number, object(&row))),
+            Err(error) => Some((self.number, Err(rows::unreadable(format!("{error:#}"))))),
+        }
+    }
+}
+
+/// The library panics at some kinds of damage and at column types that it does not know.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> anyhow::Result<T> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(read) => Ok(read?),
+        Err(_) => bail!("damaged, or of a type that is not read"),
+    }
+}
+
+fn object(row: &Row) -> anyhow::Result<Value> {
+    let fields = row.get_column_iter().map(|(name, field)| {
+        Ok((name.clone(), value(field).with_context(|| format!("`{name}`"))?))
+    });
+    Ok(Value::Object(fields.collect::<anyhow::Result<Map<_, _>>>()?))
+}
+
+fn value(field: &Field) -> anyhow::Result<Value> {
+    let number = |number: f64| {
+        let number = Number::from_f64(number).context("expected a finite number")?;
+        Ok(Value::Number(number))
+    };
+    match field {
+        Field::Null => Ok(Value::Null),
+        Field::Bool(flag) => Ok((*flag).into()),
+        Field::Byte(n) => Ok((*n).into()),
+        Field::Short(n) => Ok((*n).into()),
+        Field::Int(n) => Ok((*n).into()),
+        Field::Long(n) => Ok((*n).into()),
+        Field::UByte(n) => Ok((*n).into()),
+        Field::UShort(n) => Ok((*n).into()),
+        Field::UInt(n) => Ok((*n).into()),
+        Field::ULong(n) => Ok((*n).into()),
+        Field::Float16(n) => number(f64::from(*n)),
+        Field::Float(n) => number(f64::from(*n)),
+        Field::Double(n) => number(*n),
+        Field::Str(text) => Ok(text.as_str().into()),
+        // Some writers do not say that their bytes are text.
+        Field::Bytes(bytes) => {
+            Ok(std::str::from_utf8(bytes.data()).context("not valid UTF-8")?.into())
+        }
+        Field::Group(row) => object(row),
+        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
+        _ => bail!("expected text, a number, a list or a struct"),
+    }
+}
