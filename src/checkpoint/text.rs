@@ -1,7 +1,5 @@
 //! From text to the token ids that are scored: chat template, tokenizer, and one EOS at the end.
 
-use std::io;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -172,9 +170,11 @@ impl TextEncoder {
         decoder: &DecoderConfig,
     ) -> Result<Self, CheckpointError> {
         let file = source.path_of(TOKENIZER_FILE);
-        let bytes = source
-            .read(TOKENIZER_FILE)?
-            .ok_or_else(|| CheckpointError::io(&file)(io::Error::from(io::ErrorKind::NotFound)))?;
+        let bytes = match source.read(TOKENIZER_FILE)? {
+            Some(bytes) => bytes,
+            // Says why it cannot be read.
+            None => std::fs::read(&file).map_err(CheckpointError::io(&file))?,
+        };
         let wrong = |message: String| CheckpointError::Tokenizer { file: file.clone(), message };
         let tokenizer_hash = file_hash(&bytes);
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| wrong(e.to_string()))?;
