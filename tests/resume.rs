@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const KILLS: usize = 20;
 /// Three epochs over the pairs that the weights of two files give.
-const STEPS: u64 = 57;
+const STEPS: u64 = 171;
 
 struct Workshop(TempDir);
 
@@ -59,7 +59,7 @@ max_tokens = 128
 [optimiser]
 learning_rate = {learning_rate:?}
 [schedule]
-epochs = 3
+epochs = 9
 pairs_per_step = 8
 micro_batch_tokens = 200
 [evaluation]
