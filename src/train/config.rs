@@ -39,10 +39,10 @@ pub struct FitConfig {
     /// What is trained.
     #[serde(default)]
     pub mode: Mode,
-    /// How many layers are trained, counted from the last one; of [`Mode::LastLayers`] only.
+    /// How many layers are trained, counted from the last one; of `mode = "last_layers"` only.
     #[serde(default)]
     pub last_layers: usize,
-    /// Low-rank adapters; of [`Mode::Lora`] only.
+    /// Low-rank adapters; of `mode = "lora"` only.
     #[serde(default)]
     pub lora: LoraConfig,
     /// Whether only what enters each layer is kept for the backward pass, and the rest computed again: less memory for

@@ -195,7 +195,7 @@ impl AutogradOps {
             return Ok(Vec::new());
         }
         let rank = lora.rank;
-        let adapter = |name: &str, rows: usize| {
+        let adapter = |name: &str, rows: usize| -> std::result::Result<_, CheckpointError> {
             let (a_name, b_name) = (adapter_name(name, 'A'), adapter_name(name, 'B'));
             // Every adapter draws from a stream of its own, named by how many came before it.
             let stream = ADAPTERS + self.parameters.borrow().len() as u64;
