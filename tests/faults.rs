@@ -77,8 +77,8 @@ fn clients_that_hang_up_mid_batch_cost_the_others_nothing() {
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
-/// A copy of the demo checkpoint in which the embedding of `token` is not a number.
-fn broken_demo(folder: &Path, token: usize) {
+/// A copy of the demo checkpoint in which the reward is as much of a latent dimension as a weight can be.
+fn overflowing_demo(folder: &Path, dimension: usize) {
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         let from = Path::new("configs/demo").join(name);
         if from.exists() {
@@ -89,49 +89,53 @@ fn broken_demo(folder: &Path, token: usize) {
     // The format: length of the header, header, data.
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let tensors: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let tensor = &tensors["model.embed_tokens.weight"];
-    let offset = |index: usize| tensor["data_offsets"][index].as_u64().unwrap() as usize;
-    let row = (offset(1) - offset(0)) / tensor["shape"][0].as_u64().unwrap() as usize;
-    let start = 8 + header + offset(0) + token * row;
-    // All ones are not a number in every float type.
-    bytes[start..start + row].fill(0xff);
+    let offset = tensors["decode_head.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    let start = 8 + header + offset + 2 * dimension;
+    bytes[start..start + 2].copy_from_slice(&half::bf16::MAX.to_le_bytes());
     std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
 }
 
 #[test]
-fn a_weight_that_is_not_a_number_fails_the_texts_that_use_it() {
+fn a_reward_that_overflows_fails_its_text_alone() {
+    const DIMENSION: usize = 25;
     let folder = tempfile::tempdir().unwrap();
-    broken_demo(folder.path(), 700);
+    overflowing_demo(folder.path(), DIMENSION);
     let whole = Server::start(UNCACHED);
     let broken = Server::start(&["--model", folder.path().to_str().unwrap()]);
     let inputs: Vec<Value> = (0..60)
         .map(|number| {
-            let mut ids: Vec<usize> = (0..20).map(|place| 800 + 13 * number + place).collect();
-            if number % 6 == 1 {
-                ids[number % 20] = 700;
-            }
+            let ids: Vec<usize> = (0..20).map(|place| 800 + 13 * number + place).collect();
             json!({"input_ids": ids})
         })
         .collect();
+    // The latents are those of the whole demo: only what follows them is another.
     let expected = whole.score(&inputs);
+    let overflows = |number: usize| {
+        let mean = expected["latents"][number][DIMENSION].as_f64().unwrap() as f32;
+        (mean * half::bf16::MAX.to_f32()).is_infinite()
+    };
+    let failing: Vec<usize> = (0..60).filter(|&number| overflows(number)).collect();
+    assert!((5..55).contains(&failing.len()), "{failing:?}");
     for pass in 0..2 {
-        let answer = broken.reward(&json!({"inputs": inputs, "samples": 4}));
+        let answer = broken.score(&inputs);
         for number in 0..60 {
             let item = &answer["items"][number];
-            if number % 6 == 1 {
+            if failing.contains(&number) {
                 assert_eq!(item["error"]["code"], "non_finite_reward");
                 assert!(answer["rewards"][number].is_null() && answer["latents"][number].is_null());
                 assert!(item["reward_std"].is_null());
                 assert_eq!(item["cached"], false);
             } else {
-                assert_eq!(bits(&answer, number), bits(&expected, number));
+                assert!(answer["rewards"][number].as_f64().unwrap().abs() > 1e30);
+                assert_eq!(answer["latents"][number], expected["latents"][number]);
                 assert_eq!(item["cached"], pass == 1);
             }
         }
     }
-    let alone = broken.score(&inputs[1..2]);
+    let alone = broken.score(&inputs[failing[0]..=failing[0]]);
     assert_eq!(alone["items"][0]["error"]["code"], "non_finite_reward");
-    assert_eq!(total(&broken, "inform_item_errors_total"), 21.0);
+    let errors = (2 * failing.len() + 1) as f64;
+    assert_eq!(total(&broken, "inform_item_errors_total"), errors);
 }
 
 /// Gives every look at the wall clock an error of a day, now forward, now back.
