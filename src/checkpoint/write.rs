@@ -160,9 +160,6 @@ fn write_files(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<(), Checkpo
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
         let mut file = File::create(path)?;
         file.write_all(bytes)?;
         file.sync_all()

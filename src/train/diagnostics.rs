@@ -8,7 +8,7 @@ use crate::model::{Latent, Score};
 use crate::monitor::statistics::rewards::moments;
 
 /// Variance of a dimension's posterior mean above which it is active (Burda et al. 2016).
-const ACTIVE_VARIANCE: f64 = 0.01;
+pub(super) const ACTIVE_VARIANCE: f64 = 0.01;
 
 /// What the latents of some answers carry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

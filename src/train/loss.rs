@@ -3,6 +3,7 @@
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::diagnostics::ACTIVE_VARIANCE;
 use crate::model::HeadOutput;
 use crate::ops::autograd::AutogradOps;
 
@@ -144,9 +145,6 @@ fn kl_divergence(posterior: &Tensor, reduction: KlReduction) -> candle_core::Res
         KlReduction::Sum | KlReduction::Collapsed => per_sample.mean_all()? * 2.0,
     }
 }
-
-/// Variance of a latent dimension's posterior mean above which the dimension is active.
-const ACTIVE_VARIANCE: f64 = 0.01;
 
 /// Mean of `r_w - r_l` over pairs, whose rewards stand in the same order.
 pub fn mean_margin(chosen: &[f32], rejected: &[f32]) -> f64 {

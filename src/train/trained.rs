@@ -96,12 +96,12 @@ impl Trained {
                 Kind::Decoder { model, frozen: Some(frozen) }
             }
             Mode::Head => {
-                let frozen = frozen()?;
-                let head = Box::new(Head::load(&ops, &model.head, hidden, tensors)?);
                 ensure!(
                     model.decoder.architecture.norm == NormKind::Rms,
                     "mode: a head alone is not trained on a model with layer norm yet"
                 );
+                let frozen = frozen()?;
+                let head = Box::new(Head::load(&ops, &model.head, hidden, tensors)?);
                 let scale = model.decoder.tensors(tensors).f32("model.norm.weight", &[hidden])?;
                 let scale = Tensor::from_vec(scale, hidden, &Device::Cpu)?;
                 Kind::Head { ops, head, norm: (scale, model.decoder.rms_norm_eps), frozen }
