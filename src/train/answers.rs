@@ -10,6 +10,10 @@ use crate::checkpoint::{Input, Message};
 pub(crate) const ANSWER_FORMS: &str =
     "`prompt` and `response`; `instruction` and `output`; `messages`; or `text`";
 
+/// The columns that [`answer`] looks at.
+pub(super) const COLUMNS: [&str; 7] =
+    ["prompt", "response", "messages", "text", "instruction", "input", "output"];
+
 /// What a line says was asked and answered, or `None` where it says nothing of that.
 ///
 /// | columns | |

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::answers::{ANSWER_FORMS, answer};
+use super::answers::{self, ANSWER_FORMS, answer};
 use super::card;
 use super::config::FeatureConfig;
 use super::data::{BadLines, Origin, read_rows};
@@ -135,7 +135,8 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
 impl BaselineSettings<'_> {
     /// The answers of the files, and what was left out of them.
     fn answers(&self, encoder: &TextEncoder) -> anyhow::Result<(Vec<Answer>, Vec<LeftOut>)> {
-        let (rows, mut left_out) = read_rows(self.data, self.bad_lines, read_answer)?;
+        let (rows, mut left_out) =
+            read_rows(self.data, &answers::COLUMNS, self.bad_lines, read_answer)?;
         let encoded: Vec<Result<Answer, (Origin, EncodeError)>> = rows
             .into_par_iter()
             .map(|(input, origin)| match encoder.encode(&input, false) {

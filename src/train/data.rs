@@ -86,24 +86,26 @@ pub fn read_pairs(
     files: &[PathBuf],
     bad_lines: BadLines,
 ) -> anyhow::Result<(Vec<Pair>, Vec<LeftOut>)> {
-    let (pairs, bad) = read_rows(files, bad_lines, parse)?;
+    let (pairs, bad) = read_rows(files, &COLUMNS, bad_lines, parse)?;
     let first = bad.first().map_or(String::new(), |first| format!("; {first}"));
     ensure!(!pairs.is_empty(), "no preference pair in {files:?}{first}");
     Ok((pairs, bad))
 }
 
 /// What `parse` makes of each line of some files, in their order; and what was left out, each with its file and line.
+/// It looks at `columns` only.
 ///
 /// # Errors
 /// A file that cannot be opened, or a bad line that is to be refused: names the file and the line.
 pub(super) fn read_rows<T>(
     files: &[PathBuf],
+    columns: &[&str],
     bad_lines: BadLines,
     parse: impl Fn(&Value, &Origin) -> anyhow::Result<T>,
 ) -> anyhow::Result<(Vec<T>, Vec<LeftOut>)> {
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
     for file in files {
-        let values = super::rows::rows(file)?;
+        let values = super::rows::rows(file, columns)?;
         let file: Arc<Path> = Arc::from(file.as_path());
         for (line, value) in values {
             let origin = Origin { file: file.clone(), line };
@@ -180,25 +182,19 @@ fn parse(value: &Value, origin: &Origin) -> anyhow::Result<Pair> {
 /// Names of the column with the prompt.
 const PROMPTS: [&str; 3] = ["prompt", "question", "instruction"];
 
-/// Whether pairs or answers have a column of this name.
-#[cfg(feature = "parquet")]
-pub(super) fn is_column(name: &str) -> bool {
-    const OTHERS: [&str; 12] = [
-        "system",
-        "chosen",
-        "rejected",
-        "margin",
-        "score_chosen",
-        "score_rejected",
-        "subset",
-        "messages",
-        "text",
-        "response",
-        "input",
-        "output",
-    ];
-    PROMPTS.contains(&name) || OTHERS.contains(&name)
-}
+/// Names of the columns that pairs have.
+const COLUMNS: [&str; 10] = [
+    "chosen",
+    "rejected",
+    "prompt",
+    "question",
+    "instruction",
+    "system",
+    "margin",
+    "score_chosen",
+    "score_rejected",
+    "subset",
+];
 
 pub(super) fn messages(value: &Value) -> anyhow::Result<Vec<Message>> {
     let list = value.as_array().context("expected a list of messages")?;

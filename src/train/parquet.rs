@@ -13,10 +13,9 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, SchemaDescriptor, Type};
 use serde_json::{Map, Number, Value};
 
-use super::data::is_column;
 use super::rows;
 
-/// The rows of a file, group by group. Columns that pairs have no use for are not read.
+/// The rows of a file, group by group, of those columns that are asked for.
 pub(super) struct ParquetRows {
     reader: SerializedFileReader<File>,
     columns: SchemaDescPtr,
@@ -31,15 +30,15 @@ pub(super) struct ParquetRows {
 
 impl ParquetRows {
     /// # Errors
-    /// A file that is no Parquet, or has no column of pairs.
-    pub(super) fn open(file: &Path) -> anyhow::Result<Self> {
+    /// A file that is no Parquet, or has none of the columns.
+    pub(super) fn open(file: &Path, columns: &[&str]) -> anyhow::Result<Self> {
         let file = File::open(file)?;
         let reader = guarded(|| SerializedFileReader::new(file))?;
         let schema = reader.metadata().file_metadata().schema();
-        let columns = schema.get_fields().iter().filter(|field| is_column(field.name()));
-        let columns: Vec<_> = columns.cloned().collect();
-        ensure!(!columns.is_empty(), "no column `chosen`, nor any other of preference pairs");
-        let columns = Type::group_type_builder(schema.name()).with_fields(columns).build()?;
+        let fields = schema.get_fields().iter().filter(|field| columns.contains(&field.name()));
+        let fields: Vec<_> = fields.cloned().collect();
+        ensure!(!fields.is_empty(), "no column `{}`", columns.join("` or `"));
+        let columns = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
         let columns = Arc::new(SchemaDescriptor::new(Arc::new(columns)));
         Ok(Self { reader, columns, groups: 0, group: None, number: 0, ended: false })
     }

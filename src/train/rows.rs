@@ -12,12 +12,16 @@ use serde_json::Value;
 /// with the row that says so.
 pub(super) type Row = (usize, anyhow::Result<Value>);
 
-/// The rows of a file. Empty lines are counted and left out.
+/// The rows of a file; of Parquet, which is stored by column, `columns` only. Empty lines are counted and left out.
 ///
 /// # Errors
-/// A file that cannot be opened, or whose form this program does not read.
-pub(super) fn rows(file: &Path) -> anyhow::Result<Box<dyn Iterator<Item = Row>>> {
-    if is_parquet(file) { parquet_rows(file) } else { Ok(Box::new(json_rows(open(file)?))) }
+/// A file that cannot be opened, whose form this program does not read, or Parquet without any of `columns`.
+pub(super) fn rows(file: &Path, columns: &[&str]) -> anyhow::Result<Box<dyn Iterator<Item = Row>>> {
+    if is_parquet(file) {
+        parquet_rows(file, columns)
+    } else {
+        Ok(Box::new(json_rows(open(file)?)))
+    }
 }
 
 /// Whether a file is read as Parquet: its name ends in `.parquet`.
@@ -26,13 +30,13 @@ pub(super) fn is_parquet(file: &Path) -> bool {
 }
 
 #[cfg(feature = "parquet")]
-fn parquet_rows(file: &Path) -> anyhow::Result<Box<dyn Iterator<Item = Row>>> {
-    let rows = super::parquet::ParquetRows::open(file);
+fn parquet_rows(file: &Path, columns: &[&str]) -> anyhow::Result<Box<dyn Iterator<Item = Row>>> {
+    let rows = super::parquet::ParquetRows::open(file, columns);
     Ok(Box::new(rows.with_context(|| file.display().to_string())?))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn parquet_rows(file: &Path) -> anyhow::Result<Box<dyn Iterator<Item = Row>>> {
+fn parquet_rows(file: &Path, _: &[&str]) -> anyhow::Result<Box<dyn Iterator<Item = Row>>> {
     anyhow::bail!(
         "{}: this program was built without Parquet; build it with the feature, `cargo build --release --features \
          parquet`, or write the pairs as JSONL",
