@@ -132,6 +132,7 @@ fn its_latents_are_the_servers_which_then_compares_runs_with_them() {
     let (weights, tensors) =
         (Checkpoint::open(&workshop.model).unwrap().weights, workshop.bytes("model.safetensors"));
     let old_card = workshop.card();
+    let (old_card, _) = old_card.split_once("<!-- baseline -->").unwrap();
     let (rows, inputs) = rows(300);
     let files =
         [workshop.file("one.jsonl.gz", &rows[..200]), workshop.file("two.jsonl", &rows[200..])];

@@ -323,7 +323,7 @@ fn rewards_and_prompts_of_the_checkpoints_baseline_are_used() {
     let body = json!({"inputs": answers(), "role": "eval", "latents_format": "base64-f32"});
     let scored = demo.reward(&body);
 
-    let (_, without) = window_against(&scored, |baseline| baseline.prompts = None);
+    let (answer, without) = window_against(&scored, |baseline| baseline.prompts = None);
     assert_eq!(
         (&without["baseline"], &without["baseline_samples"]),
         (&json!("checkpoint"), &json!(TEXTS))
@@ -333,16 +333,15 @@ fn rewards_and_prompts_of_the_checkpoints_baseline_are_used() {
     let said = "the baseline has no rewards: no saturation; the baseline names no prompts: no paired distance";
     assert!(without["reason"].as_str().unwrap().ends_with(said), "{without}");
 
+    let rewards = answer["rewards"].as_array().unwrap().iter();
+    let rewards: Vec<f32> = rewards.map(|reward| reward.as_f64().unwrap() as f32).collect();
+    let mut sorted = rewards.clone();
+    sorted.sort_by(f32::total_cmp);
+    let limit = sorted[TEXTS / 3];
+    let above = rewards.iter().filter(|&&reward| reward > limit).count();
+    assert!(above > 0 && above < TEXTS, "{rewards:?}");
     let (answer, with) =
-        window_against(&scored, |baseline| baseline.rewards = Some(vec![1.5; TEXTS]));
-    let rewards: Vec<f64> = answer["rewards"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|reward| reward.as_f64().unwrap())
-        .collect();
-    let above = rewards.iter().filter(|&&reward| reward > 1.5).count();
-    assert!(above > 0 && above < TEXTS, "choose another limit: {rewards:?}");
+        window_against(&scored, |baseline| baseline.rewards = Some(vec![limit; TEXTS]));
     assert_eq!(with["saturation"], above as f64 / TEXTS as f64);
     // Every other prompt is one of the baseline, which has an answer to each.
     let (own, sft) = (latents(&answer), latents(&scored));
