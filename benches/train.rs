@@ -2,7 +2,10 @@
 //! beside PyTorch.
 //!
 //! `cargo bench --bench train -- --model DIR [--pairs 4] [--tokens 512] [--steps 3] [--dtype f32|bf16] [--threads 2]
-//! [--recompute] [--prompt 0] [--apart]`
+//! [--recompute] [--prompt 0] [--apart] [--features]`
+//!
+//! With `--features`: tokens/s of the pass that computes the features of a frozen backbone, and of scoring the same
+//! texts, in turn.
 
 #![allow(missing_docs)]
 
@@ -12,11 +15,13 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 use inform::checkpoint::Checkpoint;
-use inform::model::{RewardModel, standard_normal};
+use inform::model::{RewardModel, Scorer, standard_normal};
 use inform::ops::Packing;
 use inform::ops::autograd::AutogradOps;
-use inform::ops::cpu::Precision;
-use inform::train::{AdamW, Backward, Gradients, LossConfig, OptimiserConfig, pair_loss};
+use inform::ops::cpu::{CpuOps, Precision};
+use inform::train::{
+    AdamW, Backward, Depth, FeatureStore, Gradients, LossConfig, OptimiserConfig, pair_loss,
+};
 use serde_json::json;
 
 #[global_allocator]
@@ -45,6 +50,9 @@ struct Arguments {
     /// Compute those in both texts
     #[arg(long)]
     apart: bool,
+    /// Measure features and scores, not training steps
+    #[arg(long)]
+    features: bool,
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -61,9 +69,6 @@ fn main() -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let dimension = checkpoint.config.head.latent_dim().context("--model: no InfoRM head")?;
     let vocabulary = checkpoint.config.decoder.vocab_size as u32;
-    let ops = AutogradOps::new(arguments.threads, precision)?;
-    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
-    let mut optimiser = AdamW::new(OptimiserConfig::default(), model.ops().parameters());
     let mut state = 1u32;
     let mut id = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -76,6 +81,12 @@ fn main() -> anyhow::Result<()> {
     for (chosen, rejected) in chosen.iter().zip(rejected) {
         rejected[..arguments.prompt].copy_from_slice(&chosen[..arguments.prompt]);
     }
+    if arguments.features {
+        return features(&arguments, &checkpoint, precision, &texts);
+    }
+    let ops = AutogradOps::new(arguments.threads, precision)?;
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    let mut optimiser = AdamW::new(OptimiserConfig::default(), model.ops().parameters());
     let packing = if arguments.apart { Packing::new(&texts) } else { Packing::shared(&texts) }
         .context("--tokens: at least 1")?;
     let mut seconds = Vec::new();
@@ -108,5 +119,42 @@ fn main() -> anyhow::Result<()> {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak = peak.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
     println!("{}", json!({"seconds": seconds, "peak_mb": peak.map(|kb| kb / 1024.0)}));
+    Ok(())
+}
+
+/// Batches have as many tokens in both passes.
+fn features(
+    arguments: &Arguments,
+    checkpoint: &Checkpoint,
+    precision: Precision,
+    texts: &[Vec<u32>],
+) -> anyhow::Result<()> {
+    const BATCH_TOKENS: usize = 8192;
+    let mut texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    texts.sort_unstable();
+    let ops = CpuOps::new(arguments.threads, precision)?;
+    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    let tokens = (texts.len() * arguments.tokens) as f64;
+    for round in 0..=arguments.steps {
+        let begun = Instant::now();
+        let (config, tensors) = (&checkpoint.config, &checkpoint.tensors);
+        let mut store = FeatureStore::open(None, config, tensors, model.ops(), Depth::Pooled)?;
+        let opened = begun.elapsed().as_secs_f64();
+        store.numbers(&model, &texts)?;
+        let features = begun.elapsed().as_secs_f64() - opened;
+        let begun = Instant::now();
+        for batch in texts.chunks((BATCH_TOKENS / arguments.tokens).max(1)) {
+            model.score(batch)?;
+        }
+        let scores = begun.elapsed().as_secs_f64();
+        if round > 0 {
+            println!(
+                "features {:.0} tokens/s, scores {:.0} tokens/s, ratio {:.3}; naming the backbone took {opened:.2} s",
+                tokens / features,
+                tokens / scores,
+                scores / features
+            );
+        }
+    }
     Ok(())
 }
