@@ -1,23 +1,27 @@
 //! The same operations recorded for training, over candle's tensors.
 //!
-//! Gathers, sums and the loss go through candle's own autograd; products, norm, SwiGLU and packed
+//! Gathers, sums and the loss go through candle's own autograd; products, biases, norms, activations and packed
 //! attention are custom operations of the CPU device's kernels, whose backward is here.
 
 mod attention;
+mod bias;
+mod gated;
+mod gelu;
 mod norm;
 mod product;
 mod seed;
-mod swiglu;
 mod weight;
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor, Var};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
-use super::{AttentionShape, Ops, Packing, Result, standard_normal};
-use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
+use super::{AttentionShape, Gelu, Ops, OpsError, Packing, Result, standard_normal};
+use crate::checkpoint::{CheckpointError, TensorSource};
+pub use norm::NormWeight;
 use weight::{Adapter, Part};
 pub use weight::{LinearWeight, LoraConfig, adapter_name};
 
@@ -31,7 +35,7 @@ pub struct Parameter {
     pub parts: Vec<(String, usize)>,
     /// The values.
     pub var: Var,
-    /// Whether weight decay applies: to matrices, not to the scales of norms.
+    /// Whether weight decay applies: to matrices, not to norms and biases.
     pub decays: bool,
 }
 
@@ -39,11 +43,17 @@ pub struct Parameter {
 #[derive(Debug)]
 pub struct TrainingLayout {
     attention: AttentionLayout,
-    shape: AttentionShape,
     /// Each segment's rows, with all keys that they read.
     segments: Vec<attention::Queries>,
     /// Each sequence's last row; rows count sequences.
     lasts: Vec<attention::Queries>,
+}
+
+/// Queries, keys and values of a layer before their rotary embedding, and the layer's attention.
+#[derive(Debug)]
+pub struct TrainingProjection {
+    values: Tensor,
+    shape: AttentionShape,
 }
 
 /// What a training changes.
@@ -59,6 +69,8 @@ pub enum Trains {
         /// Of the first values of `A`; `B` starts at 0.
         seed: u64,
     },
+    /// Heads; the decoder is frozen.
+    Heads,
 }
 
 /// Device of a training run; keeps every parameter it has loaded.
@@ -137,16 +149,63 @@ impl AutogradOps {
     ///
     /// # Errors
     /// A failing operation.
-    pub fn attention(&self, qkv: &Tensor, layout: &Arc<TrainingLayout>) -> Result<Tensor> {
-        Ok(qkv.apply_op1(self.packed_attention(layout))?)
+    pub fn attention(
+        &self,
+        qkv: &Tensor,
+        layout: &Arc<TrainingLayout>,
+        shape: &AttentionShape,
+    ) -> Result<Tensor> {
+        Ok(qkv.apply_op1(self.packed_attention(layout, shape))?)
     }
 
-    fn packed_attention(&self, layout: &Arc<TrainingLayout>) -> attention::PackedAttention {
+    fn packed_attention(
+        &self,
+        layout: &Arc<TrainingLayout>,
+        shape: &AttentionShape,
+    ) -> attention::PackedAttention {
         attention::PackedAttention {
             cpu: self.cpu.clone(),
+            rotary: self.cpu.rotary(&layout.attention, shape),
             layout: layout.clone(),
-            shape: layout.shape,
+            shape: *shape,
         }
+    }
+
+    /// The scale that a norm multiplies by.
+    fn norm_scale(&self, norm: &NormWeight) -> Result<Tensor> {
+        let scale = self.seen(&norm.scale);
+        Ok(match norm.offset {
+            0.0 => scale,
+            offset => (scale + f64::from(offset))?,
+        })
+    }
+
+    /// Root-mean-square norm of each stretch as wide as the scale in these columns.
+    fn rms_norm(
+        &self,
+        x: &Tensor,
+        columns: Range<usize>,
+        norm: &NormWeight,
+        epsilon: f32,
+    ) -> Result<Tensor> {
+        let cpu = self.cpu.clone();
+        Ok(x.apply_op2(&self.norm_scale(norm)?, norm::RmsNorm { cpu, columns, epsilon })?)
+    }
+
+    fn gated(&self, gate_up: &Tensor, gelu: Option<Gelu>) -> Result<Tensor> {
+        Ok(gate_up.apply_op1(gated::Gated { cpu: self.cpu.clone(), gelu })?)
+    }
+
+    /// The scale of a norm as it is stored.
+    fn stored_scale(
+        &self,
+        source: &dyn TensorSource,
+        name: &str,
+        columns: usize,
+    ) -> std::result::Result<NormWeight, CheckpointError> {
+        let (values, offset) = source.stored(name, &[columns])?;
+        let scale = self.decoder_tensor(&[(name, columns)], values, &[columns], false)?;
+        Ok(NormWeight { scale, offset, bias: None })
     }
 
     fn register(
@@ -168,7 +227,7 @@ impl AutogradOps {
         Ok(handle)
     }
 
-    /// A tensor of the decoder: a parameter, or frozen where only adapters are trained.
+    /// A tensor of the decoder: a parameter, or frozen where only adapters or heads are trained.
     fn decoder_tensor(
         &self,
         parts: &[(&str, usize)],
@@ -178,7 +237,7 @@ impl AutogradOps {
     ) -> std::result::Result<Tensor, CheckpointError> {
         match self.trains {
             Trains::All => self.register(parts, values, shape, decays),
-            Trains::Adapters { .. } => {
+            Trains::Adapters { .. } | Trains::Heads => {
                 Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed)
             }
         }
@@ -225,15 +284,10 @@ impl Ops for AutogradOps {
     type Weight = LinearWeight;
     type GatedWeight = LinearWeight;
     type HeadWeight = Tensor;
-    type Scale = Tensor;
+    type Scale = NormWeight;
     type Table = Tensor;
     type Layout = Arc<TrainingLayout>;
-    type Projection = Tensor;
-
-    /// Of Llama's layers alone, whatever scales their rotary embedding.
-    fn supports(&self, decoder: &DecoderConfig) -> std::result::Result<(), CheckpointError> {
-        decoder.require(&[], "training")
-    }
+    type Projection = TrainingProjection;
 
     fn weight(
         &self,
@@ -244,7 +298,26 @@ impl Ops for AutogradOps {
         let rows = parts.iter().map(|(_, rows)| rows).sum();
         let values = source.stacked(parts, columns)?;
         let values = self.decoder_tensor(parts, values, &[rows, columns], true)?;
-        Ok(LinearWeight { values, adapters: self.adapters(parts, columns)? })
+        Ok(LinearWeight { values, bias: None, adapters: self.adapters(parts, columns)? })
+    }
+
+    fn biased_weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        biases: &[&str],
+        columns: usize,
+    ) -> std::result::Result<LinearWeight, CheckpointError> {
+        let weight = self.weight(source, parts, columns)?;
+        let parts: Vec<(&str, usize)> =
+            biases.iter().zip(parts).map(|(&name, &(_, rows))| (name, rows)).collect();
+        let mut values = Vec::new();
+        for &(name, rows) in &parts {
+            values.extend(source.f32(name, &[rows])?);
+        }
+        let rows = values.len();
+        let bias = self.decoder_tensor(&parts, values, &[rows], false)?;
+        Ok(LinearWeight { bias: Some(bias), ..weight })
     }
 
     fn gated_weight(
@@ -273,9 +346,21 @@ impl Ops for AutogradOps {
         source: &dyn TensorSource,
         name: &str,
         columns: usize,
-    ) -> std::result::Result<Tensor, CheckpointError> {
-        let values = source.f32(name, &[columns])?;
-        self.decoder_tensor(&[(name, columns)], values, &[columns], false)
+    ) -> std::result::Result<NormWeight, CheckpointError> {
+        self.stored_scale(source, name, columns)
+    }
+
+    fn layer_scale(
+        &self,
+        source: &dyn TensorSource,
+        scale: &str,
+        bias: &str,
+        columns: usize,
+    ) -> std::result::Result<NormWeight, CheckpointError> {
+        let norm = self.stored_scale(source, scale, columns)?;
+        let values = source.f32(bias, &[columns])?;
+        let bias = self.decoder_tensor(&[(bias, columns)], values, &[columns], false)?;
+        Ok(NormWeight { bias: Some(bias), ..norm })
     }
 
     fn table(
@@ -300,7 +385,6 @@ impl Ops for AutogradOps {
         });
         Ok(Arc::new(TrainingLayout {
             attention: self.cpu.layout(packing, shape)?,
-            shape: *shape,
             segments: segments.collect(),
             lasts: lasts.collect(),
         }))
@@ -310,13 +394,51 @@ impl Ops for AutogradOps {
         Ok(self.seen(table).index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
     }
 
-    fn norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        Ok(x.apply_op2(&self.seen(scale), norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
+    fn norm(&self, x: &Tensor, norm: &NormWeight, epsilon: f32) -> Result<Tensor> {
+        let Some(bias) = &norm.bias else {
+            return self.rms_norm(x, 0..x.dim(D::Minus1)?, norm, epsilon);
+        };
+        let operation = norm::LayerNorm { cpu: self.cpu.clone(), epsilon };
+        Ok(x.apply_op3(&self.norm_scale(norm)?, &self.seen(bias), operation)?)
+    }
+
+    fn norm_add(
+        &self,
+        x: &Tensor,
+        norm: &NormWeight,
+        epsilon: f32,
+        residual: Tensor,
+    ) -> Result<Tensor> {
+        Ok((residual + self.norm(x, norm, epsilon)?)?)
+    }
+
+    fn head_norms(
+        &self,
+        x: Tensor,
+        columns: Range<usize>,
+        norm: &NormWeight,
+        epsilon: f32,
+    ) -> Result<Tensor> {
+        match norm.bias {
+            None => self.rms_norm(&x, columns, norm, epsilon),
+            Some(_) => Err(OpsError::Missing("layer norms of heads")),
+        }
+    }
+
+    fn scaled(&self, x: Tensor, factor: f32) -> Result<Tensor> {
+        Ok((x * f64::from(factor))?)
     }
 
     fn linear(&self, x: &Tensor, weight: &LinearWeight) -> Result<Tensor> {
         let product = |x: &Tensor, weight: &Tensor| self.product(x, weight, self.precision);
-        Ok(weight.apply(x, product)?)
+        let y = weight.apply(x, product)?;
+        match &weight.bias {
+            None => Ok(y),
+            Some(bias) => {
+                let operation = bias::AddBias { cpu: self.cpu.clone() };
+                Ok(y.apply_op2(&self.seen(bias), operation)?)
+            }
+        }
     }
 
     fn linear_add(&self, x: &Tensor, weight: &LinearWeight, residual: Tensor) -> Result<Tensor> {
@@ -324,29 +446,41 @@ impl Ops for AutogradOps {
     }
 
     fn gated_linear(&self, x: &Tensor, weight: &LinearWeight) -> Result<Tensor> {
-        self.head_swiglu(self.linear(x, weight)?)
+        self.gated(&self.linear(x, weight)?, None)
+    }
+
+    fn gelu_gated_linear(&self, x: &Tensor, weight: &LinearWeight, gelu: Gelu) -> Result<Tensor> {
+        self.gated(&self.linear(x, weight)?, Some(gelu))
+    }
+
+    fn gelu_linear(&self, x: &Tensor, weight: &LinearWeight, gelu: Gelu) -> Result<Tensor> {
+        let operation = gelu::Activation { cpu: self.cpu.clone(), kind: gelu };
+        Ok(self.linear(x, weight)?.apply_op1(operation)?)
     }
 
     fn advance(
         &self,
         x: Tensor,
-        previous: Option<&Tensor>,
+        previous: Option<&TrainingProjection>,
         layout: &Arc<TrainingLayout>,
-        _shape: &AttentionShape,
+        shape: &AttentionShape,
         _asks: bool,
         work: impl Fn(&Self, Option<Tensor>, Tensor) -> Result<(Tensor, Tensor)> + Sync,
-    ) -> Result<(Tensor, Tensor)> {
-        let attended = previous.map(|qkv| self.attention(qkv, layout));
-        work(self, attended.transpose()?, x)
+    ) -> Result<(Tensor, TrainingProjection)> {
+        let attended =
+            previous.map(|previous| self.attention(&previous.values, layout, &previous.shape));
+        let (x, values) = work(self, attended.transpose()?, x)?;
+        Ok((x, TrainingProjection { values, shape: *shape }))
     }
 
     fn last_attention(
         &self,
         queries: Tensor,
-        key_value: &Tensor,
+        projection: &TrainingProjection,
         layout: &Arc<TrainingLayout>,
     ) -> Result<Tensor> {
-        Ok(queries.apply_op2(key_value, self.packed_attention(layout))?)
+        let operation = self.packed_attention(layout, &projection.shape);
+        Ok(queries.apply_op2(&projection.values, operation)?)
     }
 
     fn gather(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
@@ -354,8 +488,8 @@ impl Ops for AutogradOps {
         Ok(x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
     }
 
-    fn head_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        self.norm(x, scale, epsilon)
+    fn head_norm(&self, x: &Tensor, norm: &NormWeight, epsilon: f32) -> Result<Tensor> {
+        self.norm(x, norm, epsilon)
     }
 
     fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -363,7 +497,7 @@ impl Ops for AutogradOps {
     }
 
     fn head_swiglu(&self, gate_up: Tensor) -> Result<Tensor> {
-        Ok(gate_up.apply_op1(swiglu::SwiGlu { cpu: self.cpu.clone() })?)
+        self.gated(&gate_up, None)
     }
 
     fn columns(&self, x: &Tensor, start: usize, count: usize) -> Result<Tensor> {

@@ -69,6 +69,8 @@ pub fn adapter_name(weight: &str, factor: char) -> String {
 #[derive(Debug, Clone)]
 pub struct LinearWeight {
     pub(super) values: Tensor,
+    /// `[out]`.
+    pub(super) bias: Option<Tensor>,
     /// One for each layer of the stack; empty where none has an adapter.
     pub(super) adapters: Vec<Part>,
 }
@@ -89,7 +91,7 @@ pub(super) struct Adapter {
 }
 
 impl LinearWeight {
-    /// `x W^T`, of which `product` computes each product.
+    /// `x W^T` without the bias, of which `product` computes each product.
     pub(super) fn apply(
         &self,
         x: &Tensor,
