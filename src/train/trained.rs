@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor};
 
 use super::config::{FeatureConfig, FitConfig, Mode};
@@ -96,14 +96,22 @@ impl Trained {
                 Kind::Head { model, frozen }
             }
         };
-        Ok(Self {
+        let trained = Self {
             kind,
             loss: config.loss.clone(),
             recompute: config.recompute,
             micro_batch_tokens: config.schedule.micro_batch_tokens,
             lora: (config.mode == Mode::Lora).then(|| config.lora.clone()),
             hidden,
-        })
+        };
+        let mut names = trained.parameters().into_iter().flat_map(|parameter| parameter.parts);
+        ensure!(
+            trained.lora.is_none() || names.any(|(name, _)| is_adapter(&name)),
+            "lora.targets: this {} model has none of {:?}",
+            checkpoint.config.decoder.architecture.family,
+            config.lora.targets
+        );
+        Ok(trained)
     }
 
     fn ops(&self) -> &AutogradOps {
@@ -300,7 +308,7 @@ impl Trained {
         let Some(lora) = &self.lora else { return Ok(None) };
         let mut tensors = MemoryTensors::default();
         for (name, tensor) in self.trained_tensors()? {
-            if name.contains(".lora_") {
+            if is_adapter(&name) {
                 tensors.insert(&name, tensor.dims(), tensor.flatten_all()?.to_vec1()?);
             }
         }
@@ -345,6 +353,10 @@ impl Frozen {
     fn of(&self, pair: usize, side: usize) -> &[f32] {
         self.features.get(self.numbers[2 * pair + side])
     }
+}
+
+fn is_adapter(name: &str) -> bool {
+    name.contains(".lora_")
 }
 
 /// What `of(pair, side)` gives for the chosen texts, side 0, of all pairs, then for their rejected ones.

@@ -9,9 +9,9 @@ use crate::checkpoint::{
 
 /// Where a family keeps a tensor of Llama's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The family's tensor.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Which of its rows, where it holds other tensors of Llama's, too.
     pub(super) rows: Option<FusedRows>,
 }
@@ -29,6 +29,14 @@ impl Place {
     /// A tensor of its own.
     pub(super) fn whole(name: &str) -> Self {
         Self { name: name.to_owned(), rows: None }
+    }
+
+    /// How many rows the family's tensor has, and which of them a tensor of `count` rows takes, in their order.
+    pub(crate) fn rows_of(&self, count: usize) -> (usize, Vec<Range<usize>>) {
+        match &self.rows {
+            None => (count, vec![0..count]),
+            Some(rows) => (rows.count, rows.ranges.clone()),
+        }
     }
 
     /// Shape of the family's tensor, for Llama's `shape`.
@@ -72,7 +80,8 @@ impl DecoderConfig {
         }
     }
 
-    fn place(&self, name: &str) -> Place {
+    /// Where the family keeps a tensor with Llama's name.
+    pub(crate) fn place(&self, name: &str) -> Place {
         match self.architecture.family {
             // The head's.
             _ if !name.starts_with("model.") => Place::whole(name),

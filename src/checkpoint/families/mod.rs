@@ -23,7 +23,8 @@ use super::{Architecture, CheckpointError, DecoderConfig};
 use crate::ops::{AttentionShape, RopeScaling};
 pub(super) use keys::Keys;
 pub use layout::DecoderTensors;
-use layout::{FusedRows, Place};
+use layout::FusedRows;
+pub(crate) use layout::Place;
 use rope::Rope;
 
 /// A family of decoders.
