@@ -218,7 +218,7 @@ fn an_adapter_changes_its_own_rows_of_a_fused_weight() {
         let shape_of = ModelConfig::read(&origin).unwrap().decoder.attention;
         let (heads, head_dim) = (shape_of.heads, shape_of.head_dim);
         let is_query = |row: usize| match family {
-            "gpt_neox" => row / head_dim % 3 == 0,
+            "gpt_neox" => (row / head_dim).is_multiple_of(3),
             _ => row < heads * head_dim,
         };
         // What is added is `scale B A` of the adapter that stands beside it.

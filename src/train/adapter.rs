@@ -38,7 +38,7 @@ impl Module {
         let mut values = vec![0.0; self.outputs * columns];
         for (index, part) in self.parts.iter().enumerate() {
             let (_, rows) = part.place.rows_of(part.b.len() / rank);
-            for (row, own) in rows.into_iter().flatten().zip(part.b.chunks_exact(rank)) {
+            for (row, own) in rows.into_iter().zip(part.b.chunks_exact(rank)) {
                 values[row * columns + index * rank..][..rank].copy_from_slice(own);
             }
         }

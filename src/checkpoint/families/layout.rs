@@ -32,10 +32,10 @@ impl Place {
     }
 
     /// How many rows the family's tensor has, and which of them a tensor of `count` rows takes, in their order.
-    pub(crate) fn rows_of(&self, count: usize) -> (usize, Vec<Range<usize>>) {
+    pub(crate) fn rows_of(&self, count: usize) -> (usize, Vec<usize>) {
         match &self.rows {
-            None => (count, vec![0..count]),
-            Some(rows) => (rows.count, rows.ranges.clone()),
+            None => (count, (0..count).collect()),
+            Some(rows) => (rows.count, rows.ranges.iter().cloned().flatten().collect()),
         }
     }
 

@@ -1,13 +1,13 @@
 //! The same operations recorded for training, over candle's tensors.
 //!
-//! Gathers, sums and the loss go through candle's own autograd; products, biases, norms, activations and packed
+//! Gathers, sums and the loss go through candle's own autograd; products, norms, activations and packed
 //! attention are custom operations of the CPU device's kernels, whose backward is here.
 
 mod attention;
-mod bias;
 mod gated;
 mod gelu;
 mod norm;
+mod parameters;
 mod product;
 mod seed;
 mod weight;
@@ -16,28 +16,14 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, Device, Tensor};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
-use super::{AttentionShape, Gelu, Ops, OpsError, Packing, Result, standard_normal};
+use super::{AttentionShape, Gelu, Ops, OpsError, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource};
 pub use norm::NormWeight;
-use weight::{Adapter, Part};
+pub use parameters::{Parameter, Trains};
 pub use weight::{LinearWeight, LoraConfig, adapter_name};
-
-/// First of the random streams that adapters begin from, beside those of other initial weights.
-const ADAPTERS: u64 = 3 << 32;
-
-/// A trained tensor, and the checkpoint tensors that its rows belong to.
-#[derive(Debug, Clone)]
-pub struct Parameter {
-    /// Checkpoint tensor names with their number of rows; one for a tensor that is not stacked.
-    pub parts: Vec<(String, usize)>,
-    /// The values.
-    pub var: Var,
-    /// Whether weight decay applies: to matrices, not to norms and biases.
-    pub decays: bool,
-}
 
 /// A batch as attention sees it.
 #[derive(Debug)]
@@ -54,23 +40,6 @@ pub struct TrainingLayout {
 pub struct TrainingProjection {
     values: Tensor,
     shape: AttentionShape,
-}
-
-/// What a training changes.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub enum Trains {
-    /// Every parameter that is loaded.
-    #[default]
-    All,
-    /// Heads, and adapters beside the linear layers; what they stand beside is frozen.
-    Adapters {
-        /// Which, and their size.
-        lora: LoraConfig,
-        /// Of the first values of `A`; `B` starts at 0.
-        seed: u64,
-    },
-    /// Heads; the decoder is frozen.
-    Heads,
 }
 
 /// Device of a training run; keeps every parameter it has loaded.
@@ -131,17 +100,17 @@ impl AutogradOps {
         &self,
         x: &Tensor,
         weight: &Tensor,
+        bias: Option<&Tensor>,
         precision: Precision,
     ) -> candle_core::Result<Tensor> {
         let (cpu, transposed) = (self.cpu.clone(), false);
         let product =
             product::Product { cpu, precision, a_transposed: transposed, b_transposed: transposed };
-        x.contiguous()?.apply_op2(&self.seen(weight), product)
-    }
-
-    /// Every parameter loaded so far, in loading order.
-    pub fn parameters(&self) -> Vec<Parameter> {
-        self.parameters.borrow().clone()
+        let (x, weight) = (x.contiguous()?, self.seen(weight));
+        match bias {
+            None => x.apply_op2(&weight, product),
+            Some(bias) => x.apply_op3(&weight, &self.seen(bias), product),
+        }
     }
 
     /// Attention of every row, of `[q | k | v]` before their rotary embedding: `[rows, qkv_columns]` to
@@ -195,87 +164,6 @@ impl AutogradOps {
     fn gated(&self, gate_up: &Tensor, gelu: Option<Gelu>) -> Result<Tensor> {
         Ok(gate_up.apply_op1(gated::Gated { cpu: self.cpu.clone(), gelu })?)
     }
-
-    /// The scale of a norm as it is stored.
-    fn stored_scale(
-        &self,
-        source: &dyn TensorSource,
-        name: &str,
-        columns: usize,
-    ) -> std::result::Result<NormWeight, CheckpointError> {
-        let (values, offset) = source.stored(name, &[columns])?;
-        let scale = self.decoder_tensor(&[(name, columns)], values, &[columns], false)?;
-        Ok(NormWeight { scale, offset, bias: None })
-    }
-
-    fn register(
-        &self,
-        parts: &[(&str, usize)],
-        values: Vec<f32>,
-        shape: &[usize],
-        decays: bool,
-    ) -> std::result::Result<Tensor, CheckpointError> {
-        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)
-            .and_then(|tensor| Var::from_tensor(&tensor))
-            .map_err(failed)?;
-        let handle = tensor.as_tensor().clone();
-        self.parameters.borrow_mut().push(Parameter {
-            parts: parts.iter().map(|&(name, rows)| (name.to_owned(), rows)).collect(),
-            var: tensor,
-            decays,
-        });
-        Ok(handle)
-    }
-
-    /// A tensor of the decoder: a parameter, or frozen where only adapters or heads are trained.
-    fn decoder_tensor(
-        &self,
-        parts: &[(&str, usize)],
-        values: Vec<f32>,
-        shape: &[usize],
-        decays: bool,
-    ) -> std::result::Result<Tensor, CheckpointError> {
-        match self.trains {
-            Trains::All => self.register(parts, values, shape, decays),
-            Trains::Adapters { .. } | Trains::Heads => {
-                Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed)
-            }
-        }
-    }
-
-    /// The adapters of a stack of linear layers; empty where it has none.
-    fn adapters(
-        &self,
-        parts: &[(&str, usize)],
-        columns: usize,
-    ) -> std::result::Result<Vec<Part>, CheckpointError> {
-        let Trains::Adapters { lora, seed } = &self.trains else { return Ok(Vec::new()) };
-        if !parts.iter().any(|(name, _)| lora.adapts(name)) {
-            return Ok(Vec::new());
-        }
-        let rank = lora.rank;
-        let adapter = |name: &str, rows: usize| -> std::result::Result<_, CheckpointError> {
-            let (a_name, b_name) = (adapter_name(name, 'A'), adapter_name(name, 'B'));
-            // Every adapter draws from a stream of its own, named by how many came before it.
-            let stream = ADAPTERS + self.parameters.borrow().len() as u64;
-            let deviation = 1.0 / (columns as f32).sqrt();
-            let mut a = standard_normal(*seed, stream, rank * columns);
-            a.iter_mut().for_each(|value| *value *= deviation);
-            let a = self.register(&[(&a_name, rank)], a, &[rank, columns], true)?;
-            let b = vec![0.0; rows * rank];
-            let b = self.register(&[(&b_name, rows)], b, &[rows, rank], true)?;
-            Ok(Adapter { a, b, scale: lora.scale() })
-        };
-        let part = |&(name, rows): &(&str, usize)| {
-            let adapter = lora.adapts(name).then(|| adapter(name, rows)).transpose()?;
-            Ok(Part { rows, adapter })
-        };
-        parts.iter().map(part).collect()
-    }
-}
-
-fn failed(source: candle_core::Error) -> CheckpointError {
-    CheckpointError::Tensor { source: Box::new(source) }
 }
 
 impl Ops for AutogradOps {
@@ -430,15 +318,10 @@ impl Ops for AutogradOps {
     }
 
     fn linear(&self, x: &Tensor, weight: &LinearWeight) -> Result<Tensor> {
-        let product = |x: &Tensor, weight: &Tensor| self.product(x, weight, self.precision);
-        let y = weight.apply(x, product)?;
-        match &weight.bias {
-            None => Ok(y),
-            Some(bias) => {
-                let operation = bias::AddBias { cpu: self.cpu.clone() };
-                Ok(y.apply_op2(&self.seen(bias), operation)?)
-            }
-        }
+        let product = |x: &Tensor, weight: &Tensor, bias: Option<&Tensor>| {
+            self.product(x, weight, bias, self.precision)
+        };
+        Ok(weight.apply(x, product)?)
     }
 
     fn linear_add(&self, x: &Tensor, weight: &LinearWeight, residual: Tensor) -> Result<Tensor> {
@@ -493,7 +376,7 @@ impl Ops for AutogradOps {
     }
 
     fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        Ok(self.product(x, weight, Precision::F32)?)
+        Ok(self.product(x, weight, None, Precision::F32)?)
     }
 
     fn head_swiglu(&self, gate_up: Tensor) -> Result<Tensor> {

@@ -143,8 +143,7 @@ impl CustomOp3 for LayerNorm {
                 &scales,
                 self.epsilon,
                 &mut x_gradient,
-                &mut scale_gradient,
-                &mut bias_gradient,
+                [&mut scale_gradient, &mut bias_gradient],
             );
             (x_gradient, [scale_gradient, bias_gradient])
         });

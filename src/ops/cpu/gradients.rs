@@ -42,18 +42,18 @@ vectorised! {
 
 vectorised! {
     /// Gradient of [`layer_norm`](super::elementwise::layer_norm): with `n = 1 / sqrt(var(x) + epsilon)`,
-    /// `h = n * (x - mean(x))` and `g = dy * scale`, `dx = n * (g - mean(g) - h * mean(g * h))`, `dscale += sum(dy * h)` and
-    /// `dbias += sum(dy)`.
+    /// `h = n * (x - mean(x))` and `g = dy * scale`, `dx = n * (g - mean(g) - h * mean(g * h))`; and of `[scale, bias]`,
+    /// `dscale += sum(dy * h)` and `dbias += sum(dy)`.
     pub(in crate::ops) fn layer_norm_gradient(
         x: &[f32],
         dy: &[f32],
         scale: &[f32],
         epsilon: f32,
         dx: &mut [f32],
-        dscale: &mut [f32],
-        dbias: &mut [f32]
+        weights: [&mut [f32]; 2]
     ) {
         let columns = scale.len();
+        let [dscale, dbias] = weights;
         let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
         for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(columns)) {
             let (mut values, mut gradients) = ([0f32; LANES], [0f32; LANES]);
