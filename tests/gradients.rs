@@ -1,8 +1,8 @@
-//! Gradients of the InfoRM loss against PyTorch's autograd, for every tensor of a checkpoint: with activations kept and
-//! computed again, with common prefixes computed once and in every sequence; and those of adapters and of last layers against
-//! the gradients of the whole.
+//! Gradients of the InfoRM loss against PyTorch's autograd, for every tensor of a checkpoint of every family: with
+//! activations kept and computed again, with common prefixes computed once and in every sequence; and those of adapters and
+//! of last layers against the gradients of the whole.
 //!
-//! `tests/golden/gradients.py` makes the golden values.
+//! `tests/golden/gradients.py` and `tests/golden/family_gradients.py` make the golden values.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use common::{Golden, golden, relative_error, sketch, sketch_error};
-use inform::checkpoint::{Checkpoint, MemoryTensors};
+use inform::checkpoint::{
+    Checkpoint, DecodeKind, FolderTensors, HeadConfig, MemoryTensors, ModelConfig,
+};
 use inform::model::RewardModel;
 use inform::ops::Packing;
 use inform::ops::autograd::{AutogradOps, LoraConfig, Trains, adapter_name};
@@ -121,17 +123,111 @@ fn sequences_that_begin_alike() {
     compare("gated", file, &sequences);
 }
 
-/// Of `W + scale B A`: `dA = scale B^T dW` and `dB = scale dW A^T`, with dW that of a whole model with these weights.
+/// A family's model with the head of the golden values.
+fn family(name: &str, expected: &Golden) -> (ModelConfig, MemoryTensors) {
+    let folder = golden("families").join(name);
+    let mut config = ModelConfig::read(&folder).unwrap();
+    let latent_dim = expected.f32("decode_head.weight").len();
+    config.head = HeadConfig::inform(latent_dim, DecodeKind::Linear);
+    let mut tensors = MemoryTensors::default();
+    let score = |name: &str| name == "score.weight";
+    let stored = FolderTensors::open(&folder).unwrap().to_memory().unwrap();
+    for (name, shape, values) in stored.iter().filter(|(name, ..)| !score(name)) {
+        tensors.insert(name, shape, values.to_vec());
+    }
+    for (name, rows) in [("encode_head.weight", 2 * latent_dim), ("decode_head.weight", 1)] {
+        let values = expected.f32(name);
+        tensors.insert(name, &[rows, values.len() / rows], values);
+    }
+    (config, tensors)
+}
+
+fn compare_family(name: &str) {
+    let expected = Golden::read("family_gradients.safetensors");
+    let (config, tensors) = family(name, &expected);
+    let ops = AutogradOps::new(1, Precision::F32).unwrap();
+    let model = RewardModel::load(ops, &config, &tensors).unwrap();
+    let (sequences, noise) = (expected.sequences(), expected.f32("noise"));
+    let expected_loss = f64::from(expected.f32(&format!("{name}.loss"))[0]);
+    let sketches: Vec<f64> = expected.f32(name).into_iter().map(f64::from).collect();
+    for way in [(false, false), (false, true), (true, false), (true, true)] {
+        let (loss, found) = gradients(&model, &sequences, &noise, way, None);
+        let error = (loss / expected_loss - 1.0).abs();
+        assert!(error < 1e-5, "{name}: loss: {error:e}");
+        // A gradient is laid out as its tensor is.
+        let mut stored = MemoryTensors::default();
+        for parameter in model.ops().parameters() {
+            for (tensor, rows) in parameter.parts {
+                let shape = [&[rows], &parameter.var.dims()[1..]].concat();
+                config.decoder.store(&mut stored, &tensor, &shape, found[&tensor].clone());
+            }
+        }
+        let shapes = |tensors: &MemoryTensors| -> Vec<(String, Vec<usize>)> {
+            tensors.iter().map(|(name, shape, _)| (name.to_owned(), shape.to_vec())).collect()
+        };
+        assert_eq!(shapes(&stored), shapes(&tensors), "{name}: every stored tensor is trained");
+        let mut worst = (0f64, "");
+        let mut expected = sketches.chunks_exact(33);
+        for (tensor, _, gradient) in stored.iter() {
+            let error = sketch_error(&sketch(gradient), expected.next().unwrap());
+            assert!(error < 1e-5, "{name}, {way:?}: {tensor}: {error:e}");
+            if error > worst.0 {
+                worst = (error, tensor);
+            }
+        }
+        assert!(expected.next().is_none());
+        println!("{name}, (shared, recomputed) {way:?}: {:.1e}, of {}", worst.0, worst.1);
+    }
+}
+
+#[test]
+fn llama_with_biases_and_scaled_rotary_embedding() {
+    ["llama_bias", "llama_linear", "llama_dynamic", "llama_llama3", "llama_yarn"]
+        .into_iter()
+        .for_each(compare_family);
+}
+
+#[test]
+fn mistral_and_qwen() {
+    ["mistral", "qwen2", "qwen2_sliding", "qwen3"].into_iter().for_each(compare_family);
+}
+
+#[test]
+fn gpt_neox_and_phi3() {
+    ["gpt_neox", "gpt_neox_sequential", "phi3", "phi3_long"].into_iter().for_each(compare_family);
+}
+
+#[test]
+fn gemma() {
+    ["gemma2", "gemma3"].into_iter().for_each(compare_family);
+}
+
 #[test]
 fn adapters_have_the_gradients_of_what_they_are_merged_into() {
     let checkpoint = Checkpoint::open(&golden("tiny/linear")).unwrap();
+    let noise = Golden::read("gradients.safetensors").f32("linear.noise");
+    let tensors = checkpoint.tensors.to_memory().unwrap();
+    compare_adapters(&checkpoint.config, &tensors, &own_sequences("linear"), &noise);
+    // Beside weights with biases.
+    let expected = Golden::read("family_gradients.safetensors");
+    let (config, tensors) = family("llama_bias", &expected);
+    compare_adapters(&config, &tensors, &expected.sequences(), &expected.f32("noise"));
+}
+
+/// Of `W + scale B A`: `dA = scale B^T dW` and `dB = scale dW A^T`, with dW that of a whole model with these weights.
+fn compare_adapters(
+    config: &ModelConfig,
+    tensors: &MemoryTensors,
+    sequences: &[Vec<u32>],
+    noise: &[f32],
+) {
     let targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned);
     let lora = LoraConfig { rank: 3, alpha: 6.0, targets: targets.to_vec() };
     let scale = lora.scale() as f32;
     let ops = AutogradOps::new(1, Precision::F32)
         .unwrap()
         .training(Trains::Adapters { lora: lora.clone(), seed: 1 });
-    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors).unwrap();
+    let model = RewardModel::load(ops, config, tensors).unwrap();
 
     // B starts at 0, of which A has no gradient.
     let mut factors = BTreeMap::new();
@@ -146,12 +242,12 @@ fn adapters_have_the_gradients_of_what_they_are_merged_into() {
             factors.insert(name.clone(), values);
         }
     }
-    assert_eq!(factors.len(), 2 * targets.len() * checkpoint.config.decoder.num_hidden_layers);
+    assert_eq!(factors.len(), 2 * targets.len() * config.decoder.num_hidden_layers);
 
-    let mut merged: MemoryTensors = checkpoint.tensors.to_memory().unwrap();
+    let mut merged = tensors.clone();
     let mut shapes = BTreeMap::new();
-    for (name, shape, values) in checkpoint.tensors.to_memory().unwrap().iter() {
-        if lora.adapts(name) {
+    for (name, shape, values) in tensors.iter() {
+        if lora.adapts(name) && name.ends_with(".weight") {
             let factor = |which| &factors[&adapter_name(name, which)];
             let product = factor('B').matmul(factor('A')).unwrap().flatten_all().unwrap();
             let product: Vec<f32> = product.to_vec1().unwrap();
@@ -161,13 +257,11 @@ fn adapters_have_the_gradients_of_what_they_are_merged_into() {
         }
     }
     let ops = AutogradOps::new(1, Precision::F32).unwrap();
-    let whole = RewardModel::load(ops, &checkpoint.config, &merged).unwrap();
+    let whole = RewardModel::load(ops, config, &merged).unwrap();
 
-    let sequences = own_sequences("linear");
-    let noise = Golden::read("gradients.safetensors").f32("linear.noise");
     for way in [(false, false), (true, true)] {
-        let (loss, found) = gradients(&model, &sequences, &noise, way, None);
-        let (expected_loss, expected) = gradients(&whole, &sequences, &noise, way, None);
+        let (loss, found) = gradients(&model, sequences, noise, way, None);
+        let (expected_loss, expected) = gradients(&whole, sequences, noise, way, None);
         assert!((loss / expected_loss - 1.0).abs() < 1e-5, "{loss} {expected_loss}");
         let heads = found.keys().filter(|name| !name.contains(".lora_")).count();
         assert_eq!(found.len(), factors.len() + heads);

@@ -33,6 +33,7 @@ pub use config::{CONFIG_FILE, DecodeKind, HeadConfig, ModelConfig, RewardScale};
 pub use decoder::{
     Architecture, Biases, DecoderConfig, MlpKind, NormKind, Part, Residual, SlidingLayers,
 };
+pub(crate) use families::Place;
 pub use families::{DecoderTensors, Family};
 pub use gguf::Gguf;
 pub use source::CheckpointSource;

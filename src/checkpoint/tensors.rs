@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -87,6 +88,15 @@ pub trait TensorSource {
     /// As [`TensorSource::values`].
     fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         Ok(self.values(name, shape)?.into())
+    }
+
+    /// [`TensorSource::f32`] of a tensor as it is stored, for a training that changes what is stored, and what is added to
+    /// each value before it is used: 0, but where a family stores the scales of norms less 1.
+    ///
+    /// # Errors
+    /// As [`TensorSource::values`].
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<(Vec<f32>, f32), CheckpointError> {
+        Ok((self.f32(name, shape)?, 0.0))
     }
 
     /// The named tensors, each `[rows, columns]`, one below the other.
@@ -360,6 +370,26 @@ impl MemoryTensors {
     pub fn insert(&mut self, name: &str, shape: &[usize], values: Vec<f32>) {
         debug_assert_eq!(values.len(), shape.iter().product::<usize>());
         self.entries.insert(name.to_owned(), (shape.to_vec(), values));
+    }
+
+    /// Puts `values` into these rows of a tensor, of zeros where there is none of this name and shape yet.
+    pub(super) fn insert_rows(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        rows: &[Range<usize>],
+        values: &[f32],
+    ) {
+        let columns: usize = shape[1..].iter().product();
+        let entry = self.entries.entry(name.to_owned()).or_default();
+        if entry.0 != shape {
+            *entry = (shape.to_vec(), vec![0.0; shape[0] * columns]);
+        }
+        let mut rest = values;
+        for rows in rows {
+            let part = rest.split_off(..rows.len() * columns).unwrap_or_default();
+            entry.1[rows.start * columns..][..part.len()].copy_from_slice(part);
+        }
     }
 
     /// Name, shape and values of every tensor, in the order of names.

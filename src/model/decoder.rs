@@ -406,7 +406,7 @@ impl Decoder<AutogradOps> {
         layout: &<AutogradOps as Ops>::Layout,
     ) -> Result<<AutogradOps as Ops>::Matrix, OpsError> {
         let layer = &self.layers[index - self.first_layer];
-        let attended = ops.attention(&layer.project(ops, x)?, layout)?;
+        let attended = ops.attention(&layer.project(ops, x)?, layout, &layer.attention)?;
         layer.finish(ops, &attended, x.clone())
     }
 }

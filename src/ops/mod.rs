@@ -98,6 +98,11 @@ impl AttentionShape {
     pub fn scale(&self) -> f32 {
         self.score_scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
     }
+
+    /// The first position that the query at `position` sees.
+    pub fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
 }
 
 /// The activation of an MLP that is not SwiGLU: GELU (Hendrycks and Gimpel 2016).

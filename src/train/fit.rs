@@ -222,7 +222,8 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     let tensors = model.export(&checkpoint)?;
     let adapter = match (model.adapters()?, &config.start) {
         (Some((lora, adapters)), Start::Folder(base)) => {
-            adapter::files(&lora, &adapters, &base.to_string_lossy())?
+            let decoder = &checkpoint.config.decoder;
+            adapter::files(&lora, &adapters, decoder, &base.to_string_lossy())?
         }
         _ => Vec::new(),
     };

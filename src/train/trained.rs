@@ -11,8 +11,8 @@ use super::evaluate;
 use super::features::{Depth, FeatureStore, entering};
 use super::gradients::{Backward, Gradients};
 use super::loss::{LossConfig, pair_loss};
-use crate::checkpoint::{Checkpoint, MemoryTensors, NormKind, TensorSource};
-use crate::model::{Head, HeadOutput, RewardModel};
+use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
+use crate::model::{HeadOutput, RewardModel};
 use crate::ops::autograd::{AutogradOps, LoraConfig, Parameter, Trains, adapter_name};
 use crate::ops::cpu::{CpuOps, Precision};
 use crate::ops::{Ops, Packing};
@@ -30,14 +30,8 @@ pub(super) struct Trained {
 enum Kind {
     /// A decoder, or its last layers over features of the rest.
     Decoder { model: Box<RewardModel<AutogradOps>>, frozen: Option<Frozen> },
-    /// A head over features of a whole decoder.
-    Head {
-        ops: AutogradOps,
-        head: Box<Head<AutogradOps>>,
-        /// Scale and epsilon of the final norm; frozen with the backbone.
-        norm: (Tensor, f32),
-        frozen: Frozen,
-    },
+    /// A head over features of a whole decoder, of which the model has the final norm alone, frozen with the rest.
+    Head { model: Box<RewardModel<AutogradOps>>, frozen: Frozen },
 }
 
 /// What is not trained.
@@ -96,31 +90,33 @@ impl Trained {
                 Kind::Decoder { model, frozen: Some(frozen) }
             }
             Mode::Head => {
-                ensure!(
-                    model.decoder.architecture.norm == NormKind::Rms,
-                    "mode: a head alone is not trained on a model with layer norm yet"
-                );
                 let frozen = frozen()?;
-                let head = Box::new(Head::load(&ops, &model.head, hidden, tensors)?);
-                let scale = model.decoder.tensors(tensors).f32("model.norm.weight", &[hidden])?;
-                let scale = Tensor::from_vec(scale, hidden, &Device::Cpu)?;
-                Kind::Head { ops, head, norm: (scale, model.decoder.rms_norm_eps), frozen }
+                let (ops, layers) = (ops.training(Trains::Heads), model.decoder.num_hidden_layers);
+                let model = Box::new(RewardModel::load_from(ops, model, tensors, layers)?);
+                Kind::Head { model, frozen }
             }
         };
-        Ok(Self {
+        let trained = Self {
             kind,
             loss: config.loss.clone(),
             recompute: config.recompute,
             micro_batch_tokens: config.schedule.micro_batch_tokens,
             lora: (config.mode == Mode::Lora).then(|| config.lora.clone()),
             hidden,
-        })
+        };
+        let mut names = trained.parameters().into_iter().flat_map(|parameter| parameter.parts);
+        ensure!(
+            trained.lora.is_none() || names.any(|(name, _)| is_adapter(&name)),
+            "lora.targets: this {} model has none of {:?}",
+            checkpoint.config.decoder.architecture.family,
+            config.lora.targets
+        );
+        Ok(trained)
     }
 
     fn ops(&self) -> &AutogradOps {
         match &self.kind {
-            Kind::Decoder { model, .. } => model.ops(),
-            Kind::Head { ops, .. } => ops,
+            Kind::Decoder { model, .. } | Kind::Head { model, .. } => model.ops(),
         }
     }
 
@@ -180,10 +176,10 @@ impl Trained {
                     }
                     .run(loss_of, &mut gradients)?
                 }
-                Kind::Head { ops, head, norm: (scale, epsilon), frozen } => {
+                Kind::Head { model, frozen } => {
                     let values = sides(pairs, |pair, side| frozen.of(pair, side)).concat();
-                    let x = ops.upload(values, self.hidden)?;
-                    let output = head.forward(ops, &x, (scale, *epsilon), noise.as_deref())?;
+                    let x = model.ops().upload(values, self.hidden)?;
+                    let output = model.head_forward(&x, noise.as_deref())?;
                     let loss = loss_of(&output)?;
                     gradients.add(&mut loss.total.backward()?)?;
                     (output, loss)
@@ -262,21 +258,23 @@ impl Trained {
                 let model = RewardModel::load_from(cpu()?, &checkpoint.config, &stored, first)?;
                 evaluate::scores_from(&model, features, &numbers, &texts, self.hidden)?
             }
-            Kind::Head { ops, head, norm: (scale, epsilon), frozen } => {
+            Kind::Head { model, frozen } => {
                 let numbers = frozen.features.numbers(&frozen.engine, &texts)?;
                 let features = &frozen.features;
                 let values = numbers.iter().flat_map(|&number| features.get(number)).copied();
-                let x = ops.upload(values.collect(), self.hidden)?;
-                let rewards = ops.read(&head.forward(ops, &x, (scale, *epsilon), None)?.reward)?;
+                let x = model.ops().upload(values.collect(), self.hidden)?;
+                let rewards = model.ops().read(&model.head_forward(&x, None)?.reward)?;
                 return Ok(rewards.into_iter().map(f64::from).collect());
             }
         };
         Ok(scores.iter().map(|score| f64::from(score.reward)).collect())
     }
 
-    /// Every tensor of the checkpoint, the trained ones as they are now, adapters merged into what they stand beside.
+    /// Every tensor of the checkpoint as its family names and lays it out, the trained ones as they are now, adapters merged
+    /// into what they stand beside.
     pub(super) fn export(&self, checkpoint: &Checkpoint) -> anyhow::Result<MemoryTensors> {
         let trained = self.trained_tensors()?;
+        let decoder = &checkpoint.config.decoder;
         let replaces_all = matches!(&self.kind, Kind::Decoder { frozen: None, .. });
         let mut tensors = match (&self.lora, replaces_all) {
             (None, true) => MemoryTensors::default(),
@@ -291,14 +289,16 @@ impl Trained {
                     let b = trained.iter().find(|(name, _)| *name == b);
                     let (_, b) = b.with_context(|| format!("{name}: no B beside it"))?;
                     let (rows, columns) = (b.dim(0)?, tensor.dim(1)?);
-                    let base = checkpoint.tensors.f32(&adapted, &[rows, columns])?;
+                    let base = decoder.tensors(&checkpoint.tensors);
+                    let base = base.f32(&adapted, &[rows, columns])?;
                     let base = Tensor::from_vec(base, (rows, columns), &Device::Cpu)?;
                     (adapted, (base + (b.matmul(tensor)? * lora.scale())?)?)
                 }
                 _ if name.ends_with(".lora_B.weight") => continue,
                 _ => (name.clone(), tensor.clone()),
             };
-            tensors.insert(&tensor_name, tensor.dims(), tensor.flatten_all()?.to_vec1()?);
+            let values = tensor.flatten_all()?.to_vec1()?;
+            decoder.store(&mut tensors, &tensor_name, tensor.dims(), values);
         }
         Ok(tensors)
     }
@@ -308,7 +308,7 @@ impl Trained {
         let Some(lora) = &self.lora else { return Ok(None) };
         let mut tensors = MemoryTensors::default();
         for (name, tensor) in self.trained_tensors()? {
-            if name.contains(".lora_") {
+            if is_adapter(&name) {
                 tensors.insert(&name, tensor.dims(), tensor.flatten_all()?.to_vec1()?);
             }
         }
@@ -353,6 +353,10 @@ impl Frozen {
     fn of(&self, pair: usize, side: usize) -> &[f32] {
         self.features.get(self.numbers[2 * pair + side])
     }
+}
+
+fn is_adapter(name: &str) -> bool {
+    name.contains(".lora_")
 }
 
 /// What `of(pair, side)` gives for the chosen texts, side 0, of all pairs, then for their rejected ones.

@@ -2,8 +2,7 @@
 
 use super::{Keys, base, heads, llama, sliding_layers, window, with_whole_rope};
 use crate::checkpoint::{
-    Architecture, CheckpointError, DecoderConfig, MlpKind, Residual, SlidingLayers, TensorSource,
-    TensorValues,
+    Architecture, CheckpointError, DecoderConfig, MlpKind, Residual, SlidingLayers,
 };
 use crate::ops::{AttentionShape, Gelu};
 
@@ -41,17 +40,6 @@ pub(super) fn gemma(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
 }
 
 /// Norms are scaled by one more than their tensor.
-pub(super) fn tensor(
-    source: &dyn TensorSource,
-    name: &str,
-    shape: &[usize],
-) -> Result<TensorValues, CheckpointError> {
-    if !name.ends_with("norm.weight") {
-        return source.values(name, shape);
-    }
-    let mut scale = source.f32(name, shape)?;
-    for value in &mut scale {
-        *value += 1.0;
-    }
-    Ok(TensorValues::F32(scale))
+pub(super) fn offset(name: &str) -> f32 {
+    if name.ends_with("norm.weight") { 1.0 } else { 0.0 }
 }

@@ -1,10 +1,9 @@
 //! GPT-NeoX and Pythia: layer norm, parallel residual, GELU, biases, rotary embedding of a part of the channels; queries,
 //! keys and values of a head lie together in one tensor.
 
-use super::{Keys, Rope, base, rows};
+use super::{FusedRows, Keys, Place, Rope, base};
 use crate::checkpoint::{
     Architecture, Biases, CheckpointError, DecoderConfig, MlpKind, NormKind, Residual,
-    TensorSource, TensorValues,
 };
 use crate::ops::{AttentionShape, Gelu};
 
@@ -63,37 +62,28 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     })
 }
 
-/// Llama's names in ours.
-const NAMES: [(&str, &str); 6] = [
-    ("model.embed_tokens.", "embed_in."),
-    ("model.norm.", "final_layer_norm."),
+/// Llama's names after the prefix, and ours.
+const NAMES: [(&str, &str); 5] = [
+    ("embed_tokens.", "embed_in."),
+    ("gpt_neox.norm.", "gpt_neox.final_layer_norm."),
     ("self_attn.o_proj.", "attention.dense."),
     ("mlp.up_proj.", "mlp.dense_h_to_4h."),
     ("mlp.down_proj.", "mlp.dense_4h_to_h."),
-    ("model.", ""),
 ];
 
-pub(super) fn tensor(
-    source: &dyn TensorSource,
-    decoder: &DecoderConfig,
-    name: &str,
-    shape: &[usize],
-) -> Result<TensorValues, CheckpointError> {
+pub(super) fn place(decoder: &DecoderConfig, name: &str) -> Place {
+    let own = name.replacen("model.", PREFIX, 1);
     let parts = [("q_proj", 0), ("k_proj", 1), ("v_proj", 2)];
     let part = parts.iter().find(|(part, _)| name.contains(&format!("self_attn.{part}.")));
-    if let Some((part, index)) = part {
-        let name = name.replace(&format!("self_attn.{part}"), "attention.query_key_value");
-        let name = name.replacen("model.", PREFIX, 1);
-        let AttentionShape { heads, head_dim, .. } = decoder.attention;
-        let mut fused = shape.to_vec();
-        fused[0] *= 3;
-        let columns = shape[1..].iter().product();
-        let ranges: Vec<_> = (0..heads)
-            .map(|head| (3 * head + index) * head_dim)
-            .map(|start| start..start + head_dim)
-            .collect();
-        return Ok(rows(source.values(&name, &fused)?, columns, &ranges));
+    let Some((part, index)) = part else {
+        let renamed = NAMES.iter().fold(own, |name, (llama, own)| name.replace(llama, own));
+        return Place::whole(&renamed);
+    };
+    let AttentionShape { heads, head_dim, .. } = decoder.attention;
+    let start = |head: usize| (3 * head + index) * head_dim;
+    let ranges = (0..heads).map(|head| start(head)..start(head) + head_dim).collect();
+    Place {
+        name: own.replace(&format!("self_attn.{part}"), "attention.query_key_value"),
+        rows: Some(FusedRows { count: 3 * heads * head_dim, ranges }),
     }
-    let renamed = NAMES.iter().fold(name.to_owned(), |name, (llama, own)| name.replace(llama, own));
-    source.values(&format!("{PREFIX}{renamed}"), shape)
 }

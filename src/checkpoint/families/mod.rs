@@ -1,12 +1,13 @@
 //! Decoder families: how each writes `config.json`, and how it lays out its tensors.
 //!
 //! A family is a file with `read`, from `config.json` to a [`DecoderConfig`], and, where its tensors are not named or laid
-//! out as Llama's, `tensor`. `model/decoder.rs` computes whatever they describe.
+//! out as Llama's, `place`, by which `layout.rs` reads and stores them. `model/decoder.rs` computes whatever they describe.
 
 mod gemma2;
 mod gemma3;
 mod gpt_neox;
 mod keys;
+mod layout;
 mod llama;
 mod mistral;
 mod phi3;
@@ -15,13 +16,15 @@ mod qwen3;
 mod rope;
 
 use std::fmt;
-use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{Architecture, CheckpointError, DecoderConfig, TensorSource, TensorValues};
+use super::{Architecture, CheckpointError, DecoderConfig};
 use crate::ops::{AttentionShape, RopeScaling};
 pub(super) use keys::Keys;
+pub use layout::DecoderTensors;
+use layout::FusedRows;
+pub(crate) use layout::Place;
 use rope::Rope;
 
 /// A family of decoders.
@@ -144,31 +147,6 @@ impl fmt::Display for Family {
     }
 }
 
-/// A checkpoint's tensors under Llama's names, as `model/` asks for them.
-pub struct DecoderTensors<'a> {
-    source: &'a dyn TensorSource,
-    decoder: &'a DecoderConfig,
-}
-
-impl DecoderConfig {
-    /// The decoder's tensors in `source`, under Llama's names.
-    pub fn tensors<'a>(&'a self, source: &'a dyn TensorSource) -> DecoderTensors<'a> {
-        DecoderTensors { source, decoder: self }
-    }
-}
-
-impl TensorSource for DecoderTensors<'_> {
-    fn values(&self, name: &str, shape: &[usize]) -> Result<TensorValues, CheckpointError> {
-        let Self { source, decoder } = *self;
-        match decoder.architecture.family {
-            Family::GptNeoX => gpt_neox::tensor(source, decoder, name, shape),
-            Family::Phi3 => phi3::tensor(source, decoder, name, shape),
-            Family::Gemma2 | Family::Gemma3 => gemma2::tensor(source, name, shape),
-            _ => source.values(name, shape),
-        }
-    }
-}
-
 /// A decoder of Llama's keys and layers with these heads.
 fn base(keys: &Keys<'_>, attention: AttentionShape) -> Result<DecoderConfig, CheckpointError> {
     Ok(DecoderConfig {
@@ -243,17 +221,4 @@ fn sliding_layers(
         )),
     };
     kinds.iter().map(slides).collect()
-}
-
-/// The given ranges of a tensor's rows, one below the other.
-fn rows(values: TensorValues, columns: usize, ranges: &[Range<usize>]) -> TensorValues {
-    fn pick<T: Copy>(values: &[T], columns: usize, ranges: &[Range<usize>]) -> Vec<T> {
-        let parts = ranges.iter().map(|rows| &values[rows.start * columns..rows.end * columns]);
-        parts.flatten().copied().collect()
-    }
-    match values {
-        TensorValues::F32(values) => TensorValues::F32(pick(&values, columns, ranges)),
-        TensorValues::F16(values) => TensorValues::F16(pick(&values, columns, ranges)),
-        TensorValues::Bf16(values) => TensorValues::Bf16(pick(&values, columns, ranges)),
-    }
 }

@@ -1,7 +1,7 @@
 //! Phi-3 and Phi-4-mini: Llama with a sliding window, the long ones for texts of up to the first training's length, whose queries, keys and values are one tensor, gate and up another.
 
-use super::{Keys, Rope, base, heads, rows, window};
-use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource, TensorValues};
+use super::{FusedRows, Keys, Place, Rope, base, heads, window};
+use crate::checkpoint::{CheckpointError, DecoderConfig};
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let rope = Rope::read_or(keys, |map| {
@@ -22,12 +22,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     Ok(decoder)
 }
 
-pub(super) fn tensor(
-    source: &dyn TensorSource,
-    decoder: &DecoderConfig,
-    name: &str,
-    shape: &[usize],
-) -> Result<TensorValues, CheckpointError> {
+pub(super) fn place(decoder: &DecoderConfig, name: &str) -> Place {
     let query = decoder.attention.output_columns();
     let key = decoder.attention.key_value_heads * decoder.attention.head_dim;
     let inner = decoder.intermediate_size;
@@ -41,12 +36,11 @@ pub(super) fn tensor(
         ("up_proj", "gate_up_proj", gate_up, inner..gate_up),
     ];
     let is_in = |part: &str| name.contains(&format!(".{part}."));
-    let Some((part, own, all, range)) = parts.into_iter().find(|(part, ..)| is_in(part)) else {
-        return source.values(name, shape);
+    let Some((part, own, count, range)) = parts.into_iter().find(|(part, ..)| is_in(part)) else {
+        return Place::whole(name);
     };
-    let columns = shape[1..].iter().product();
-    let name = name.replace(&format!(".{part}."), &format!(".{own}."));
-    let mut fused = shape.to_vec();
-    fused[0] = all;
-    Ok(rows(source.values(&name, &fused)?, columns, &[range]))
+    Place {
+        name: name.replace(&format!(".{part}."), &format!(".{own}.")),
+        rows: Some(FusedRows { count, ranges: vec![range] }),
+    }
 }

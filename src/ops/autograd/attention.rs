@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::{TrainingLayout, host, values};
 use crate::ops::AttentionShape;
-use crate::ops::cpu::{CpuOps, Isa, Matrix, rotate, softmax_gradient};
+use crate::ops::cpu::{CpuOps, Isa, Matrix, rotate, soft_cap, soft_cap_gradient, softmax_gradient};
+use crate::ops::rotary::Rotary;
 
 /// Queries that are taken at once: keys after the last of them are not looked at.
 const QUERY_BLOCK: usize = 128;
@@ -20,6 +21,7 @@ pub(super) struct PackedAttention {
     pub(super) cpu: Arc<CpuOps>,
     pub(super) layout: Arc<TrainingLayout>,
     pub(super) shape: AttentionShape,
+    pub(super) rotary: Arc<Rotary>,
 }
 
 /// Queries at consecutive positions, and the rows of the keys from position 0 to that of the last one.
@@ -32,13 +34,7 @@ pub(super) struct Queries {
 impl PackedAttention {
     /// Rotates rows `[heads.. | rest]` forward.
     fn rotated(&self, mut rows: Vec<f32>, heads: usize, positions: &[usize]) -> Vec<f32> {
-        self.cpu.rotate_rows(
-            &mut rows,
-            heads,
-            self.shape.head_dim,
-            &self.layout.attention,
-            positions,
-        );
+        self.cpu.rotate_rows(&mut rows, heads, self.shape.head_dim, &self.rotary, positions);
         rows
     }
 
@@ -46,7 +42,7 @@ impl PackedAttention {
     fn rotate_back(&self, rows: &mut [f32], heads: usize, positions: &[usize]) {
         let columns = rows.len() / positions.len();
         let rotate_row = |(row, &position): (&mut [f32], &usize)| {
-            let (cosine, sine) = self.layout.attention.rotation(position);
+            let (cosine, sine) = self.rotary.at(position);
             let back: Vec<f32> = sine.iter().map(|s| -s).collect();
             rotate(self.cpu.isa(), row, heads, self.shape.head_dim, cosine, &back);
         };
@@ -283,7 +279,7 @@ fn product(
 
 /// The gradient of the queries that read one key head. Recomputes the probabilities `P` rather than keeping them.
 /// With scores `S = scale * Q K^T`: `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(dO * O))`,
-/// `dQ = scale * dS K`, `dK = scale * dS^T Q`.
+/// `dQ = scale * dS K`, `dK = scale * dS^T Q`. A soft-cap adds a factor to `dS`, a window takes keys away.
 fn head_gradient(
     isa: Isa,
     shape: &AttentionShape,
@@ -291,10 +287,10 @@ fn head_gradient(
     key_head: usize,
     inputs: Inputs<'_>,
 ) -> HeadGradient {
-    let AttentionShape { heads, key_value_heads, head_dim, .. } = *shape;
+    let AttentionShape { heads, key_value_heads, head_dim, soft_cap: cap, .. } = *shape;
     let group = heads / key_value_heads;
     let Queries { rows, keys } = queries;
-    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scale = shape.scale();
     let gathered = |head: usize| -> Vec<f32> {
         let rows = keys.iter().flat_map(|&row| inputs.kv.get(row, head * head_dim, head_dim));
         rows.copied().collect()
@@ -308,13 +304,16 @@ fn head_gradient(
     };
     let mut probabilities = vec![0f32; QUERY_BLOCK.min(rows.len()) * keys.len()];
     let mut score_gradient = probabilities.clone();
-    let dense = View { start: 0, row: head_dim, column: 1 };
+    // A query's scores after the soft-cap.
+    let mut capped = cap.map_or(Vec::new(), |_| vec![0f32; keys.len()]);
     let before = keys.len() - rows.len();
     for first in (0..rows.len()).step_by(QUERY_BLOCK) {
         let count = QUERY_BLOCK.min(rows.len() - first);
-        // What the last query of the block sees.
-        let seen = before + first + count;
+        // Positions that queries of the block see.
+        let (start, end) = (shape.first_seen(before + first), before + first + count);
+        let seen = end - start;
         let square = View { start: 0, row: seen, column: 1 };
+        let dense = View { start: start * head_dim, row: head_dim, column: 1 };
         for own in 0..group {
             let column = (key_head * group + own) * head_dim;
             let row = rows.start + first;
@@ -332,13 +331,21 @@ fn head_gradient(
             let (a, b) = ((inputs.gradient.values, gradient), (v.as_slice(), dense.transposed()));
             product(scores, (&mut score_gradient, square), a, b, 1.0, false);
             for index in 0..count {
-                let visible = before + first + index + 1;
+                let position = before + first + index;
+                let visible = shape.first_seen(position) - start..position + 1 - start;
                 let p = &mut probabilities[index * seen..][..seen];
                 let ds = &mut score_gradient[index * seen..][..seen];
                 let output = inputs.output.get(row + index, column, head_dim);
                 let gradient = inputs.gradient.get(row + index, column, head_dim);
                 let dot: f32 = output.iter().zip(gradient).map(|(o, g)| o * g).sum();
-                softmax_gradient(isa, p, ds, visible, dot);
+                if let Some(cap) = cap {
+                    soft_cap(isa, &mut p[visible.clone()], cap);
+                    capped[..seen].copy_from_slice(p);
+                }
+                softmax_gradient(isa, p, ds, visible.clone(), dot);
+                if let Some(cap) = cap {
+                    soft_cap_gradient(isa, &capped[visible.clone()], cap, &mut ds[visible]);
+                }
             }
             let key_sums = (seen, head_dim, count);
             let p = (probabilities.as_slice(), square.transposed());

@@ -1,64 +1,45 @@
 //! The same operations recorded for training, over candle's tensors.
 //!
-//! Gathers, sums and the loss go through candle's own autograd; products, norm, SwiGLU and packed
+//! Gathers, sums and the loss go through candle's own autograd; products, norms, activations and packed
 //! attention are custom operations of the CPU device's kernels, whose backward is here.
 
 mod attention;
+mod gated;
+mod gelu;
 mod norm;
+mod parameters;
 mod product;
 mod seed;
-mod swiglu;
 mod weight;
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, Device, Tensor};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
-use super::{AttentionShape, Ops, Packing, Result, standard_normal};
-use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
-use weight::{Adapter, Part};
+use super::{AttentionShape, Gelu, Ops, OpsError, Packing, Result};
+use crate::checkpoint::{CheckpointError, TensorSource};
+pub use norm::NormWeight;
+pub use parameters::{Parameter, Trains};
 pub use weight::{LinearWeight, LoraConfig, adapter_name};
-
-/// First of the random streams that adapters begin from, beside those of other initial weights.
-const ADAPTERS: u64 = 3 << 32;
-
-/// A trained tensor, and the checkpoint tensors that its rows belong to.
-#[derive(Debug, Clone)]
-pub struct Parameter {
-    /// Checkpoint tensor names with their number of rows; one for a tensor that is not stacked.
-    pub parts: Vec<(String, usize)>,
-    /// The values.
-    pub var: Var,
-    /// Whether weight decay applies: to matrices, not to the scales of norms.
-    pub decays: bool,
-}
 
 /// A batch as attention sees it.
 #[derive(Debug)]
 pub struct TrainingLayout {
     attention: AttentionLayout,
-    shape: AttentionShape,
     /// Each segment's rows, with all keys that they read.
     segments: Vec<attention::Queries>,
     /// Each sequence's last row; rows count sequences.
     lasts: Vec<attention::Queries>,
 }
 
-/// What a training changes.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub enum Trains {
-    /// Every parameter that is loaded.
-    #[default]
-    All,
-    /// Heads, and adapters beside the linear layers; what they stand beside is frozen.
-    Adapters {
-        /// Which, and their size.
-        lora: LoraConfig,
-        /// Of the first values of `A`; `B` starts at 0.
-        seed: u64,
-    },
+/// Queries, keys and values of a layer before their rotary embedding, and the layer's attention.
+#[derive(Debug)]
+pub struct TrainingProjection {
+    values: Tensor,
+    shape: AttentionShape,
 }
 
 /// Device of a training run; keeps every parameter it has loaded.
@@ -119,17 +100,17 @@ impl AutogradOps {
         &self,
         x: &Tensor,
         weight: &Tensor,
+        bias: Option<&Tensor>,
         precision: Precision,
     ) -> candle_core::Result<Tensor> {
         let (cpu, transposed) = (self.cpu.clone(), false);
         let product =
             product::Product { cpu, precision, a_transposed: transposed, b_transposed: transposed };
-        x.contiguous()?.apply_op2(&self.seen(weight), product)
-    }
-
-    /// Every parameter loaded so far, in loading order.
-    pub fn parameters(&self) -> Vec<Parameter> {
-        self.parameters.borrow().clone()
+        let (x, weight) = (x.contiguous()?, self.seen(weight));
+        match bias {
+            None => x.apply_op2(&weight, product),
+            Some(bias) => x.apply_op3(&weight, &self.seen(bias), product),
+        }
     }
 
     /// Attention of every row, of `[q | k | v]` before their rotary embedding: `[rows, qkv_columns]` to
@@ -137,86 +118,52 @@ impl AutogradOps {
     ///
     /// # Errors
     /// A failing operation.
-    pub fn attention(&self, qkv: &Tensor, layout: &Arc<TrainingLayout>) -> Result<Tensor> {
-        Ok(qkv.apply_op1(self.packed_attention(layout))?)
+    pub fn attention(
+        &self,
+        qkv: &Tensor,
+        layout: &Arc<TrainingLayout>,
+        shape: &AttentionShape,
+    ) -> Result<Tensor> {
+        Ok(qkv.apply_op1(self.packed_attention(layout, shape))?)
     }
 
-    fn packed_attention(&self, layout: &Arc<TrainingLayout>) -> attention::PackedAttention {
+    fn packed_attention(
+        &self,
+        layout: &Arc<TrainingLayout>,
+        shape: &AttentionShape,
+    ) -> attention::PackedAttention {
         attention::PackedAttention {
             cpu: self.cpu.clone(),
+            rotary: self.cpu.rotary(&layout.attention, shape),
             layout: layout.clone(),
-            shape: layout.shape,
+            shape: *shape,
         }
     }
 
-    fn register(
-        &self,
-        parts: &[(&str, usize)],
-        values: Vec<f32>,
-        shape: &[usize],
-        decays: bool,
-    ) -> std::result::Result<Tensor, CheckpointError> {
-        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)
-            .and_then(|tensor| Var::from_tensor(&tensor))
-            .map_err(failed)?;
-        let handle = tensor.as_tensor().clone();
-        self.parameters.borrow_mut().push(Parameter {
-            parts: parts.iter().map(|&(name, rows)| (name.to_owned(), rows)).collect(),
-            var: tensor,
-            decays,
-        });
-        Ok(handle)
+    /// The scale that a norm multiplies by.
+    fn norm_scale(&self, norm: &NormWeight) -> Result<Tensor> {
+        let scale = self.seen(&norm.scale);
+        Ok(match norm.offset {
+            0.0 => scale,
+            offset => (scale + f64::from(offset))?,
+        })
     }
 
-    /// A tensor of the decoder: a parameter, or frozen where only adapters are trained.
-    fn decoder_tensor(
+    /// Root-mean-square norm of each stretch as wide as the scale in these columns.
+    fn rms_norm(
         &self,
-        parts: &[(&str, usize)],
-        values: Vec<f32>,
-        shape: &[usize],
-        decays: bool,
-    ) -> std::result::Result<Tensor, CheckpointError> {
-        match self.trains {
-            Trains::All => self.register(parts, values, shape, decays),
-            Trains::Adapters { .. } => {
-                Tensor::from_vec(values, shape, &Device::Cpu).map_err(failed)
-            }
-        }
+        x: &Tensor,
+        columns: Range<usize>,
+        norm: &NormWeight,
+        epsilon: f32,
+    ) -> Result<Tensor> {
+        let cpu = self.cpu.clone();
+        Ok(x.apply_op2(&self.norm_scale(norm)?, norm::RmsNorm { cpu, columns, epsilon })?)
     }
 
-    /// The adapters of a stack of linear layers; empty where it has none.
-    fn adapters(
-        &self,
-        parts: &[(&str, usize)],
-        columns: usize,
-    ) -> std::result::Result<Vec<Part>, CheckpointError> {
-        let Trains::Adapters { lora, seed } = &self.trains else { return Ok(Vec::new()) };
-        if !parts.iter().any(|(name, _)| lora.adapts(name)) {
-            return Ok(Vec::new());
-        }
-        let rank = lora.rank;
-        let adapter = |name: &str, rows: usize| -> std::result::Result<_, CheckpointError> {
-            let (a_name, b_name) = (adapter_name(name, 'A'), adapter_name(name, 'B'));
-            // Every adapter draws from a stream of its own, named by how many came before it.
-            let stream = ADAPTERS + self.parameters.borrow().len() as u64;
-            let deviation = 1.0 / (columns as f32).sqrt();
-            let mut a = standard_normal(*seed, stream, rank * columns);
-            a.iter_mut().for_each(|value| *value *= deviation);
-            let a = self.register(&[(&a_name, rank)], a, &[rank, columns], true)?;
-            let b = vec![0.0; rows * rank];
-            let b = self.register(&[(&b_name, rows)], b, &[rows, rank], true)?;
-            Ok(Adapter { a, b, scale: lora.scale() })
-        };
-        let part = |&(name, rows): &(&str, usize)| {
-            let adapter = lora.adapts(name).then(|| adapter(name, rows)).transpose()?;
-            Ok(Part { rows, adapter })
-        };
-        parts.iter().map(part).collect()
+    fn gated(&self, gate_up: &Tensor, gelu: Option<Gelu>) -> Result<Tensor> {
+        Ok(gate_up.apply_op1(gated::Gated { cpu: self.cpu.clone(), gelu })?)
     }
-}
-
-fn failed(source: candle_core::Error) -> CheckpointError {
-    CheckpointError::Tensor { source: Box::new(source) }
 }
 
 impl Ops for AutogradOps {
@@ -225,15 +172,10 @@ impl Ops for AutogradOps {
     type Weight = LinearWeight;
     type GatedWeight = LinearWeight;
     type HeadWeight = Tensor;
-    type Scale = Tensor;
+    type Scale = NormWeight;
     type Table = Tensor;
     type Layout = Arc<TrainingLayout>;
-    type Projection = Tensor;
-
-    /// Of Llama's layers alone, whatever scales their rotary embedding.
-    fn supports(&self, decoder: &DecoderConfig) -> std::result::Result<(), CheckpointError> {
-        decoder.require(&[], "training")
-    }
+    type Projection = TrainingProjection;
 
     fn weight(
         &self,
@@ -244,7 +186,26 @@ impl Ops for AutogradOps {
         let rows = parts.iter().map(|(_, rows)| rows).sum();
         let values = source.stacked(parts, columns)?;
         let values = self.decoder_tensor(parts, values, &[rows, columns], true)?;
-        Ok(LinearWeight { values, adapters: self.adapters(parts, columns)? })
+        Ok(LinearWeight { values, bias: None, adapters: self.adapters(parts, columns)? })
+    }
+
+    fn biased_weight(
+        &self,
+        source: &dyn TensorSource,
+        parts: &[(&str, usize)],
+        biases: &[&str],
+        columns: usize,
+    ) -> std::result::Result<LinearWeight, CheckpointError> {
+        let weight = self.weight(source, parts, columns)?;
+        let parts: Vec<(&str, usize)> =
+            biases.iter().zip(parts).map(|(&name, &(_, rows))| (name, rows)).collect();
+        let mut values = Vec::new();
+        for &(name, rows) in &parts {
+            values.extend(source.f32(name, &[rows])?);
+        }
+        let rows = values.len();
+        let bias = self.decoder_tensor(&parts, values, &[rows], false)?;
+        Ok(LinearWeight { bias: Some(bias), ..weight })
     }
 
     fn gated_weight(
@@ -273,9 +234,21 @@ impl Ops for AutogradOps {
         source: &dyn TensorSource,
         name: &str,
         columns: usize,
-    ) -> std::result::Result<Tensor, CheckpointError> {
-        let values = source.f32(name, &[columns])?;
-        self.decoder_tensor(&[(name, columns)], values, &[columns], false)
+    ) -> std::result::Result<NormWeight, CheckpointError> {
+        self.stored_scale(source, name, columns)
+    }
+
+    fn layer_scale(
+        &self,
+        source: &dyn TensorSource,
+        scale: &str,
+        bias: &str,
+        columns: usize,
+    ) -> std::result::Result<NormWeight, CheckpointError> {
+        let norm = self.stored_scale(source, scale, columns)?;
+        let values = source.f32(bias, &[columns])?;
+        let bias = self.decoder_tensor(&[(bias, columns)], values, &[columns], false)?;
+        Ok(NormWeight { bias: Some(bias), ..norm })
     }
 
     fn table(
@@ -300,7 +273,6 @@ impl Ops for AutogradOps {
         });
         Ok(Arc::new(TrainingLayout {
             attention: self.cpu.layout(packing, shape)?,
-            shape: *shape,
             segments: segments.collect(),
             lasts: lasts.collect(),
         }))
@@ -310,12 +282,45 @@ impl Ops for AutogradOps {
         Ok(self.seen(table).index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
     }
 
-    fn norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        Ok(x.apply_op2(&self.seen(scale), norm::RmsNorm { cpu: self.cpu.clone(), epsilon })?)
+    fn norm(&self, x: &Tensor, norm: &NormWeight, epsilon: f32) -> Result<Tensor> {
+        let Some(bias) = &norm.bias else {
+            return self.rms_norm(x, 0..x.dim(D::Minus1)?, norm, epsilon);
+        };
+        let operation = norm::LayerNorm { cpu: self.cpu.clone(), epsilon };
+        Ok(x.apply_op3(&self.norm_scale(norm)?, &self.seen(bias), operation)?)
+    }
+
+    fn norm_add(
+        &self,
+        x: &Tensor,
+        norm: &NormWeight,
+        epsilon: f32,
+        residual: Tensor,
+    ) -> Result<Tensor> {
+        Ok((residual + self.norm(x, norm, epsilon)?)?)
+    }
+
+    fn head_norms(
+        &self,
+        x: Tensor,
+        columns: Range<usize>,
+        norm: &NormWeight,
+        epsilon: f32,
+    ) -> Result<Tensor> {
+        match norm.bias {
+            None => self.rms_norm(&x, columns, norm, epsilon),
+            Some(_) => Err(OpsError::Missing("layer norms of heads")),
+        }
+    }
+
+    fn scaled(&self, x: Tensor, factor: f32) -> Result<Tensor> {
+        Ok((x * f64::from(factor))?)
     }
 
     fn linear(&self, x: &Tensor, weight: &LinearWeight) -> Result<Tensor> {
-        let product = |x: &Tensor, weight: &Tensor| self.product(x, weight, self.precision);
+        let product = |x: &Tensor, weight: &Tensor, bias: Option<&Tensor>| {
+            self.product(x, weight, bias, self.precision)
+        };
         Ok(weight.apply(x, product)?)
     }
 
@@ -324,29 +329,41 @@ impl Ops for AutogradOps {
     }
 
     fn gated_linear(&self, x: &Tensor, weight: &LinearWeight) -> Result<Tensor> {
-        self.head_swiglu(self.linear(x, weight)?)
+        self.gated(&self.linear(x, weight)?, None)
+    }
+
+    fn gelu_gated_linear(&self, x: &Tensor, weight: &LinearWeight, gelu: Gelu) -> Result<Tensor> {
+        self.gated(&self.linear(x, weight)?, Some(gelu))
+    }
+
+    fn gelu_linear(&self, x: &Tensor, weight: &LinearWeight, gelu: Gelu) -> Result<Tensor> {
+        let operation = gelu::Activation { cpu: self.cpu.clone(), kind: gelu };
+        Ok(self.linear(x, weight)?.apply_op1(operation)?)
     }
 
     fn advance(
         &self,
         x: Tensor,
-        previous: Option<&Tensor>,
+        previous: Option<&TrainingProjection>,
         layout: &Arc<TrainingLayout>,
-        _shape: &AttentionShape,
+        shape: &AttentionShape,
         _asks: bool,
         work: impl Fn(&Self, Option<Tensor>, Tensor) -> Result<(Tensor, Tensor)> + Sync,
-    ) -> Result<(Tensor, Tensor)> {
-        let attended = previous.map(|qkv| self.attention(qkv, layout));
-        work(self, attended.transpose()?, x)
+    ) -> Result<(Tensor, TrainingProjection)> {
+        let attended =
+            previous.map(|previous| self.attention(&previous.values, layout, &previous.shape));
+        let (x, values) = work(self, attended.transpose()?, x)?;
+        Ok((x, TrainingProjection { values, shape: *shape }))
     }
 
     fn last_attention(
         &self,
         queries: Tensor,
-        key_value: &Tensor,
+        projection: &TrainingProjection,
         layout: &Arc<TrainingLayout>,
     ) -> Result<Tensor> {
-        Ok(queries.apply_op2(key_value, self.packed_attention(layout))?)
+        let operation = self.packed_attention(layout, &projection.shape);
+        Ok(queries.apply_op2(&projection.values, operation)?)
     }
 
     fn gather(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
@@ -354,16 +371,16 @@ impl Ops for AutogradOps {
         Ok(x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
     }
 
-    fn head_norm(&self, x: &Tensor, scale: &Tensor, epsilon: f32) -> Result<Tensor> {
-        self.norm(x, scale, epsilon)
+    fn head_norm(&self, x: &Tensor, norm: &NormWeight, epsilon: f32) -> Result<Tensor> {
+        self.norm(x, norm, epsilon)
     }
 
     fn head_linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        Ok(self.product(x, weight, Precision::F32)?)
+        Ok(self.product(x, weight, None, Precision::F32)?)
     }
 
     fn head_swiglu(&self, gate_up: Tensor) -> Result<Tensor> {
-        Ok(gate_up.apply_op1(swiglu::SwiGlu { cpu: self.cpu.clone() })?)
+        self.gated(&gate_up, None)
     }
 
     fn columns(&self, x: &Tensor, start: usize, count: usize) -> Result<Tensor> {

@@ -69,6 +69,8 @@ pub fn adapter_name(weight: &str, factor: char) -> String {
 #[derive(Debug, Clone)]
 pub struct LinearWeight {
     pub(super) values: Tensor,
+    /// `[out]`.
+    pub(super) bias: Option<Tensor>,
     /// One for each layer of the stack; empty where none has an adapter.
     pub(super) adapters: Vec<Part>,
 }
@@ -89,20 +91,20 @@ pub(super) struct Adapter {
 }
 
 impl LinearWeight {
-    /// `x W^T`, of which `product` computes each product.
+    /// `x W^T` with its bias, of which `product` computes each product.
     pub(super) fn apply(
         &self,
         x: &Tensor,
-        product: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+        product: impl Fn(&Tensor, &Tensor, Option<&Tensor>) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let y = product(x, &self.values)?;
+        let y = product(x, &self.values, self.bias.as_ref())?;
         if self.adapters.is_empty() {
             return Ok(y);
         }
         let count = x.dim(0)?;
         let parts = self.adapters.iter().map(|Part { rows, adapter }| match adapter {
             None => Tensor::zeros((count, *rows), x.dtype(), x.device()),
-            Some(Adapter { a, b, scale }) => product(&(product(x, a)? * *scale)?, b),
+            Some(Adapter { a, b, scale }) => product(&(product(x, a, None)? * *scale)?, b, None),
         });
         let parts = parts.collect::<Result<Vec<_>>>()?;
         match parts.as_slice() {

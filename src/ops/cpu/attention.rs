@@ -129,7 +129,7 @@ impl Task<'_> {
             state.maximum.fill(f32::NEG_INFINITY);
             state.weight.fill(0.0);
             let blocks = (self.queries.first + count).div_ceil(KEY_BLOCK);
-            let first_block = self.first_position(self.queries.first) / KEY_BLOCK;
+            let first_block = shape.first_seen(self.queries.first) / KEY_BLOCK;
             for index in first_block..blocks {
                 let keys = self.projection.block(self.queries.blocks[index], self.head);
                 let first_key = index * KEY_BLOCK;
@@ -149,11 +149,6 @@ impl Task<'_> {
                 unsafe { out.write(offset, sums) };
             }
         }
-    }
-
-    /// The first position that the query at `position` sees.
-    fn first_position(&self, position: usize) -> usize {
-        self.projection.shape.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     /// Adds a block of keys to the softmax of a tile of queries; a `later` one than the first.
@@ -198,7 +193,7 @@ impl Task<'_> {
         for (row, scores) in state.scores.chunks_exact_mut(KEY_BLOCK).take(tile.len()).enumerate() {
             let query = tile.start + row;
             let position = self.queries.first + query;
-            let hidden = self.first_position(position).saturating_sub(first_key);
+            let hidden = self.projection.shape.first_seen(position).saturating_sub(first_key);
             let visible = hidden..(position + 1 - first_key).min(width);
             if visible.is_empty() {
                 // All of the block is before the query's window: zeros leave what was summed as it is.

@@ -6,11 +6,11 @@ use super::isa::vectorised;
 use crate::ops::Gelu;
 
 /// Lanes that sums are kept in, so that a sum vectorises and still has one fixed order.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Adds the lanes as a balanced tree.
 #[inline(always)]
-fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(super) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -74,7 +74,7 @@ vectorised! {
 vectorised! {
     /// `out = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias`, row by row. The variance is of the differences from
     /// the mean, not `mean(x^2) - mean(x)^2`, which cancels.
-    pub(super) fn layer_norm(x: &[f32], scale: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+    pub(in crate::ops) fn layer_norm(x: &[f32], scale: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
         let columns = scale.len();
         for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(columns)) {
             let mut lanes = [0f32; LANES];
@@ -110,32 +110,41 @@ vectorised! {
     }
 }
 
-/// GELU by the normal distribution function, within 2e-7 of it for a value of size 1. The tail is
-/// `e^(-x^2 / 2) p(1 / (1 + 0.28 |x|))` (the form of Abramowitz and Stegun 1964, 7.1.26), the polynomial a fit of our own
-/// whose error in `x Phi(x)` is below 6e-9.
+/// `Phi(x)` and `e^(-x^2 / 2)`. The tail is `e^(-x^2 / 2) p(1 / (1 + 0.28 |x|))` (the form of Abramowitz and Stegun 1964,
+/// 7.1.26), the polynomial a fit of our own whose error in `x Phi(x)` is below 6e-9.
 #[inline(always)]
-fn gelu_exact(x: f32) -> f32 {
+pub(super) fn normal_distribution(x: f32) -> (f32, f32) {
     let t = 1.0 / (1.0 + 0.28 * x.abs());
     let mut p = -0.107_034_68;
     for coefficient in [0.394_934_7, -0.245_292_35, 0.275_669_04, 0.064_763_61, 0.116_959_676] {
         p = p * t + coefficient;
     }
-    let tail = p * t * exp(-0.5 * (x * x));
-    x * if x < 0.0 { tail } else { 1.0 - tail }
+    let bell = exp(-0.5 * (x * x));
+    let tail = p * t * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, bell)
 }
+
+/// GELU by the normal distribution function, within 2e-7 of it for a value of size 1.
+#[inline(always)]
+pub(super) fn gelu_exact(x: f32) -> f32 {
+    x * normal_distribution(x).0
+}
+
+/// `sqrt(2 / pi)`, of GELU by tanh.
+pub(super) const GELU_FACTOR: f32 = 0.797_884_6;
+/// Of the cube in GELU by tanh.
+pub(super) const GELU_CUBE: f32 = 0.044_715;
 
 /// GELU by tanh: `x / 2 (1 + tanh(y))` is `x / (1 + e^(-2 y))`.
 #[inline(always)]
-fn gelu_tanh(x: f32) -> f32 {
-    // sqrt(2 / pi)
-    const FACTOR: f32 = 0.797_884_6;
-    let y = FACTOR * (x + 0.044_715 * (x * x * x));
+pub(super) fn gelu_tanh(x: f32) -> f32 {
+    let y = GELU_FACTOR * (x + GELU_CUBE * (x * x * x));
     x / (1.0 + exp((-2.0 * y).min(88.0)))
 }
 
 vectorised! {
     /// [`Gelu`] in place.
-    pub(super) fn gelu(values: &mut [f32], kind: Gelu) {
+    pub(in crate::ops) fn gelu(values: &mut [f32], kind: Gelu) {
         match kind {
             Gelu::Exact => {
                 for value in values {
@@ -153,7 +162,7 @@ vectorised! {
 
 vectorised! {
     /// `out = gelu(gate) * up` of rows `[gate | up]`, each half `columns` wide.
-    pub(super) fn geglu(gate_up: &[f32], columns: usize, kind: Gelu, out: &mut [f32]) {
+    pub(in crate::ops) fn geglu(gate_up: &[f32], columns: usize, kind: Gelu, out: &mut [f32]) {
         for (row, out) in gate_up.chunks_exact(2 * columns).zip(out.chunks_exact_mut(columns)) {
             let (gate, up) = row.split_at(columns);
             for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
@@ -169,7 +178,7 @@ vectorised! {
 
 vectorised! {
     /// `values = cap * tanh(values / cap)`.
-    pub(super) fn soft_cap(values: &mut [f32], cap: f32) {
+    pub(in crate::ops) fn soft_cap(values: &mut [f32], cap: f32) {
         for value in values {
             *value = cap * tanh(*value / cap);
         }
@@ -191,55 +200,6 @@ fn tanh(x: f32) -> f32 {
     let far = 1.0 - 2.0 / (exp((2.0 * size).min(88.0)) + 1.0);
     // NaN stays so.
     if size > 0.625 { far.copysign(x) } else { near }
-}
-
-vectorised! {
-    /// Gradient of [`rms_norm`]: with `n = 1 / sqrt(mean(x^2) + epsilon)`,
-    /// `dx = n * (dy * scale - x * n^2 * mean(dy * scale * x))`, and `dscale += sum(dy * x * n)`.
-    pub(in crate::ops) fn rms_norm_gradient(
-        x: &[f32],
-        dy: &[f32],
-        scale: &[f32],
-        epsilon: f32,
-        dx: &mut [f32],
-        dscale: &mut [f32]
-    ) {
-        let columns = scale.len();
-        let rows = x.chunks_exact(columns).zip(dy.chunks_exact(columns));
-        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(columns)) {
-            let (mut squares, mut products) = ([0f32; LANES], [0f32; LANES]);
-            for start in (0..columns).step_by(LANES) {
-                let end = (start + LANES).min(columns);
-                for i in start..end {
-                    squares[i - start] += x[i] * x[i];
-                    products[i - start] += dy[i] * scale[i] * x[i];
-                }
-            }
-            let n = 1.0 / (add_lanes(squares) / columns as f32 + epsilon).sqrt();
-            let factor = n * n * (add_lanes(products) / columns as f32);
-            for i in 0..columns {
-                dx[i] = n * (dy[i] * scale[i] - x[i] * factor);
-                dscale[i] += dy[i] * x[i] * n;
-            }
-        }
-    }
-}
-
-vectorised! {
-    /// Gradient of [`swiglu`]: with `s = sigmoid(gate)`, `dgate = dy * up * s * (1 + gate * (1 - s))` and
-    /// `dup = dy * gate * s`.
-    pub(in crate::ops) fn swiglu_gradient(gate_up: &[f32], dy: &[f32], columns: usize, out: &mut [f32]) {
-        let rows = gate_up.chunks_exact(2 * columns).zip(dy.chunks_exact(columns));
-        for ((row, dy), out) in rows.zip(out.chunks_exact_mut(2 * columns)) {
-            let (gate, up) = row.split_at(columns);
-            let (gate_gradient, up_gradient) = out.split_at_mut(columns);
-            for i in 0..columns {
-                let sigmoid = 1.0 / (1.0 + exp((-gate[i]).min(88.0)));
-                gate_gradient[i] = dy[i] * up[i] * sigmoid * (1.0 + gate[i] * (1.0 - sigmoid));
-                up_gradient[i] = dy[i] * gate[i] * sigmoid;
-            }
-        }
-    }
 }
 
 vectorised! {
@@ -300,39 +260,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Of one query: its scores become probabilities `P`, and their gradient `dP` becomes that of the scores,
-    /// `P * (dP - dot)`. Keys from `visible` on are not seen, and get 0 in both.
-    pub(in crate::ops) fn softmax_gradient(scores: &mut [f32], gradient: &mut [f32], visible: usize, dot: f32) {
-        scores[visible..].fill(0.0);
-        gradient[visible..].fill(0.0);
-        let (scores, gradient) = (&mut scores[..visible], &mut gradient[..visible]);
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let chunks = scores.chunks_exact(LANES);
-        let rest = chunks.remainder().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-        for chunk in chunks {
-            for (lane, &score) in lanes.iter_mut().zip(chunk) {
-                *lane = if score > *lane { score } else { *lane };
-            }
-        }
-        let maximum = lanes.iter().fold(rest, |a, &b| if b > a { b } else { a });
-        let mut sums = [0f32; LANES];
-        for chunk in scores.chunks_mut(LANES) {
-            for (lane, score) in sums.iter_mut().zip(chunk) {
-                *score = exp(*score - maximum);
-                *lane += *score;
-            }
-        }
-        let inverse = 1.0 / add_lanes(sums);
-        for (score, gradient) in scores.iter_mut().zip(gradient) {
-            *score *= inverse;
-            *gradient = *score * (*gradient - dot);
-        }
-    }
-}
-
-vectorised! {
     /// `values += others`.
-    pub(super) fn add(values: &mut [f32], others: &[f32]) {
+    pub(in crate::ops) fn add(values: &mut [f32], others: &[f32]) {
         for (value, other) in values.iter_mut().zip(others) {
             *value += other;
         }

@@ -6,10 +6,8 @@
 //! whether its prefix is shared or not.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::ops::Packing;
-use crate::ops::rotary::Rotary;
 
 /// Keys of a block; a multiple of the panel width.
 pub(super) const KEY_BLOCK: usize = 64;
@@ -17,7 +15,6 @@ pub(super) const KEY_BLOCK: usize = 64;
 /// What attention needs to know of a batch.
 #[derive(Debug)]
 pub struct AttentionLayout {
-    pub(super) rotary: Arc<Rotary>,
     /// Position of each packed row, and of each sequence's last row.
     positions: Vec<usize>,
     last_positions: Vec<usize>,
@@ -54,7 +51,7 @@ pub(super) struct Queries<'a> {
 }
 
 impl AttentionLayout {
-    pub(super) fn new(packing: &Packing, rotary: Arc<Rotary>) -> Self {
+    pub(super) fn new(packing: &Packing) -> Self {
         let positions = packing.positions().to_vec();
         let last_rows = packing.last_rows();
         let mut segments: Vec<SegmentKeys> = Vec::with_capacity(packing.segments().len());
@@ -97,7 +94,6 @@ impl AttentionLayout {
             slot_starts[row + 1] += slot_starts[row];
         }
         Self {
-            rotary,
             last_positions: last_rows.into_iter().map(|row| positions[row]).collect(),
             last_segments: packing.last_segments().collect(),
             length: packing.length(),
@@ -127,11 +123,6 @@ impl AttentionLayout {
     /// Position of each sequence's last row.
     pub(in crate::ops) fn last_positions(&self) -> &[usize] {
         &self.last_positions
-    }
-
-    /// Cosines and sines of a position in the layout's own shape, `[rotated channels / 2]` each.
-    pub(in crate::ops) fn rotation(&self, position: usize) -> (&[f32], &[f32]) {
-        self.rotary.at(position)
     }
 
     /// Blocks of the batch.
@@ -189,8 +180,6 @@ impl AttentionLayout {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::ops::AttentionShape;
-    use crate::ops::rotary::RotaryTables;
 
     /// Every query finds the key of each position up to its own where the layout says.
     #[test]
@@ -202,16 +191,8 @@ mod tests {
                 shared.chain((0..own).map(|i| 1000 * tag + i)).collect()
             })
             .collect();
-        let shape = AttentionShape {
-            heads: 1,
-            key_value_heads: 1,
-            head_dim: 4,
-            rope_theta: 10_000.0,
-            ..AttentionShape::default()
-        };
         for packing in [Packing::new(&texts).unwrap(), Packing::shared(&texts).unwrap()] {
-            let rotary = RotaryTables::default().get(400, &shape);
-            let layout = AttentionLayout::new(&packing, rotary);
+            let layout = AttentionLayout::new(&packing);
             let mut kept = vec![None; layout.blocks() * KEY_BLOCK];
             for row in 0..layout.rows() {
                 for (block, lane) in layout.slots(row) {

@@ -12,6 +12,7 @@ mod bf16;
 mod bf16;
 mod buffers;
 mod elementwise;
+mod gradients;
 pub(crate) mod isa;
 mod layout;
 mod linear;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::rotary::RotaryTables;
+use super::rotary::{Rotary, RotaryTables};
 use super::{AttentionShape, Gelu, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
 
@@ -39,9 +40,10 @@ pub use linear::{PackedGate, PackedWeight};
 pub use operand::{Operand, Precision};
 pub use projection::Projection;
 
-use elementwise::layer_norm;
-pub(super) use elementwise::{
-    rms_norm, rms_norm_gradient, rotate, softmax_gradient, swiglu, swiglu_gradient,
+pub(super) use elementwise::{add, geglu, gelu, layer_norm, rms_norm, rotate, soft_cap, swiglu};
+pub(super) use gradients::{
+    geglu_gradient, gelu_gradient, layer_norm_gradient, rms_norm_gradient, soft_cap_gradient,
+    softmax_gradient, swiglu_gradient,
 };
 use operand::Values;
 pub(super) use product::{Factor, product};
@@ -268,20 +270,25 @@ impl CpuOps {
         attention::of_last(self, &projection, layout, &queries).into_matrix()
     }
 
+    /// Cosines and sines of a layer's shape, for the positions of a batch.
+    pub(super) fn rotary(&self, layout: &AttentionLayout, shape: &AttentionShape) -> Arc<Rotary> {
+        self.rotary.get(layout.length(), shape)
+    }
+
     /// Rotates the first `heads` heads of rows `[heads.. | rest]` in place; `positions` is one a row.
     pub(super) fn rotate_rows(
         &self,
         values: &mut [f32],
         heads: usize,
         head_dim: usize,
-        layout: &AttentionLayout,
+        rotary: &Rotary,
         positions: &[usize],
     ) {
         let columns = values.len() / positions.len().max(1);
         let target = Shared::new(values);
         self.parallel_rows(positions.len(), |range| {
             for row in range {
-                let (cosine, sine) = layout.rotation(positions[row]);
+                let (cosine, sine) = rotary.at(positions[row]);
                 // SAFETY: rows are disjoint and within `values`.
                 let row =
                     unsafe { std::slice::from_raw_parts_mut(target.at(row * columns), columns) };
@@ -397,8 +404,8 @@ impl Ops for CpuOps {
         self.threads.install(work)
     }
 
-    fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<AttentionLayout> {
-        Ok(AttentionLayout::new(packing, self.rotary.get(packing.length(), shape)))
+    fn layout(&self, packing: &Packing, _shape: &AttentionShape) -> Result<AttentionLayout> {
+        Ok(AttentionLayout::new(packing))
     }
 
     fn embed(&self, table: &Table, ids: &[u32]) -> Result<Matrix> {

@@ -84,7 +84,7 @@ impl Projection {
         Self {
             queries: Operand::stale(ops.precision, layout.rows(), columns),
             shape: *shape,
-            rotary: ops.rotary.get(layout.length(), shape),
+            rotary: ops.rotary(layout, shape),
             panels,
         }
     }
