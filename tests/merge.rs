@@ -292,6 +292,9 @@ fn wrong_settings_are_refused() {
     let settings =
         MergeSettings { models: &both, weights: &[], output: &output, weight_type: None };
     assert_refused(merge(&settings), &["--output", "is one of the checkpoints"]);
+    let twice = workshop.copy("tiny/linear", "twice");
+    let models = [linear.clone(), other.clone(), twice];
+    assert_refused(workshop.merge(&models, &[]), &["twice has the weights of", "tiny/linear"]);
     assert_refused(workshop.merge(&[linear, workshop.path("none")], &[]), &["none"]);
     assert!(!workshop.path("merged").exists());
 }
@@ -378,7 +381,8 @@ fn weights_that_cannot_be_averaged_leave_the_output_alone() {
     fs::write(bad.join("model.safetensors"), bytes).unwrap();
     assert_refused(workshop.merge(&[good.clone(), bad], &[]), &["bad", "not finite"]);
     // Language models without a reward head.
-    let models = ["a", "b"].map(|name| workshop.copy("tiny/standard", name));
+    let first = workshop.copy("tiny/standard", "first");
+    let models = [workshop.trained(&first, "second", 2, WeightType::F32), first];
     for folder in &models {
         let bytes = fs::read(folder.join("model.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();

@@ -77,7 +77,7 @@ pub struct Distance {
 ///
 /// # Errors
 /// Fewer than two checkpoints, weights that are no positive numbers, checkpoints that differ in anything but their
-/// weights (says in what), one without a reward head, or a folder that cannot be written.
+/// weights (says in what) or have the same ones, one without a reward head, or a folder that cannot be written.
 pub fn merge(settings: &MergeSettings<'_>) -> anyhow::Result<MergeRecord> {
     let MergeSettings { models, weights, output, .. } = settings;
     ensure!(models.len() > 1, "--model: an average needs at least two checkpoints");
@@ -106,8 +106,16 @@ pub fn merge(settings: &MergeSettings<'_>) -> anyhow::Result<MergeRecord> {
         })
         .collect::<Result<Vec<_>, CheckpointError>>()?;
     let (first, others) = members.split_first().context("at least two checkpoints")?;
-    for other in others {
+    for (index, other) in others.iter().enumerate() {
         first.require_same(other)?;
+        let is_same = |member: &&Member| member.checkpoint.weights == other.checkpoint.weights;
+        if let Some(same) = members[..=index].iter().find(is_same) {
+            bail!(
+                "--model: {} has the weights of {}; name each once, and its share by --weights",
+                other.checkpoint.folder.display(),
+                same.checkpoint.folder.display()
+            );
+        }
     }
     let config = &first.checkpoint.config;
     let ops = CpuOps::new(1, Precision::F32)?;
