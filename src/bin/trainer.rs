@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use inform::checkpoint::{DecodeKind, HeadConfig};
+use inform::checkpoint::{DecodeKind, HeadConfig, WeightType};
 use inform::config::ServerConfig;
 use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, BaselineSettings, Evaluation, EvaluationSettings, FeatureConfig, FitConfig,
-    SweepConfig, WeightedFile, fit, init_head, make_baseline, side_by_side, sweep,
+    BadLines, BaselineSettings, Evaluation, EvaluationSettings, ExportSettings, FeatureConfig,
+    FitConfig, MergeSettings, SweepConfig, WeightedFile, export, fit, init_head, make_baseline,
+    merge, side_by_side, sweep,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -156,6 +157,36 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Decode::Linear)]
         decode: Decode,
     },
+    /// Average the weights of checkpoints that were trained from the same start (WARM)
+    Merge {
+        /// Checkpoints: folders, GGUF files, or owner/name of a hub
+        #[arg(long, value_name = "MODEL", num_args = 1.., required = true)]
+        model: Vec<PathBuf>,
+        /// Weight of each in the average, above 0, whatever their sum [default: equal ones]
+        #[arg(long, value_name = "NUMBER", num_args = 1..)]
+        weights: Vec<f64>,
+        /// Folder to write
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// Type in which weights are stored [default: that of the checkpoints, f32 where they differ]
+        #[arg(long, value_enum)]
+        weight_type: Option<StoredAs>,
+    },
+    /// Write a checkpoint as a folder that transformers loads
+    Export {
+        /// Checkpoint: a folder, a GGUF file, or owner/name of a hub
+        #[arg(long, value_name = "MODEL")]
+        model: PathBuf,
+        /// Folder to write
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// Make one row of an InfoRM head with a linear decode: rewards are kept, latents are lost
+        #[arg(long)]
+        fold_head: bool,
+        /// Type in which weights are stored [default: that of the checkpoint, and f32 for a folded head]
+        #[arg(long, value_enum)]
+        weight_type: Option<StoredAs>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -174,6 +205,23 @@ enum Head {
 enum Decode {
     Linear,
     Gated,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StoredAs {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<StoredAs> for WeightType {
+    fn from(stored_as: StoredAs) -> Self {
+        match stored_as {
+            StoredAs::F32 => Self::F32,
+            StoredAs::F16 => Self::F16,
+            StoredAs::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl From<Dtype> for Precision {
@@ -313,6 +361,22 @@ fn run(command: Command) -> anyhow::Result<()> {
             };
             Ok(init_head(&model, &output, &head, seed)?)
         }
+        Command::Merge { model, weights, output, weight_type } => {
+            let record = merge(&MergeSettings {
+                models: &model,
+                weights: &weights,
+                output: &output,
+                weight_type: weight_type.map(WeightType::from),
+            })?;
+            println!("{}", serde_json::to_string_pretty(&record)?);
+            Ok(())
+        }
+        Command::Export { model, output, fold_head, weight_type } => export(&ExportSettings {
+            model: &model,
+            output: &output,
+            fold_head,
+            weight_type: weight_type.map(WeightType::from),
+        }),
     }
 }
 

@@ -18,6 +18,7 @@ mod families;
 mod gguf;
 mod hash;
 mod hub;
+mod padding;
 mod source;
 mod template;
 mod tensors;
@@ -36,13 +37,17 @@ pub use decoder::{
 pub(crate) use families::Place;
 pub use families::{DecoderTensors, Family};
 pub use gguf::Gguf;
+pub(crate) use padding::{TOKEN_FILES, padding_token};
 pub use source::CheckpointSource;
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
 pub use text::{
     BosPolicy, EncodeError, Encoding, EosPolicy, Input, Message, Pooling, SpecialToken,
     TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, TextEncoder, TextPolicy,
 };
-pub use write::{CheckpointFiles, WeightType, write_checkpoint};
+pub use write::{
+    CheckpointFiles, CheckpointParts, TensorLayout, WeightType, write_checkpoint,
+    write_checkpoint_parts,
+};
 pub(crate) use write::{place, replace_file};
 
 /// A checkpoint that cannot be read or written. Each message names the file, what was found, and
@@ -90,6 +95,11 @@ pub enum CheckpointError {
     WrongType { file: PathBuf, tensor: String, found: String, expected: String },
     #[error("{}: tensor `{tensor}` has values that are not finite numbers", file.display())]
     NotFinite { file: PathBuf, tensor: String },
+    #[error(
+        "{}: tensor `{tensor}` has values that are not finite, or that {weight_type} cannot hold",
+        folder.display()
+    )]
+    NotStored { folder: PathBuf, tensor: String, weight_type: &'static str },
     #[error("{}: {message}", file.display())]
     Tokenizer { file: PathBuf, message: String },
     #[error("{}: the chat template cannot be used: {message}", file.display())]

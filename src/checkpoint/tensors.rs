@@ -31,7 +31,7 @@ pub enum TensorValues {
 }
 
 impl TensorValues {
-    fn is_finite(&self) -> bool {
+    pub(super) fn is_finite(&self) -> bool {
         match self {
             Self::F32(values) => values.iter().all(|value| value.is_finite()),
             Self::F16(values) => values.iter().all(|value| value.is_finite()),

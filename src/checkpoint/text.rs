@@ -154,7 +154,7 @@ pub enum Pooling {
 }
 
 /// A special token as `tokenizer_config.json` writes it: a string, or an object with `content`.
-fn token_text(value: Option<&Value>) -> Option<String> {
+pub(super) fn token_text(value: Option<&Value>) -> Option<String> {
     let value = value?;
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }

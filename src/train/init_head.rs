@@ -64,15 +64,22 @@ pub(super) fn other_keys(
 ) -> Result<Map<String, Value>, CheckpointError> {
     let mut keys = CheckpointSource::open(folder)?.config_keys()?;
     keys.retain(|key, _| !HEAD_KEYS.contains(&key.as_str()));
+    name_type(&mut keys, weight_type);
+    Ok(keys)
+}
+
+/// Has the keys of `config.json` that name the type of the stored weights name this one.
+pub(super) fn name_type(keys: &mut Map<String, Value>, weight_type: WeightType) {
     for key in TYPE_KEYS {
         if let Some(value) = keys.get_mut(key) {
-            *value = json!(match weight_type {
-                WeightType::Bf16 => "bfloat16",
-                WeightType::F32 => "float32",
-            });
+            *value = json!(weight_type.config_name());
         }
     }
-    Ok(keys)
+}
+
+/// Whether a stored tensor is no weight.
+pub(super) fn is_buffer(name: &str) -> bool {
+    BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 
 /// The files of a folder that decide a text's token ids, by name.
@@ -91,7 +98,7 @@ fn backbone(
     let mut weight_type = WeightType::Bf16;
     for (name, dtype, shape) in source.headers() {
         let target = match headless {
-            _ if BUFFERS.iter().any(|buffer| name.ends_with(buffer)) => continue,
+            _ if is_buffer(name) => continue,
             true => format!("{prefix}{name}"),
             false if name.starts_with(prefix) => name.to_owned(),
             false => continue,

@@ -11,6 +11,7 @@ mod diagnostics;
 mod epoch;
 mod evaluate;
 mod evaluation;
+mod export;
 mod features;
 mod figures;
 mod fit;
@@ -18,6 +19,7 @@ mod gradients;
 mod init_head;
 mod left_out;
 mod loss;
+mod merge;
 mod optimiser;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -38,6 +40,7 @@ pub use data::{BadLines, EncodedPair, Origin, Pair, PairLimits, Split, encode_pa
 pub use diagnostics::LatentDiagnostics;
 pub use evaluate::{Judge, PairAccuracy, wilson_interval};
 pub use evaluation::{CalibrationBin, Evaluation, EvaluationSettings, MarginBin};
+pub use export::{ExportSettings, export};
 pub use features::{Depth, FeatureStore};
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
 pub use gradients::{Backward, Gradients};
@@ -46,6 +49,7 @@ pub use left_out::{Dropped, LeftOut, Reason, name_left_out};
 pub use loss::{
     KlReduction, Loss, LossConfig, LossMargin, active_dimensions, mean_margin, pair_loss,
 };
+pub use merge::{Distance, MERGE_FILE, MergeRecord, MergeSettings, MergedInput, merge};
 pub use optimiser::{AdamW, OptimiserConfig};
 pub(crate) use rows::lines;
 pub use schedule::{ScheduleConfig, ScheduleKind};

@@ -87,6 +87,20 @@ impl Family {
         Self::ALL.into_iter().find(|family| family.name() == stem)
     }
 
+    /// What transformers calls it in `model_type`.
+    pub(crate) fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::GptNeoX => "gpt_neox",
+            Self::Phi3 => "phi3",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
+        }
+    }
+
     /// The architectures that are known, for an error.
     pub(super) fn known() -> String {
         let llama = CLASSES.map(|class| format!("Llama{class}")).join(", ");
@@ -95,7 +109,7 @@ impl Family {
     }
 
     /// The class that computes the family's decoder with a head.
-    pub(super) fn class(self, has_latent: bool) -> String {
+    pub(crate) fn class(self, has_latent: bool) -> String {
         let class = if has_latent { "ForInfoRM" } else { "ForSequenceClassification" };
         format!("{}{class}", self.name())
     }
