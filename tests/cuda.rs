@@ -80,7 +80,7 @@ fn agrees_with_the_cpu() {
     let heads = [
         HeadConfig::inform(24, DecodeKind::Linear),
         HeadConfig::inform(24, DecodeKind::Gated),
-        HeadConfig::Standard,
+        HeadConfig::standard(),
     ];
     for (index, head) in heads.into_iter().enumerate() {
         let Some(ops) = device() else { return };
@@ -97,13 +97,14 @@ fn agrees_with_the_cpu() {
         );
         let (expected, found) = (cpu.score(&texts).unwrap(), gpu.score(&texts).unwrap());
         compare(&format!("{head:?}: reward"), &rewards(&found), &rewards(&expected));
-        if let Some(latent) = &expected[3].latent {
+        if expected[3].latent.is_some() {
             let ((mean, logvar), (cpu_mean, cpu_logvar)) = (latents(&found), latents(&expected));
             compare("mu", &mean, &cpu_mean);
             compare("logvar", &logvar, &cpu_logvar);
             // The same noise on the same latent, and heads are f32 on both.
-            let spread = [cpu.reward_spread(latent, 100), gpu.reward_spread(latent, 100)];
-            let [cpu, gpu] = spread.map(|spread| spread.unwrap());
+            let models: [&dyn Scorer; 2] = [&cpu, &gpu];
+            let [cpu, gpu] =
+                models.map(|model| model.reward_spread(&expected[3], 100).unwrap().unwrap());
             assert!(cpu > 0.0 && (cpu - gpu).abs() < 1e-5 * cpu, "{gpu} against {cpu}");
         }
     }

@@ -19,6 +19,7 @@ mod gguf;
 mod hash;
 mod hub;
 mod source;
+mod standard;
 mod template;
 mod tensors;
 mod text;
@@ -36,6 +37,7 @@ pub use decoder::{
 pub use families::{DecoderTensors, Family};
 pub use gguf::Gguf;
 pub use source::CheckpointSource;
+pub use standard::{StandardConfig, StandardHead};
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
 pub use text::{
     BosPolicy, EncodeError, Encoding, EosPolicy, Input, Message, Pooling, SpecialToken,
@@ -72,11 +74,11 @@ pub enum CheckpointError {
     #[error("{}: no tensor `{tensor}`, expected one of shape {expected:?}", file.display())]
     MissingTensor { file: PathBuf, tensor: String, expected: Vec<usize> },
     #[error(
-        "{}: no tensor `{tensor}`, expected the reward head's of shape {expected:?}; a language model gets a \
+        "{}: no tensor `{}`, expected the reward head's of shape {expected:?}; a language model gets a \
          fresh head by `trainer init-head --model MODEL --output FOLDER`",
-        file.display()
+        file.display(), tensors.join("`, `")
     )]
-    MissingHead { file: PathBuf, tensor: String, expected: Vec<usize> },
+    MissingHead { file: PathBuf, tensors: Vec<String>, expected: Vec<usize> },
     #[error(
         "{}: tensor `{tensor}` has shape {found:?}, the configuration makes it {expected:?}",
         file.display()

@@ -48,7 +48,8 @@ pub enum Family {
 }
 
 /// What follows a family's name in `architectures`.
-const CLASSES: [&str; 4] = ["ForCausalLM", "Model", "ForSequenceClassification", "ForInfoRM"];
+const CLASSES: [&str; 5] =
+    ["ForCausalLM", "Model", "ForSequenceClassification", "ForTokenClassification", "ForInfoRM"];
 
 impl Family {
     const ALL: [Self; 8] = [
@@ -82,6 +83,25 @@ impl Family {
         // Gemma 3's text model comes as `Gemma3ForCausalLM` and `Gemma3TextModel`.
         let stem = if stem == "Gemma3" { "Gemma3Text" } else { stem };
         Self::ALL.into_iter().find(|family| family.name() == stem)
+    }
+
+    /// The family of a `model_type`.
+    pub(super) fn of_model_type(model_type: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.model_type() == model_type)
+    }
+
+    /// What transformers calls it in `model_type`.
+    fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::GptNeoX => "gpt_neox",
+            Self::Phi3 => "phi3",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
+        }
     }
 
     /// The architectures that are known, for an error.
@@ -166,6 +186,10 @@ impl TensorSource for DecoderTensors<'_> {
             Family::Gemma2 | Family::Gemma3 => gemma2::tensor(source, name, shape),
             _ => source.values(name, shape),
         }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.source.shape(name)
     }
 }
 

@@ -436,7 +436,7 @@ fn server(state: &AppState) -> Value {
     let logical = tokens("logical");
     let known = tokens("cached") + tokens("merged");
     let head = match &state.head {
-        HeadConfig::Standard => "standard".to_owned(),
+        HeadConfig::Standard(_) => "standard".to_owned(),
         _ => format!("InfoRM, {} dimensions", state.latent_dim.unwrap_or_default()),
     };
     context! {
