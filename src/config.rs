@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
+use crate::served::{EnsembleConfig, ObjectivesConfig};
 use crate::telemetry::LogConfig;
 use crate::verify::VerifyConfig;
 
@@ -20,6 +21,10 @@ use crate::verify::VerifyConfig;
 pub struct ServerConfig {
     /// Checkpoint folder, GGUF file, or `owner/name` of a model hub.
     pub model: PathBuf,
+    /// A head with several labels.
+    pub objectives: ObjectivesConfig,
+    /// Several checkpoints that give one reward.
+    pub ensemble: EnsembleConfig,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port to listen on; 0 takes a free one.
@@ -54,6 +59,8 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             model: PathBuf::from("configs/demo"),
+            objectives: ObjectivesConfig::default(),
+            ensemble: EnsembleConfig::default(),
             host: IpAddr::from([127, 0, 0, 1]),
             port: 8080,
             device: DeviceChoice::Auto,
@@ -237,6 +244,14 @@ impl ServerConfig {
         ] {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");
         }
+        anyhow::ensure!(
+            self.objectives.weights.iter().all(|weight| weight.is_finite()),
+            "objectives.weights: must be finite numbers"
+        );
+        anyhow::ensure!(
+            self.ensemble.lambda.is_finite() && self.ensemble.lambda >= 0.0,
+            "ensemble.lambda: must be a number, and not negative"
+        );
         anyhow::ensure!(self.verify.tolerance >= 0.0, "verify.tolerance: must not be negative");
         let pieces = &self.cuda.product_rows;
         anyhow::ensure!(

@@ -9,13 +9,13 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::checkpoint::Checkpoint;
 use crate::config::ServerConfig;
 use crate::device::Devices;
 use crate::engine::{Engine, ScoreCache, Tokeniser};
 use crate::http::{App, AppState, Keys, connections, router};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
+use crate::served::ServedModel;
 use crate::verify::Verified;
 
 /// Loads the checkpoint and starts engine and monitor.
@@ -25,8 +25,10 @@ use crate::verify::Verified;
 pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let started = Instant::now();
     let keys = keys(&config)?;
-    let checkpoint = Checkpoint::open(&config.model)?;
-    let Devices { scorers, name: device, precision } = Devices::load(&config, &checkpoint)?;
+    let served = ServedModel::open(&config)?;
+    let Devices { scorers, name: device, precision } = Devices::load(&config, &served)?;
+    let ensemble = served.ensemble_info();
+    let ServedModel { checkpoint, objectives, weights, .. } = served;
     if let Some(scorer) = scorers.first() {
         Verified::at_start(&config, &checkpoint.encoder, scorer.as_ref())?;
     }
@@ -37,16 +39,17 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         .map(|_| {
             let baseline = checkpoint.baseline.as_ref();
             let settings = config.monitor.clone();
-            Monitor::start(settings, baseline, &checkpoint.weights, metrics.clone())
+            Monitor::start(settings, baseline, &weights, metrics.clone())
         })
         .transpose()?;
-    let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
+    let cache = ScoreCache::new(&weights, &config.cache, &metrics);
     let engine = Engine::start(scorers, &config.engine, cache, monitor.clone(), metrics.clone())?;
     let encoder = Tokeniser::new(checkpoint.encoder, config.engine.tokeniser_threads)?;
     let baseline_samples = checkpoint.baseline.as_ref().map_or(0, |baseline| baseline.len());
     tracing::info!(
         model = %checkpoint.folder.display(),
-        weights = checkpoint.weights,
+        weights,
+        members = ensemble.as_ref().map(|ensemble| ensemble.members.len()),
         device,
         latent_dim,
         baseline_samples,
@@ -63,7 +66,10 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         encoder,
         metrics,
         model: checkpoint.name,
-        weights: checkpoint.weights,
+        weights,
+        latent_weights: checkpoint.weights,
+        objectives,
+        ensemble,
         head,
         latent_dim,
         baseline_samples,
@@ -89,7 +95,7 @@ fn keys(config: &ServerConfig) -> anyhow::Result<Keys> {
 pub fn check(config: &ServerConfig) -> anyhow::Result<()> {
     crate::telemetry::filter(&config.log)?;
     keys(config)?;
-    Checkpoint::open(&config.model).context("model")?;
+    ServedModel::open(config).context("model")?;
     println!("{} would be served on {}:{}", config.model.display(), config.host, config.port);
     Ok(())
 }

@@ -3,16 +3,20 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod server_process;
 
 use std::path::Path;
+use std::process::Stdio;
 
-use common::{Golden, golden, relative_error};
+use common::{Golden, golden, relative_error, with_tokenizer};
 use inform::checkpoint::{
     CheckpointError, FolderTensors, HeadConfig, MemoryTensors, ModelConfig, RewardScale,
     TensorSource,
 };
 use inform::model::{Parts, RewardModel, Score, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
+use serde_json::json;
+use server_process::{Server, float, program};
 
 /// A model of `tests/golden/heads`, whose configuration and tensors a test may change.
 struct Model {
@@ -137,4 +141,74 @@ fn a_class_that_names_no_family_needs_a_known_type() {
     write(&keys.replace(r#""model_type": "llama""#, r#""model_type": "mamba""#));
     let error = ModelConfig::read(Path::new(scratch.path())).unwrap_err().to_string();
     assert!(error.contains("CriticModel") && error.contains("architectures"), "{error}");
+}
+
+/// Every objective stands in the answer by its name, in the order of `id2label`.
+#[test]
+fn the_server_answers_every_objective() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("objectives");
+    with_tokenizer(&golden("heads/objectives"), &folder);
+    let folder = folder.to_str().unwrap();
+    let start = |weights: &str| {
+        Server::start(&["--model", folder, "--set", &format!("objectives.weights={weights}")])
+    };
+    let server = start("[1.0, 0.5, -2.0]");
+    let inputs =
+        json!([{"text": "The answer is 12."}, {}, {"prompt": "Is it late?", "response": "Yes."}]);
+    let answer = server.post("/reward", &json!({"inputs": inputs}));
+    let places =
+        ["helpfulness", "correctness", "brevity"].map(|name| answer.text.find(name).unwrap());
+    assert!(places.is_sorted(), "{}", answer.text);
+    let answer = answer.ok();
+    for index in [0, 2] {
+        let objectives = &answer["items"][index]["objectives"];
+        let value = |name: &str| f64::from(float(&objectives[name]));
+        assert_eq!(objectives.as_object().unwrap().len(), 3);
+        let sum = value("helpfulness") + 0.5 * value("correctness") - 2.0 * value("brevity");
+        assert_eq!(float(&answer["rewards"][index]), sum as f32);
+    }
+    assert!(answer["items"][1].get("objectives").is_none());
+    let info = server.read("/info");
+    assert_eq!(
+        info["objectives"],
+        json!([
+            {"name": "helpfulness", "weight": 1.0},
+            {"name": "correctness", "weight": 0.5},
+            {"name": "brevity", "weight": -2.0}
+        ])
+    );
+    // Other weights, other rewards: and another name for them.
+    assert_ne!(start("[1.0, 0.5, 2.0]").read("/info")["weights"], info["weights"]);
+
+    // A reward beyond all floats is that text's own error.
+    let texts = ["é", "word", "The answer is 12.", "xyz", "7", "no", "why not?", "!!"];
+    let texts = texts.map(|text| json!({ "text": text }));
+    let sums: Vec<f64> = start("[1.0, 1.0, 1.0]").score(&texts)["rewards"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|sum| sum.as_f64().unwrap())
+        .collect();
+    let large = format!("{:.1}", 3e38);
+    let answer = start(&format!("[{large}, {large}, {large}]")).score(&texts);
+    let mut failed = 0;
+    for (index, sum) in sums.into_iter().enumerate() {
+        let is_finite = ((sum * f64::from(3e38f32)) as f32).is_finite();
+        assert_eq!(answer["rewards"][index].is_number(), is_finite, "{sum}");
+        if !is_finite {
+            assert_eq!(answer["items"][index]["error"]["code"], "non_finite_reward");
+            failed += 1;
+        }
+    }
+    assert!((1..8).contains(&failed), "{failed} of 8");
+
+    let mut command = program();
+    command.args(["--port", "0", "--model", folder]).stderr(Stdio::piped());
+    let output = command.output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    for part in ["objectives.weights", "0 helpfulness, 1 correctness, 2 brevity"] {
+        assert!(errors.contains(part), "no {part:?} in {errors}");
+    }
 }

@@ -36,6 +36,7 @@ pub use decoder::{
 };
 pub use families::{DecoderTensors, Family};
 pub use gguf::Gguf;
+pub(crate) use hash::combined_hash;
 pub use source::CheckpointSource;
 pub use standard::{StandardConfig, StandardHead};
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
@@ -170,5 +171,11 @@ impl Checkpoint {
         let tensors = source.into_tensors()?;
         let weights = hash::weights_hash(&config, &tensors);
         Ok(Self { folder, name, config, tensors, encoder, baseline: None, weights })
+    }
+
+    /// A hash over the backbone alone: its configuration, and its tensors' names, types, shapes and bytes.
+    pub fn backbone(&self) -> String {
+        let decoder = &self.config.decoder;
+        hash::backbone_hash(decoder, &self.tensors, decoder.architecture.family.prefix())
     }
 }

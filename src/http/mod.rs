@@ -47,6 +47,7 @@ use crate::config::ServerConfig;
 use crate::engine::{Engine, Tokeniser};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
+use crate::served::{EnsembleInfo, Objective};
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
 pub(crate) use inputs::lone_input;
@@ -87,6 +88,10 @@ pub struct App {
     /// Name of the checkpoint's folder.
     pub model: String,
     pub weights: String,
+    /// Hash of the weights that latents are of: those of an ensemble's first member.
+    pub latent_weights: String,
+    pub objectives: Vec<Objective>,
+    pub ensemble: Option<EnsembleInfo>,
     pub head: HeadConfig,
     pub latent_dim: Option<usize>,
     pub baseline_samples: usize,

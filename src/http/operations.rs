@@ -15,6 +15,7 @@ use super::body::JsonBody;
 use super::error::{ApiError, ErrorAnswer, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, encode, inputs};
 use crate::checkpoint::{HeadConfig, TextPolicy};
+use crate::served::{EnsembleInfo, Objective};
 
 /// The process answers
 #[utoipa::path(
@@ -60,6 +61,13 @@ pub(super) struct Info {
     #[schema(value_type = Object)]
     head: HeadConfig,
     latent_dim: Option<usize>,
+    /// Only of a head with several labels
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    objectives: Vec<Objective>,
+    /// Only of an ensemble
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    ensemble: Option<EnsembleInfo>,
     text: TextPolicy,
     max_tokens: usize,
     baseline_samples: usize,
@@ -83,6 +91,8 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
         weights: state.weights.clone(),
         head: state.head.clone(),
         latent_dim: state.latent_dim,
+        objectives: state.objectives.clone(),
+        ensemble: state.ensemble.clone(),
         text: state.encoder.policy().clone(),
         max_tokens: state.encoder.limit(),
         baseline_samples: state.baseline_samples,

@@ -8,7 +8,7 @@ use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use half::f16;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::AppState;
@@ -19,9 +19,11 @@ use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
 use super::scoring::{Outcome, Work, score};
 use super::{object, whole};
 use crate::engine::Scored;
+use crate::model::{Parts, Score, variance};
 use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
+use crate::served::Objective;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -110,7 +112,29 @@ struct Item {
     timing: Option<Timing>,
     reward_std: Option<f32>,
     mahalanobis: Option<f64>,
+    /// Only of a head with several labels: what it gives for each, by the label's name
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = HashMap<String, f32>)]
+    objectives: Option<NamedValues>,
+    /// Only of an ensemble: each member's reward
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    members: Option<Vec<f32>>,
+    /// Only of an ensemble: the variance of its members' rewards, over their number
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    variance: Option<f64>,
     error: Option<ItemError>,
+}
+
+/// Numbers by their names, in their own order.
+#[derive(Debug)]
+struct NamedValues(Vec<(String, f32)>);
+
+impl Serialize for NamedValues {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
 }
 
 /// Where an input's time went, in milliseconds.
@@ -192,7 +216,7 @@ pub(super) async fn reward(
         timing: request.timing.unwrap_or_default(),
     };
     for outcome in outcomes {
-        response.push(outcome, &context);
+        response.push(outcome, &context, &state.objectives);
     }
     Ok(Json(response))
 }
@@ -231,7 +255,7 @@ impl AnswerContext {
 }
 
 impl RewardResponse {
-    fn push(&mut self, outcome: Outcome, context: &AnswerContext) {
+    fn push(&mut self, outcome: Outcome, context: &AnswerContext, labels: &[Objective]) {
         let Outcome { tokens, truncated, scored, raw_reward, .. } = outcome;
         let (scored, error) = match scored {
             Ok(scored) => (Some(scored), None),
@@ -244,7 +268,22 @@ impl RewardResponse {
         let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
         let cached = scored.as_ref().is_some_and(|scored| scored.cached);
         let timing = scored.as_ref().filter(|_| context.timing).map(Timing::of);
-        let latent = scored.and_then(|scored| scored.score.latent);
+        let Score { latent, parts, .. } = scored.map(|scored| scored.score).unwrap_or_default();
+        let objectives = match &parts {
+            Parts::Objectives(values) => {
+                let named =
+                    labels.iter().map(|label| label.name.clone()).zip(values.iter().copied());
+                Some(NamedValues(named.collect()))
+            }
+            _ => None,
+        };
+        let members: Option<Vec<f32>> = match &parts {
+            Parts::Members(members) => Some(members.iter().map(|member| member.reward).collect()),
+            _ => None,
+        };
+        let of_members = |rewards: &Vec<f32>| {
+            variance(&rewards.iter().copied().map(f64::from).collect::<Vec<_>>())
+        };
         self.items.push(Item {
             tokens,
             truncated,
@@ -252,6 +291,9 @@ impl RewardResponse {
             timing,
             reward_std,
             mahalanobis: latent.as_ref().and_then(|latent| context.distance(&latent.mean)),
+            objectives,
+            variance: members.as_ref().map(of_members),
+            members,
             error,
         });
         let (mean, sigma) = latent.map(|latent| (latent.mean, latent.sigma)).unzip();

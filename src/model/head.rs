@@ -37,7 +37,7 @@ pub enum Head<O: Ops> {
         weight: O::HeadWeight,
         /// `[labels]`; zeros where the head has none.
         bias: Vec<f32>,
-        /// Weight of each label in the reward; empty where there is one label.
+        /// Weight of each label in the reward; may be empty where there is one label.
         objectives: Vec<f32>,
     },
 }

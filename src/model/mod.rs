@@ -1,6 +1,7 @@
 //! Reward models: a decoder family and a reward head, written once over [`Ops`].
 
 mod decoder;
+mod ensemble;
 mod head;
 mod initialise;
 mod readout;
@@ -9,6 +10,7 @@ use thiserror::Error;
 
 pub use crate::ops::standard_normal;
 pub use decoder::Decoder;
+pub use ensemble::{Aggregate, Aggregation, Ensemble, MemberSource};
 pub use head::{Head, HeadOutput};
 pub use initialise::{initialise_decoder, initialise_head};
 use readout::Readout;
@@ -42,13 +44,24 @@ pub struct Score {
 impl Score {
     /// Every number of it.
     pub fn values(&self) -> impl Iterator<Item = f32> {
-        let latent = self.latent.iter().flat_map(|latent| latent.mean.iter().chain(&latent.sigma));
-        let parts: &[f32] = match &self.parts {
-            Parts::Whole => &[],
-            Parts::Objectives(values) => values,
+        let (objectives, members): (&[f32], &[Member]) = match &self.parts {
+            Parts::Whole => (&[], &[]),
+            Parts::Objectives(values) => (values, &[]),
+            Parts::Members(members) => (&[], members),
         };
-        std::iter::once(&self.reward).chain(latent).chain(parts).copied()
+        let members = members
+            .iter()
+            .flat_map(|Member { reward, latent }| std::iter::once(reward).chain(numbers(latent)));
+        std::iter::once(&self.reward)
+            .chain(numbers(&self.latent))
+            .chain(objectives)
+            .chain(members)
+            .copied()
     }
+}
+
+fn numbers(latent: &Option<Latent>) -> impl Iterator<Item = &f32> {
+    latent.iter().flat_map(|latent| latent.mean.iter().chain(&latent.sigma))
 }
 
 /// What a reward was made of.
@@ -59,6 +72,17 @@ pub enum Parts {
     Whole,
     /// Outputs of a head with several labels, in their order, before they are weighted.
     Objectives(Vec<f32>),
+    /// What each member of an ensemble gives, in their order.
+    Members(Vec<Member>),
+}
+
+/// What one member of an ensemble gives for a sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// Its reward, normalised where its checkpoint asks for it.
+    pub reward: f32,
+    /// Its latent; `None` for a standard head.
+    pub latent: Option<Latent>,
 }
 
 /// The posterior of one sequence's latent.

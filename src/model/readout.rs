@@ -26,6 +26,11 @@ impl<O: Ops> Readout<O> {
         Ok(Self { head, latent_dim: config.head.latent_dim(), scale: config.reward_scale })
     }
 
+    /// The same with noise of its own for [`Readout::draws`].
+    pub(super) fn with_noise(self, stream: u64) -> Self {
+        Self { head: self.head.with_noise(stream), ..self }
+    }
+
     pub(super) fn head(&self) -> &Head<O> {
         &self.head
     }
@@ -66,7 +71,7 @@ impl<O: Ops> Readout<O> {
     fn standard(&self, row: &[f32], bias: &[f32], objectives: &[f32]) -> Score {
         let outputs: Vec<f32> = row.iter().zip(bias).map(|(value, bias)| value + bias).collect();
         let (reward, parts) = match outputs.as_slice() {
-            [reward] => (*reward, Parts::Whole),
+            [reward] if objectives.is_empty() => (*reward, Parts::Whole),
             _ => {
                 let terms = outputs.iter().zip(objectives);
                 let sum: f64 = terms.map(|(&o, &weight)| f64::from(o) * f64::from(weight)).sum();

@@ -439,6 +439,10 @@ fn server(state: &AppState) -> Value {
         HeadConfig::Standard(_) => "standard".to_owned(),
         _ => format!("InfoRM, {} dimensions", state.latent_dim.unwrap_or_default()),
     };
+    let head = match &state.ensemble {
+        Some(ensemble) => format!("{head}; the first of {} members", ensemble.members.len()),
+        None => head,
+    };
     context! {
         model => state.model,
         weights => state.weights,
