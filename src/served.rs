@@ -36,6 +36,22 @@ impl Default for EnsembleConfig {
     }
 }
 
+/// A model beside the first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedModel {
+    /// What requests call it.
+    pub name: String,
+    /// Its checkpoint.
+    pub model: PathBuf,
+    /// As [`ServerConfig::objectives`], of this model.
+    #[serde(default)]
+    pub objectives: ObjectivesConfig,
+    /// As [`ServerConfig::ensemble`], of this model.
+    #[serde(default)]
+    pub ensemble: EnsembleConfig,
+}
+
 /// A label of a head with several.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Objective {

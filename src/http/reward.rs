@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use half::f16;
@@ -33,6 +32,8 @@ pub(super) struct RewardRequest {
     #[serde(deserialize_with = "object::list")]
     #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
+    /// Which of several models; else `?model=`, else the first
+    model: Option<String>,
     /// Training run; else the header X-Run-Id, else `default`
     #[schema(min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     run: Option<String>,
@@ -180,11 +181,11 @@ struct RunStatus {
     )
 )]
 pub(super) async fn reward(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(request): AdmittedBody<RewardRequest>,
+    AdmittedBody(state, request): AdmittedBody<RewardRequest>,
 ) -> Result<Json<RewardResponse>, ApiError> {
     let received = Instant::now();
+    state.check_is(request.model.as_deref())?;
     let role = request.role.unwrap_or_default();
     let origin = caller.origin(request.run.as_deref(), request.step, role)?;
     let deadline = received + request.check(&state)?;
