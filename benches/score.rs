@@ -4,6 +4,8 @@
 //!     cargo bench --bench score -- --model DIR --data PAIRS.jsonl.gz [--pairs 128] [--rounds 5]
 //!         [--budget 8192] [--threads 0]
 //!
+//! With `--members DIR,DIR,..` an ensemble of the model and these is measured beside the model alone.
+//!
 //! With `--model DIR --serve-stdin` it answers the requests of `benches/peers`, one a line: [`Request`].
 //!
 //! Tokens a second are real ones: shared tokens count as often as they stand in the texts.
@@ -20,9 +22,11 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use common::{is_given, serve, value};
 use inform::checkpoint::{Checkpoint, Input};
-use inform::model::{RewardModel, Scorer};
+use inform::config::ServerConfig;
+use inform::model::{Aggregate, RewardModel, Scorer};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
+use inform::served::ServedModel;
 use inform::train::{BadLines, read_pairs};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -90,7 +94,7 @@ fn batches(texts: &[Vec<u32>], budget: usize) -> Vec<Vec<&[u32]>> {
 }
 
 fn score(
-    model: &RewardModel<CpuOps>,
+    model: &dyn Scorer,
     texts: &[Vec<u32>],
     shared: bool,
     budget: usize,
@@ -104,6 +108,57 @@ fn score(
         rewards.extend(model.score_packed(&packing)?.into_iter().map(|score| score.reward));
     }
     Ok(Run { seconds: started.elapsed().as_secs_f64(), computed, rewards })
+}
+
+/// An ensemble against its first member alone, in turn in each round, prefixes shared.
+fn compare_ensemble(
+    model: PathBuf,
+    members: &str,
+    threads: usize,
+    texts: &[Vec<u32>],
+    (rounds, budget): (usize, usize),
+) -> anyhow::Result<()> {
+    let mut config = ServerConfig { model, ..ServerConfig::default() };
+    let alone = ServedModel::open(&config)?;
+    config.ensemble.members = members.split(',').map(PathBuf::from).collect();
+    config.ensemble.aggregate = Aggregate::Uwo;
+    let ensemble = ServedModel::open(&config)?;
+    let info = ensemble.ensemble_info().context("no members")?;
+    let shared = info.members.iter().filter(|member| member.backbone == 0).count();
+    println!("{} members, {shared} on the first one's backbone", info.members.len());
+    for precision in [Precision::F32, Precision::Bf16] {
+        let Ok(ops) = CpuOps::new(threads, precision) else { continue };
+        let models = [alone.load(ops)?, ensemble.load(CpuOps::new(threads, precision)?)?];
+        let mut seconds = [Vec::new(), Vec::new()];
+        for round in 0..=rounds {
+            // In turn which comes first.
+            for index in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+                let run = score(models[index].as_ref(), texts, true, budget)?;
+                // The first round warms up.
+                if round > 0 {
+                    seconds[index].push(run.seconds);
+                }
+            }
+        }
+        let mut ratios: Vec<f64> =
+            seconds[1].iter().zip(&seconds[0]).map(|(all, one)| all / one).collect();
+        for values in seconds.iter_mut().chain([&mut ratios]) {
+            values.sort_by(f64::total_cmp);
+        }
+        let (middle, last) = (rounds / 2, rounds.saturating_sub(1));
+        if rounds > 0 {
+            println!(
+                "{}: {:.3} s alone, {:.3} s as an ensemble; median of the rounds' ratios {:.3} ({:.3} to {:.3})",
+                precision.name(),
+                seconds[0][middle],
+                seconds[1][middle],
+                ratios[middle],
+                ratios[0],
+                ratios[last]
+            );
+        }
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -175,6 +230,11 @@ fn main() -> anyhow::Result<()> {
     let texts = models.encode(data, value("--pairs")?.unwrap_or(128))?;
     let rounds = value("--rounds")?.unwrap_or(5);
     let budget = value("--budget")?.unwrap_or(BUDGET);
+    if let Some(members) = value::<String>("--members")? {
+        let threads = value("--threads")?.unwrap_or(0);
+        let model = models.checkpoint.folder.clone();
+        return compare_ensemble(model, &members, threads, &texts, (rounds, budget));
+    }
     let arrangements: Vec<(Precision, bool)> = [Precision::F32, Precision::Bf16]
         .into_iter()
         .flat_map(|precision| [(precision, false), (precision, true)])

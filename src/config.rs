@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
+use crate::served::{EnsembleConfig, NamedModel, ObjectivesConfig};
 use crate::telemetry::LogConfig;
 use crate::verify::VerifyConfig;
 
@@ -20,6 +21,12 @@ use crate::verify::VerifyConfig;
 pub struct ServerConfig {
     /// Checkpoint folder, GGUF file, or `owner/name` of a model hub.
     pub model: PathBuf,
+    /// A head with several labels.
+    pub objectives: ObjectivesConfig,
+    /// Several checkpoints that give one reward.
+    pub ensemble: EnsembleConfig,
+    /// Further models, which requests name.
+    pub models: Vec<NamedModel>,
     /// Address to listen on.
     pub host: IpAddr,
     /// Port to listen on; 0 takes a free one.
@@ -54,6 +61,9 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             model: PathBuf::from("configs/demo"),
+            objectives: ObjectivesConfig::default(),
+            ensemble: EnsembleConfig::default(),
+            models: Vec::new(),
             host: IpAddr::from([127, 0, 0, 1]),
             port: 8080,
             device: DeviceChoice::Auto,
@@ -224,6 +234,28 @@ impl ServerConfig {
         Ok(config)
     }
 
+    /// The settings of each model, the first one first. Further ones have journals of their own, `NAME` before the file's
+    /// suffix; rewards to check at the start are the first one's.
+    pub fn each_model(&self) -> Vec<Self> {
+        let others = self.models.iter().map(|NamedModel { name, model, objectives, ensemble }| {
+            let mut config = self.clone();
+            config.model.clone_from(model);
+            config.objectives.clone_from(objectives);
+            config.ensemble.clone_from(ensemble);
+            config.verify.file = PathBuf::new();
+            let journal = &mut config.monitor.journal.path;
+            if let Some(stem) = journal.file_stem().map(|stem| stem.to_string_lossy().into_owned())
+            {
+                let suffix =
+                    journal.extension().map(|suffix| suffix.to_string_lossy().into_owned());
+                let suffix = suffix.map(|suffix| format!(".{suffix}")).unwrap_or_default();
+                journal.set_file_name(format!("{stem}-{name}{suffix}"));
+            }
+            config
+        });
+        std::iter::once(self.clone()).chain(others).collect()
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         for (key, value) in [
             ("limits.max_inputs", self.limits.max_inputs),
@@ -236,6 +268,23 @@ impl ServerConfig {
             ("engine.queue_tokens", self.engine.queue_tokens),
         ] {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");
+        }
+        for (number, NamedModel { name, .. }) in self.models.iter().enumerate() {
+            let is_safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            anyhow::ensure!(
+                (1..=64).contains(&name.len()) && name.chars().all(is_safe),
+                "models.{number}.name: must be 1 to 64 letters, digits, `.`, `_` and `-`, found {name:?}"
+            );
+        }
+        for config in self.each_model() {
+            anyhow::ensure!(
+                config.objectives.weights.iter().all(|weight| weight.is_finite()),
+                "objectives.weights: must be finite numbers"
+            );
+            anyhow::ensure!(
+                config.ensemble.lambda.is_finite() && config.ensemble.lambda >= 0.0,
+                "ensemble.lambda: must be a number, and not negative"
+            );
         }
         anyhow::ensure!(self.verify.tolerance >= 0.0, "verify.tolerance: must not be negative");
         let pieces = &self.cuda.product_rows;

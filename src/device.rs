@@ -2,12 +2,12 @@
 
 use anyhow::Context;
 
-use crate::checkpoint::Checkpoint;
 use crate::config::{DeviceChoice, DtypeChoice, ServerConfig};
-use crate::model::{RewardModel, Scorer};
+use crate::model::Scorer;
 use crate::ops::cpu::{CpuOps, Precision};
+use crate::served::ServedModel;
 
-/// A checkpoint's model on every device that it is to be scored on.
+/// A model on every device that it is to be scored on.
 #[allow(missing_debug_implementations)]
 pub struct Devices {
     /// One model a device.
@@ -24,22 +24,20 @@ impl Devices {
     ///
     /// # Errors
     /// A device or precision that cannot be had, naming the setting; a checkpoint that does not fit.
-    pub fn load(config: &ServerConfig, checkpoint: &Checkpoint) -> anyhow::Result<Self> {
+    pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Self> {
         match &config.device {
-            DeviceChoice::Cpu => cpu(config, checkpoint),
-            DeviceChoice::Cuda(ordinals) => {
-                gpu::load(config, checkpoint, ordinals).context("device")
-            }
-            DeviceChoice::Auto if config.dtype == DtypeChoice::F32 => cpu(config, checkpoint),
-            DeviceChoice::Auto => match gpu::serving(config, checkpoint)? {
+            DeviceChoice::Cpu => cpu(config, served),
+            DeviceChoice::Cuda(ordinals) => gpu::load(config, served, ordinals).context("device"),
+            DeviceChoice::Auto if config.dtype == DtypeChoice::F32 => cpu(config, served),
+            DeviceChoice::Auto => match gpu::serving(config, served)? {
                 Some(devices) => Ok(devices),
-                None => cpu(config, checkpoint),
+                None => cpu(config, served),
             },
         }
     }
 }
 
-fn cpu(config: &ServerConfig, checkpoint: &Checkpoint) -> anyhow::Result<Devices> {
+fn cpu(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Devices> {
     let precision = match config.dtype {
         DtypeChoice::Bf16 => Precision::Bf16,
         DtypeChoice::Auto | DtypeChoice::F32 => Precision::F32,
@@ -47,8 +45,8 @@ fn cpu(config: &ServerConfig, checkpoint: &Checkpoint) -> anyhow::Result<Devices
     let ops = CpuOps::new(config.threads, precision).context("dtype or threads")?;
     let name =
         format!("cpu ({}, {} threads, {})", ops.isa().name(), ops.threads(), precision.name());
-    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
-    Ok(Devices { scorers: vec![Box::new(model)], name, precision })
+    let model = served.load(ops)?;
+    Ok(Devices { scorers: vec![model], name, precision })
 }
 
 #[cfg(feature = "cuda")]
@@ -60,11 +58,11 @@ mod gpu {
     /// The model on every GPU, or `None`, with a warning, where none can serve it.
     pub(super) fn serving(
         config: &ServerConfig,
-        checkpoint: &Checkpoint,
+        served: &ServedModel,
     ) -> anyhow::Result<Option<Devices>> {
         let reason = match CudaOps::count() {
             Ok(0) => "the driver knows no device".to_owned(),
-            Ok(_) => match load(config, checkpoint, &[]) {
+            Ok(_) => match load(config, served, &[]) {
                 Ok(devices) => return Ok(Some(devices)),
                 Err(error) => match (error.downcast_ref(), error.downcast_ref()) {
                     (Some(CudaError::TooOld { .. }), _)
@@ -82,7 +80,7 @@ mod gpu {
     /// The model on the named GPUs, or on all where none is named.
     pub(super) fn load(
         config: &ServerConfig,
-        checkpoint: &Checkpoint,
+        served: &ServedModel,
         ordinals: &[usize],
     ) -> anyhow::Result<Devices> {
         anyhow::ensure!(
@@ -98,7 +96,7 @@ mod gpu {
         for &ordinal in ordinals {
             let ops = CudaOps::new(ordinal, &config.cuda.product_rows)?;
             names.push(format!("cuda:{ordinal} ({}, bf16)", ops.name()));
-            let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+            let model = served.load(ops)?;
             // Compiles and measures everything that the first batch would wait for.
             let scores = model.score(&[&[0]])?;
             anyhow::ensure!(
@@ -107,7 +105,7 @@ mod gpu {
                  scored; name devices of one kind in `device`",
                 ordinals[0]
             );
-            scorers.push(Box::new(model));
+            scorers.push(model);
         }
         Ok(Devices { scorers, name: names.join(", "), precision: Precision::Bf16 })
     }
@@ -119,14 +117,14 @@ mod gpu {
 
     const NO_GPU: &str = "this build knows no GPU: build it with `--features cuda`";
 
-    pub(super) fn serving(_: &ServerConfig, _: &Checkpoint) -> anyhow::Result<Option<Devices>> {
+    pub(super) fn serving(_: &ServerConfig, _: &ServedModel) -> anyhow::Result<Option<Devices>> {
         if std::path::Path::new("/proc/driver/nvidia").exists() {
             tracing::warn!("there is an NVIDIA GPU, and {NO_GPU}; serving on the CPU");
         }
         Ok(None)
     }
 
-    pub(super) fn load(_: &ServerConfig, _: &Checkpoint, _: &[usize]) -> anyhow::Result<Devices> {
+    pub(super) fn load(_: &ServerConfig, _: &ServedModel, _: &[usize]) -> anyhow::Result<Devices> {
         anyhow::bail!(NO_GPU)
     }
 }

@@ -34,6 +34,7 @@ pub mod ops;
 pub mod plots;
 mod pointer;
 pub mod replay;
+pub mod served;
 pub mod server;
 pub mod telemetry;
 pub mod train;

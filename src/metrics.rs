@@ -1,8 +1,11 @@
 //! Prometheus metrics. Every name is described in `docs/metrics.md`.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::sync::Arc;
 
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets, linear_buckets,
@@ -124,7 +127,19 @@ impl Metrics {
     /// # Errors
     /// Where two metrics share a name.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
+        Self::in_registry(Registry::new())
+    }
+
+    /// The metrics of one of several models, all labelled `model`.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub fn of_model(name: &str) -> Result<Self, prometheus::Error> {
+        let labels = HashMap::from([("model".to_owned(), name.to_owned())]);
+        Self::in_registry(Registry::new_custom(None, Some(labels))?)
+    }
+
+    fn in_registry(registry: Registry) -> Result<Self, prometheus::Error> {
         let seconds = exponential_buckets(0.0005, 2.0, 18)?;
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             let histogram =
@@ -276,8 +291,26 @@ impl Metrics {
     /// # Errors
     /// Where a metric cannot be written.
     pub fn render(&self) -> Result<String, prometheus::Error> {
+        Self::render_all([self.clone()])
+    }
+
+    /// [`Metrics::render`] of several models'. What is of one name must stand together.
+    ///
+    /// # Errors
+    /// As [`Metrics::render`].
+    pub fn render_all(models: impl IntoIterator<Item = Self>) -> Result<String, prometheus::Error> {
+        let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
+        for mut family in models.into_iter().flat_map(|model| model.registry.gather()) {
+            match families.entry(family.name().to_owned()) {
+                Entry::Vacant(entry) => drop(entry.insert(family)),
+                Entry::Occupied(entry) => {
+                    entry.into_mut().mut_metric().append(family.mut_metric());
+                }
+            }
+        }
+        let families: Vec<MetricFamily> = families.into_values().collect();
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&families, &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
 }

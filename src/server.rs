@@ -9,44 +9,80 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::checkpoint::Checkpoint;
 use crate::config::ServerConfig;
 use crate::device::Devices;
 use crate::engine::{Engine, ScoreCache, Tokeniser};
 use crate::http::{App, AppState, Keys, connections, router};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
+use crate::served::ServedModel;
 use crate::verify::Verified;
 
-/// Loads the checkpoint and starts engine and monitor.
+/// Loads every model and starts its engine and monitor.
 ///
 /// # Errors
-/// A checkpoint that cannot be served, settings out of range, or a machine without threads left.
+/// A checkpoint that cannot be served, two models of one name, settings out of range, or a machine without threads left.
 pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
+    let keys = Arc::new(keys(&config)?);
+    let draining = Arc::new(AtomicBool::new(false));
+    let names = config.models.iter().map(|model| model.name.clone());
+    let several = !config.models.is_empty();
+    let mut apps: Vec<App> = Vec::with_capacity(config.models.len() + 1);
+    for (config, name) in
+        config.each_model().into_iter().zip(std::iter::once(None).chain(names.map(Some)))
+    {
+        let named = name.clone();
+        let app = build_one(config, name, several, (keys.clone(), draining.clone()));
+        let app = match &named {
+            Some(name) => app.with_context(|| format!("models: {name}"))?,
+            None => app?,
+        };
+        anyhow::ensure!(
+            apps.iter().all(|other| other.model != app.model),
+            "models: two models are called {}: give one another name",
+            app.model
+        );
+        apps.push(app);
+    }
+    let others = apps.split_off(1);
+    let first = apps.pop().context("no model")?;
+    Ok(AppState::new(first, others))
+}
+
+/// Loads one model. Where there are several, its metrics have its name.
+fn build_one(
+    config: ServerConfig,
+    name: Option<String>,
+    several: bool,
+    (keys, draining): (Arc<Keys>, Arc<AtomicBool>),
+) -> anyhow::Result<App> {
     let started = Instant::now();
-    let keys = keys(&config)?;
-    let checkpoint = Checkpoint::open(&config.model)?;
-    let Devices { scorers, name: device, precision } = Devices::load(&config, &checkpoint)?;
+    let served = ServedModel::open(&config)?;
+    let Devices { scorers, name: device, precision } = Devices::load(&config, &served)?;
+    let ensemble = served.ensemble_info();
+    let ServedModel { checkpoint, objectives, weights, .. } = served;
     if let Some(scorer) = scorers.first() {
         Verified::at_start(&config, &checkpoint.encoder, scorer.as_ref())?;
     }
-    let metrics = Metrics::new()?;
+    let name = name.unwrap_or_else(|| checkpoint.name.clone());
+    let metrics = if several { Metrics::of_model(&name)? } else { Metrics::new()? };
     let head = checkpoint.config.head.clone();
     let latent_dim = head.latent_dim();
     let monitor = latent_dim
         .map(|_| {
             let baseline = checkpoint.baseline.as_ref();
             let settings = config.monitor.clone();
-            Monitor::start(settings, baseline, &checkpoint.weights, metrics.clone())
+            Monitor::start(settings, baseline, &weights, metrics.clone())
         })
         .transpose()?;
-    let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
+    let cache = ScoreCache::new(&weights, &config.cache, &metrics);
     let engine = Engine::start(scorers, &config.engine, cache, monitor.clone(), metrics.clone())?;
     let encoder = Tokeniser::new(checkpoint.encoder, config.engine.tokeniser_threads)?;
     let baseline_samples = checkpoint.baseline.as_ref().map_or(0, |baseline| baseline.len());
     tracing::info!(
         model = %checkpoint.folder.display(),
-        weights = checkpoint.weights,
+        weights,
+        members = ensemble.as_ref().map(|ensemble| ensemble.members.len()),
         device,
         latent_dim,
         baseline_samples,
@@ -56,14 +92,17 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     if latent_dim.is_none() {
         tracing::warn!("a standard reward head has no latents: runs are not monitored");
     }
-    Ok(AppState::from(App {
+    Ok(App {
         engine,
         monitor,
-        draining: AtomicBool::new(false),
+        draining,
         encoder,
         metrics,
-        model: checkpoint.name,
-        weights: checkpoint.weights,
+        model: name,
+        weights,
+        latent_weights: checkpoint.weights,
+        objectives,
+        ensemble,
         head,
         latent_dim,
         baseline_samples,
@@ -72,7 +111,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
         keys,
         plots: Arc::default(),
         config,
-    }))
+    })
 }
 
 /// The keys, where there is a file of them.
@@ -89,7 +128,13 @@ fn keys(config: &ServerConfig) -> anyhow::Result<Keys> {
 pub fn check(config: &ServerConfig) -> anyhow::Result<()> {
     crate::telemetry::filter(&config.log)?;
     keys(config)?;
-    Checkpoint::open(&config.model).context("model")?;
+    for (number, model) in config.each_model().iter().enumerate() {
+        let at = || match number {
+            0 => "model".to_owned(),
+            _ => format!("models: {}", config.models[number - 1].name),
+        };
+        ServedModel::open(model).with_context(at)?;
+    }
     println!("{} would be served on {}:{}", config.model.display(), config.host, config.port);
     Ok(())
 }
@@ -124,13 +169,15 @@ pub async fn serve(
         () = server => {},
         () = give_up => {
             tracing::warn!("connections were still open after the grace period");
-            state.engine.abandon();
+            state.each().for_each(|state| state.engine.abandon());
         }
     }
     tokio::task::spawn_blocking(move || {
-        state.engine.join();
-        if let Some(monitor) = &state.monitor {
-            monitor.stop();
+        for state in state.each() {
+            state.engine.join();
+            if let Some(monitor) = &state.monitor {
+                monitor.stop();
+            }
         }
     })
     .await?;

@@ -8,10 +8,11 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{Checkpoint, Input, TextEncoder};
+use crate::checkpoint::{Input, TextEncoder};
 use crate::config::ServerConfig;
 use crate::device::Devices;
 use crate::model::Scorer;
+use crate::served::ServedModel;
 use crate::train::lines;
 
 /// Rewards to check at the start.
@@ -65,11 +66,11 @@ impl Verified {
     /// A checkpoint that cannot be loaded, or a file or line that cannot be read.
     pub fn run(config: &ServerConfig, file: &Path) -> anyhow::Result<Self> {
         let expectations = read(file, config.verify.tolerance)?;
-        let checkpoint = Checkpoint::open(&config.model)?;
-        let devices = Devices::load(config, &checkpoint)?;
+        let served = ServedModel::open(config)?;
+        let devices = Devices::load(config, &served)?;
         let scorer = devices.scorers.first().context("device: none")?;
         let budget = config.engine.token_budget;
-        compare(file, expectations, &checkpoint.encoder, scorer.as_ref(), budget)
+        compare(file, expectations, &served.checkpoint.encoder, scorer.as_ref(), budget)
     }
 
     /// Compares the rewards of a loaded model with those of the file that the settings name, if they name one.

@@ -19,6 +19,7 @@ use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::cuda::{CudaError, CudaOps};
 use inform::ops::head::{Decode, InformHead, step_by_step};
 use inform::ops::{Ops, Packing};
+use inform::served::ServedModel;
 use inform::train::init_head;
 
 /// Small: an emulated device is slow.
@@ -80,7 +81,7 @@ fn agrees_with_the_cpu() {
     let heads = [
         HeadConfig::inform(24, DecodeKind::Linear),
         HeadConfig::inform(24, DecodeKind::Gated),
-        HeadConfig::Standard,
+        HeadConfig::standard(),
     ];
     for (index, head) in heads.into_iter().enumerate() {
         let Some(ops) = device() else { return };
@@ -97,13 +98,14 @@ fn agrees_with_the_cpu() {
         );
         let (expected, found) = (cpu.score(&texts).unwrap(), gpu.score(&texts).unwrap());
         compare(&format!("{head:?}: reward"), &rewards(&found), &rewards(&expected));
-        if let Some(latent) = &expected[3].latent {
+        if expected[3].latent.is_some() {
             let ((mean, logvar), (cpu_mean, cpu_logvar)) = (latents(&found), latents(&expected));
             compare("mu", &mean, &cpu_mean);
             compare("logvar", &logvar, &cpu_logvar);
             // The same noise on the same latent, and heads are f32 on both.
-            let spread = [cpu.reward_spread(latent, 100), gpu.reward_spread(latent, 100)];
-            let [cpu, gpu] = spread.map(|spread| spread.unwrap());
+            let models: [&dyn Scorer; 2] = [&cpu, &gpu];
+            let [cpu, gpu] =
+                models.map(|model| model.reward_spread(&expected[3], 100).unwrap().unwrap());
             assert!(cpu > 0.0 && (cpu - gpu).abs() < 1e-5 * cpu, "{gpu} against {cpu}");
         }
     }
@@ -146,14 +148,14 @@ fn the_fused_head_is_the_head_step_by_step() {
 #[test]
 fn a_model_that_the_kernels_do_not_know_is_refused() {
     let Some(ops) = device() else { return };
-    let checkpoint = Checkpoint::open(&golden("tiny/gated")).unwrap();
-    let error = ops.supports(&checkpoint.config.decoder).unwrap_err();
+    let served = ServedModel::from(Checkpoint::open(&golden("tiny/gated")).unwrap());
+    let error = ops.supports(&served.checkpoint.config.decoder).unwrap_err();
     assert!(error.to_string().contains("heads have 12 channels"), "{error}");
     let mut config = ServerConfig { device: DeviceChoice::Cuda(vec![0]), ..Default::default() };
-    let error = Devices::load(&config, &checkpoint).err().unwrap();
+    let error = Devices::load(&config, &served).err().unwrap();
     assert!(format!("{error:#}").starts_with("device: heads have 12"), "{error:#}");
     config.device = DeviceChoice::Auto;
-    assert!(Devices::load(&config, &checkpoint).unwrap().name.starts_with("cpu"));
+    assert!(Devices::load(&config, &served).unwrap().name.starts_with("cpu"));
     let qwen = ModelConfig::read(&golden("families/qwen2")).unwrap();
     let error = ops.supports(&qwen.decoder).unwrap_err();
     assert_eq!(error.to_string(), "a GPU does not support this Qwen2 model yet: biases");
@@ -182,10 +184,10 @@ fn a_sliding_window_agrees_with_pytorch_to_the_precision_of_bf16() {
 #[test]
 fn every_device_gives_the_same_bits() {
     let Some(_) = device() else { return };
-    let checkpoint = Checkpoint::open(&golden("tiny").join("linear")).unwrap();
+    let served = ServedModel::from(Checkpoint::open(&golden("tiny").join("linear")).unwrap());
     let mut config = ServerConfig { device: DeviceChoice::Cuda(Vec::new()), ..Default::default() };
     config.cuda.product_rows = PIECES.to_vec();
-    let devices = Devices::load(&config, &checkpoint).unwrap();
+    let devices = Devices::load(&config, &served).unwrap();
     println!("{}", devices.name);
     assert_eq!(devices.scorers.len(), CudaOps::count().unwrap());
     let scores: Vec<_> = devices

@@ -71,12 +71,13 @@ impl Scorer for Device {
         let score = |ids: &Vec<u32>| Score {
             reward: if ids.contains(&STRANGE) { f32::NAN } else { reward(ids) },
             latent: Some(Latent { mean: vec![reward(ids), 1.0], sigma: vec![1.0, 2.0] }),
+            ..Score::default()
         };
         Ok(sequences.iter().map(score).collect())
     }
 
-    fn reward_spread(&self, latent: &Latent, draws: usize) -> Result<f32, ScoreError> {
-        Ok(latent.mean[0] / draws as f32)
+    fn reward_spread(&self, score: &Score, draws: usize) -> Result<Option<f32>, ScoreError> {
+        Ok(score.latent.as_ref().map(|latent| latent.mean[0] / draws as f32))
     }
 }
 
@@ -360,8 +361,8 @@ impl Scorer for Faulty {
         self.0.score_packed(packing)
     }
 
-    fn reward_spread(&self, latent: &Latent, draws: usize) -> Result<f32, ScoreError> {
-        self.0.reward_spread(latent, draws)
+    fn reward_spread(&self, score: &Score, draws: usize) -> Result<Option<f32>, ScoreError> {
+        self.0.reward_spread(score, draws)
     }
 }
 

@@ -44,13 +44,13 @@ fn every_type_has_ggmls_values_to_the_bit() {
 
 /// The backbone of a language model, with the head that a server needs to load anything.
 fn with_head(path: &Path, folder: &Path) -> Checkpoint {
-    init_head(path, folder, &HeadConfig::Standard, 0).unwrap();
+    init_head(path, folder, &HeadConfig::standard(), 0).unwrap();
     Checkpoint::open(folder).unwrap()
 }
 
 fn last_hidden(checkpoint: &Checkpoint, sequences: &[Vec<u32>]) -> Vec<f32> {
     let mut head = MemoryTensors::default();
-    initialise_head(&mut head, &HeadConfig::Standard, checkpoint.config.decoder.hidden_size, 0);
+    initialise_head(&mut head, &HeadConfig::standard(), checkpoint.config.decoder.hidden_size, 0);
     let source = Both { backbone: &checkpoint.tensors, head: &head };
     let ops = CpuOps::new(2, Precision::F32).unwrap();
     let model = RewardModel::load(ops, &checkpoint.config, &source).unwrap();
@@ -74,6 +74,10 @@ impl TensorSource for Both<'_> {
             true => self.backbone.values(name, shape),
             false => self.head.values(name, shape),
         }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.backbone.shape(name).or_else(|| self.head.shape(name))
     }
 }
 

@@ -80,7 +80,7 @@ fn the_seed_decides_the_head() {
     let scratch = tempfile::tempdir().unwrap();
     let output = scratch.path().join("new");
     let weights = |seed| {
-        init_head(&golden("tiny/linear"), &output, &HeadConfig::Standard, seed).unwrap();
+        init_head(&golden("tiny/linear"), &output, &HeadConfig::standard(), seed).unwrap();
         Checkpoint::open(&output).unwrap().weights
     };
     assert_eq!(weights(0), weights(0));
@@ -111,7 +111,7 @@ fn an_earlier_head_leaves_no_trace() {
     let old = Checkpoint::open(&golden("tiny/standard")).unwrap();
     assert_eq!(tensors(&checkpoint, is_backbone), tensors(&old, is_backbone));
 
-    init_head(&first, &second, &HeadConfig::Standard, 0).unwrap();
+    init_head(&first, &second, &HeadConfig::standard(), 0).unwrap();
     let keys = config(&second);
     for key in ["latent_dim", "encode_head_prefix", "decode_head_prefix", "use_complex_decoder"] {
         assert!(!keys.contains_key(key), "{key}");
@@ -139,7 +139,7 @@ fn starts_from_a_language_model_with_or_without_head() {
         let files = [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE]
             .map(|file| (file.to_owned(), fs::read(original.folder.join(file)).unwrap()));
         let contents = CheckpointFiles {
-            config: &ModelConfig { head: HeadConfig::Standard, ..original.config.clone() },
+            config: &ModelConfig { head: HeadConfig::standard(), ..original.config.clone() },
             other_keys: Map::new(),
             tensors: &renamed,
             weight_type: WeightType::F32,
@@ -213,7 +213,7 @@ fn a_folder_that_cannot_be_opened_leaves_the_output_alone() {
     let output = scratch.path().join("new");
     fs::create_dir(&output).unwrap();
     let missing = scratch.path().join("missing");
-    let error = init_head(&missing, &output, &HeadConfig::Standard, 0).unwrap_err();
+    let error = init_head(&missing, &output, &HeadConfig::standard(), 0).unwrap_err();
     assert!(error.to_string().contains("missing/config.json"), "{error}");
     assert_eq!(fs::read_dir(&output).unwrap().count(), 0);
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use common::{bits, golden};
 use inform::checkpoint::{DecodeKind, FolderTensors, HeadConfig, ModelConfig};
-use inform::model::{RewardModel, Scorer};
+use inform::model::{Aggregate, Aggregation, Ensemble, MemberSource, RewardModel, Scorer};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::train::init_head;
@@ -61,6 +61,39 @@ fn families() {
     for name in ["mistral", "qwen2_sliding", "gpt_neox", "phi3", "gemma2", "gemma3"] {
         let folder = golden("families").join(name);
         both_precisions(&Trial { folder, longest: 400, compositions: 60, progress: false });
+    }
+}
+
+/// Members that share a backbone and one of another, with heads of every kind; every member's numbers are compared, too.
+#[test]
+fn ensemble() {
+    let folder = |name| golden("ensemble").join(name);
+    let members = ["first", "second", "third"].map(|name| {
+        (ModelConfig::read(&folder(name)).unwrap(), FolderTensors::open(&folder(name)).unwrap())
+    });
+    let sources: Vec<MemberSource<'_>> = members
+        .iter()
+        .zip([0, 0, 2])
+        .map(|((config, tensors), backbone)| MemberSource { config, tensors, backbone })
+        .collect();
+    let aggregation = Aggregation { aggregate: Aggregate::Uwo, lambda: 0.5 };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let load = |threads| {
+            let ops = CpuOps::new(threads, precision).ok()?;
+            Some(Ensemble::load(ops, &sources, aggregation).unwrap())
+        };
+        match load(1).zip(load(2)) {
+            Some((one, two)) => {
+                let trial = Trial {
+                    folder: golden("ensemble"),
+                    longest: 500,
+                    compositions: 100,
+                    progress: false,
+                };
+                trial.run(precision.name(), &members[0].0, [&one, &two]);
+            }
+            None => println!("skipped: this processor has no {}", precision.name()),
+        }
     }
 }
 

@@ -25,7 +25,7 @@ struct GoldenFile {
 fn scores(golden: &GoldenFile) -> Vec<Score> {
     let latents = golden.mean.iter().cloned().zip(golden.sigma.iter().cloned());
     let latents = latents.map(|(mean, sigma)| Latent { mean, sigma });
-    latents.map(|latent| Score { reward: 0.0, latent: Some(latent) }).collect()
+    latents.map(|latent| Score { latent: Some(latent), ..Score::default() }).collect()
 }
 
 #[test]

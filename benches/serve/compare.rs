@@ -10,6 +10,7 @@ use inform::device::Devices;
 use inform::model::Scorer;
 use inform::monitor::Role;
 use inform::ops::Packing;
+use inform::served::ServedModel;
 use tokio::runtime::Runtime;
 
 use crate::load::{Arrivals, Load, run};
@@ -76,8 +77,9 @@ impl Offline {
             let (key, value) = pair.split_once('=').context("expected KEY=VALUE")?;
             Ok((key.to_owned(), value.to_owned()))
         });
-        let config = ServerConfig::read(None, &pairs.collect::<anyhow::Result<Vec<_>>>()?)?;
-        let mut devices = Devices::load(&config, checkpoint)?;
+        let mut config = ServerConfig::read(None, &pairs.collect::<anyhow::Result<Vec<_>>>()?)?;
+        config.model.clone_from(&options.model);
+        let mut devices = Devices::load(&config, &ServedModel::open(&config)?)?;
         anyhow::ensure!(devices.scorers.len() == 1, "compares one device: name it in `device`");
         let model = devices.scorers.remove(0);
         let encode = |text: &Input| Ok(checkpoint.encoder.encode(text, true)?.ids);

@@ -357,7 +357,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             };
             let head = match head {
                 Head::Inform => HeadConfig::inform(latent_dim, decode),
-                Head::Standard => HeadConfig::Standard,
+                Head::Standard => HeadConfig::standard(),
             };
             Ok(init_head(&model, &output, &head, seed)?)
         }

@@ -6,10 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::families::Keys;
-use super::{CheckpointError, CheckpointSource, DecoderConfig, Family};
+use super::{CheckpointError, CheckpointSource, DecoderConfig, Family, StandardConfig};
 
 /// Name of the configuration file in a checkpoint folder.
 pub const CONFIG_FILE: &str = "config.json";
+
+/// OpenRLHF's classes, which name no family: `model_type` does.
+const REGRESSION_CLASSES: [&str; 3] = ["RewardModel", "CriticModel", "LLMForSequenceRegression"];
 
 /// How a latent becomes a reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -37,8 +40,8 @@ pub enum HeadConfig {
         /// Name of the decode head's tensors, before `.weight`.
         decode_head_prefix: String,
     },
-    /// One linear layer on the pooled hidden state: `score.weight`.
-    Standard,
+    /// One linear layer on the pooled hidden state.
+    Standard(StandardConfig),
 }
 
 impl HeadConfig {
@@ -52,9 +55,14 @@ impl HeadConfig {
         }
     }
 
+    /// A standard head with one label: `score.weight`.
+    pub fn standard() -> Self {
+        Self::Standard(StandardConfig::default())
+    }
+
     fn read(keys: &Keys<'_>) -> Result<Self, CheckpointError> {
         if !keys.or("use_inform", false)? {
-            return Ok(Self::Standard);
+            return Ok(Self::Standard(StandardConfig::read(keys)?));
         }
         let latent_dim = keys.get("latent_dim")?.filter(|&d: &usize| d > 0).ok_or_else(|| {
             keys.wrong("latent_dim", "must be at least 1 where `use_inform` is true")
@@ -74,7 +82,7 @@ impl HeadConfig {
     pub fn latent_dim(&self) -> Option<usize> {
         match self {
             Self::Inform { latent_dim, .. } => Some(*latent_dim),
-            Self::Standard => None,
+            Self::Standard(_) => None,
         }
     }
 }
@@ -129,12 +137,16 @@ impl ModelConfig {
         let (file, map) = (source.path_of(CONFIG_FILE), source.config_keys()?);
         let keys = Keys::new(&map, &file);
         let architectures: Vec<String> = keys.or("architectures", Vec::new())?;
-        let family = architectures.iter().find_map(|name| Family::of(name)).ok_or_else(|| {
-            CheckpointError::UnknownArchitecture {
-                file: file.clone(),
-                found: format!("{architectures:?}"),
-                expected: Family::known(),
-            }
+        let mut family = architectures.iter().find_map(|name| Family::of(name));
+        if family.is_none()
+            && architectures.iter().any(|name| REGRESSION_CLASSES.contains(&name.as_str()))
+        {
+            family = keys.get::<String>("model_type")?.as_deref().and_then(Family::of_model_type);
+        }
+        let family = family.ok_or_else(|| CheckpointError::UnknownArchitecture {
+            file: file.clone(),
+            found: format!("{architectures:?}"),
+            expected: Family::known(),
         })?;
         Ok(Self {
             decoder: family.read(&keys)?,
@@ -161,7 +173,7 @@ impl ModelConfig {
                 keys["decode_head_prefix"] = json!(decode_head_prefix);
                 keys["use_complex_decoder"] = json!(*decode == DecodeKind::Gated);
             }
-            HeadConfig::Standard => keys["num_labels"] = json!(1),
+            HeadConfig::Standard(_) => keys["num_labels"] = json!(1),
         }
         if let Some(scale) = self.reward_scale {
             keys["mean"] = shortest(scale.mean);

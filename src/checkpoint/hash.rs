@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{FolderTensors, ModelConfig};
+use super::{DecoderConfig, FolderTensors, ModelConfig};
 
 /// SHA-256 over the configuration and, in the order of names, each tensor's name, type, shape and
 /// bytes. Sharding, file names and the tokenizer do not change it.
@@ -10,8 +10,7 @@ pub(super) fn weights_hash(config: &ModelConfig, tensors: &FolderTensors) -> Str
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(config).unwrap_or_default());
     tensors.for_each(|name, dtype, shape, bytes| {
-        hash.update(format!("\n{name} {dtype} {shape:?}\n"));
-        hash.update(bytes);
+        update(&mut hash, name, dtype, shape, bytes);
     });
     named(hash)
 }
@@ -24,4 +23,34 @@ pub(super) fn file_hash(contents: &[u8]) -> String {
 fn named(hash: Sha256) -> String {
     let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
+}
+
+/// SHA-256 over the backbone alone: its configuration and its tensors, those whose names begin with `prefix`.
+pub(super) fn backbone_hash(
+    decoder: &DecoderConfig,
+    tensors: &FolderTensors,
+    prefix: &str,
+) -> String {
+    let mut hash = Sha256::new_with_prefix(serde_json::to_vec(decoder).unwrap_or_default());
+    tensors.for_each(|name, dtype, shape, bytes| {
+        if name.starts_with(prefix) {
+            update(&mut hash, name, dtype, shape, bytes);
+        }
+    });
+    named(hash)
+}
+
+/// The hash of a model that is made of several, or of one and of how it is used.
+pub(crate) fn combined_hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+        hash.update("\n");
+    }
+    named(hash)
+}
+
+fn update(hash: &mut Sha256, name: &str, dtype: &str, shape: &[usize], bytes: &[u8]) {
+    hash.update(format!("\n{name} {dtype} {shape:?}\n"));
+    hash.update(bytes);
 }

@@ -20,6 +20,7 @@ mod hash;
 mod hub;
 mod padding;
 mod source;
+mod standard;
 mod template;
 mod tensors;
 mod text;
@@ -37,8 +38,10 @@ pub use decoder::{
 pub(crate) use families::Place;
 pub use families::{DecoderTensors, Family};
 pub use gguf::Gguf;
+pub(crate) use hash::combined_hash;
 pub(crate) use padding::{TOKEN_FILES, padding_token};
 pub use source::CheckpointSource;
+pub use standard::{StandardConfig, StandardHead};
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues};
 pub use text::{
     BosPolicy, EncodeError, Encoding, EosPolicy, Input, Message, Pooling, SpecialToken,
@@ -78,11 +81,11 @@ pub enum CheckpointError {
     #[error("{}: no tensor `{tensor}`, expected one of shape {expected:?}", file.display())]
     MissingTensor { file: PathBuf, tensor: String, expected: Vec<usize> },
     #[error(
-        "{}: no tensor `{tensor}`, expected the reward head's of shape {expected:?}; a language model gets a \
+        "{}: no tensor `{}`, expected the reward head's of shape {expected:?}; a language model gets a \
          fresh head by `trainer init-head --model MODEL --output FOLDER`",
-        file.display()
+        file.display(), tensors.join("`, `")
     )]
-    MissingHead { file: PathBuf, tensor: String, expected: Vec<usize> },
+    MissingHead { file: PathBuf, tensors: Vec<String>, expected: Vec<usize> },
     #[error(
         "{}: tensor `{tensor}` has shape {found:?}, the configuration makes it {expected:?}",
         file.display()
@@ -179,5 +182,11 @@ impl Checkpoint {
         let tensors = source.into_tensors()?;
         let weights = hash::weights_hash(&config, &tensors);
         Ok(Self { folder, name, config, tensors, encoder, baseline: None, weights })
+    }
+
+    /// A hash over the backbone alone: its configuration, and its tensors' names, types, shapes and bytes.
+    pub fn backbone(&self) -> String {
+        let decoder = &self.config.decoder;
+        hash::backbone_hash(decoder, &self.tensors, decoder.architecture.family.prefix())
     }
 }

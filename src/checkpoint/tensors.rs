@@ -82,6 +82,9 @@ pub trait TensorSource {
     /// Where there is no such tensor, or its shape or type is another.
     fn values(&self, name: &str, shape: &[usize]) -> Result<TensorValues, CheckpointError>;
 
+    /// The shape of a tensor of the checkpoint's own, by its name there; `None` where there is none.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
     /// [`TensorSource::values`] as f32.
     ///
     /// # Errors
@@ -276,7 +279,7 @@ impl FolderTensors {
         let (file, tensor, expected) = (self.listing.clone(), name.to_owned(), shape.to_vec());
         match name.starts_with("model.") {
             true => CheckpointError::MissingTensor { file, tensor, expected },
-            false => CheckpointError::MissingHead { file, tensor, expected },
+            false => CheckpointError::MissingHead { file, tensors: vec![tensor], expected },
         }
     }
 
@@ -357,6 +360,10 @@ impl TensorSource for FolderTensors {
         }
         Ok(values)
     }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.entries.get(name)?.shape.clone())
+    }
 }
 
 /// Tensors made in memory: freshly initialised or trained weights.
@@ -417,5 +424,9 @@ impl TensorSource for MemoryTensors {
             }),
             Some((_, values)) => Ok(TensorValues::F32(values.clone())),
         }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.entries.get(name)?.0.clone())
     }
 }

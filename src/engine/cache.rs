@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::metrics::Metrics;
 use crate::model::Score;
 
-/// Bytes that an entry takes besides its latent: key, score, and the cache's own nodes.
+/// Bytes that an entry takes besides its score's numbers: key, score, and the cache's own nodes.
 const ENTRY_BYTES: usize = 384;
 
 /// Settings of the score cache.
@@ -114,6 +114,5 @@ impl ScoreCache {
 }
 
 fn bytes(known: &Known) -> usize {
-    let latent = known.score.latent.as_ref();
-    ENTRY_BYTES + latent.map_or(0, |latent| 4 * (latent.mean.len() + latent.sigma.len()))
+    ENTRY_BYTES + size_of::<f32>() * known.score.values().count()
 }

@@ -104,11 +104,9 @@ impl Device {
                 Some(score) => score.clone(),
                 None => Arc::new(scores.next().ok_or(ScoreError::Empty)?),
             };
-            let reward_std = match &score.latent {
-                Some(latent) if work.draws > 0 => {
-                    Some(self.scorer.reward_spread(latent, work.draws)?)
-                }
-                _ => None,
+            let reward_std = match work.draws {
+                0 => None,
+                draws => self.scorer.reward_spread(&score, draws)?,
             };
             Ok(checked(Known { score, reward_std }))
         };
@@ -140,9 +138,7 @@ impl Device {
 
 /// Numbers that are not finite never leave.
 fn checked(known: Known) -> Result<Known, JobError> {
-    let latent = known.score.latent.iter().flat_map(|l| l.mean.iter().chain(&l.sigma));
-    let finite = known.score.reward.is_finite()
-        && latent.chain(&known.reward_std).all(|value| value.is_finite());
+    let finite = known.score.values().chain(known.reward_std).all(f32::is_finite);
     if finite { Ok(known) } else { Err(JobError::NonFinite) }
 }
 

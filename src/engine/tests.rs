@@ -10,7 +10,7 @@ use super::backlog::Backlog;
 use super::plan::{self, Bounds, Pace, Policy, Selection};
 use super::{CacheConfig, Engine, EngineConfig, Job, ScoreCache};
 use crate::metrics::Metrics;
-use crate::model::{Latent, Score, ScoreError, Scorer};
+use crate::model::{Score, ScoreError, Scorer};
 use crate::monitor::{Origin, Role, Subject};
 use crate::ops::Packing;
 
@@ -25,11 +25,11 @@ impl Scorer for Device {
         let rewards: Vec<f32> =
             packing.last_rows().into_iter().map(|row| packing.ids()[row] as f32).collect();
         self.0.lock().push(rewards.clone());
-        Ok(rewards.into_iter().map(|reward| Score { reward, latent: None }).collect())
+        Ok(rewards.into_iter().map(|reward| Score { reward, ..Score::default() }).collect())
     }
 
-    fn reward_spread(&self, _: &Latent, _: usize) -> Result<f32, ScoreError> {
-        Ok(0.0)
+    fn reward_spread(&self, _: &Score, _: usize) -> Result<Option<f32>, ScoreError> {
+        Ok(None)
     }
 }
 
@@ -125,11 +125,11 @@ struct Paired(Arc<std::sync::Barrier>);
 impl Scorer for Paired {
     fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
         self.0.wait();
-        Ok(vec![Score { reward: 1.0, latent: None }; packing.sequences()])
+        Ok(vec![Score { reward: 1.0, ..Score::default() }; packing.sequences()])
     }
 
-    fn reward_spread(&self, _: &Latent, _: usize) -> Result<f32, ScoreError> {
-        Ok(0.0)
+    fn reward_spread(&self, _: &Score, _: usize) -> Result<Option<f32>, ScoreError> {
+        Ok(None)
     }
 }
 

@@ -7,25 +7,28 @@ use axum::extract::{FromRequest, Request};
 use serde::de::DeserializeOwned;
 
 use super::AppState;
-use super::body::JsonBody;
+use super::body::{JsonBody, json_bytes, parse};
 use super::caller::{DEFAULT_RUN, run_of_head};
 use super::error::ApiError;
+use super::models::Chosen;
 use crate::engine::EngineError;
 
 /// The route whose body may name a run and a deadline.
 const NATIVE: &str = "/reward";
 
-/// The JSON body of a scoring request, read where the engine may have room for it.
+/// The JSON body of a scoring request, read where the engine may have room for it, with the model that it is for.
 #[derive(Debug)]
-pub(super) struct AdmittedBody<T>(pub(super) T);
+pub(super) struct AdmittedBody<T>(pub(super) AppState, pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<AppState> for AdmittedBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_head(&request, state)?;
-        let JsonBody(body) = JsonBody::from_request(request, state).await?;
-        Ok(Self(body))
+        let chosen = request.extensions().get().copied();
+        let bytes = json_bytes(request, state).await?;
+        let JsonBody(body) = parse(&bytes)?;
+        Ok(Self(state.of_body(chosen, &bytes)?, body))
     }
 }
 
@@ -36,5 +39,12 @@ fn check_head(request: &Request, state: &AppState) -> Result<(), EngineError> {
     let is_native = request.uri().path() == NATIVE;
     let deadline = if is_native { limits.max_deadline_ms } else { limits.default_deadline_ms };
     let run = run.as_deref().or((!is_native).then_some(DEFAULT_RUN));
-    state.engine.check_room(run, 1, Instant::now() + Duration::from_millis(deadline))
+    let deadline = Instant::now() + Duration::from_millis(deadline);
+    let room = state.engine.check_room(run, 1, deadline);
+    if room.is_ok() || !state.has_several() || request.extensions().get::<Chosen>().is_some() {
+        return room;
+    }
+    // The body may name a model that has room.
+    let elsewhere = state.each().any(|state| state.engine.check_room(run, 1, deadline).is_ok());
+    if elsewhere { Ok(()) } else { room }
 }

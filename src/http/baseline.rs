@@ -196,10 +196,11 @@ fn uploaded(
 ) -> Result<BaselineAnswers, ApiError> {
     let wrong =
         |pointer: String, message: String| Err(ApiError::invalid(pointer, message).out_of_place());
-    if let Some(weights) = request.weights.filter(|weights| *weights != state.weights) {
+    let own = [&state.weights, &state.latent_weights];
+    if let Some(weights) = request.weights.filter(|weights| !own.contains(&weights)) {
         let message = format!(
             "the latents are of weights {weights}, the server's are {}: score the answers with it",
-            state.weights
+            state.latent_weights
         );
         return Err(ApiError::new(StatusCode::CONFLICT, "other_weights", message));
     }

@@ -27,30 +27,35 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let content_type =
-            request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let is_json = content_type.is_some_and(|value| {
-            let media = value.split(';').next().unwrap_or_default().trim();
-            media.eq_ignore_ascii_case("application/json") || media.ends_with("+json")
-        });
-        if !is_json {
-            return Err(ApiError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_media_type",
-                "send the body as `Content-Type: application/json`",
-            ));
-        }
-        let limits = &state.config.limits;
-        // Time for the whole body: one that trickles must not hold a connection for ever.
-        let time = Duration::from_millis(limits.body_timeout_ms);
-        let body = tokio::time::timeout(time, read(request.into_body(), limits.max_body_bytes))
-            .await
-            .map_err(|_| {
-                let message = format!("the body did not arrive within {} ms", time.as_millis());
-                ApiError::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message)
-            })?;
-        parse(&body?)
+        parse(&json_bytes(request, state).await?)
     }
+}
+
+/// The bytes of a body that says it is JSON.
+pub(super) async fn json_bytes(request: Request, state: &AppState) -> Result<Vec<u8>, ApiError> {
+    let content_type =
+        request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let is_json = content_type.is_some_and(|value| {
+        let media = value.split(';').next().unwrap_or_default().trim();
+        media.eq_ignore_ascii_case("application/json") || media.ends_with("+json")
+    });
+    if !is_json {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "send the body as `Content-Type: application/json`",
+        ));
+    }
+    let limits = &state.config.limits;
+    // Time for the whole body: one that trickles must not hold a connection for ever.
+    let time = Duration::from_millis(limits.body_timeout_ms);
+    let body = tokio::time::timeout(time, read(request.into_body(), limits.max_body_bytes))
+        .await
+        .map_err(|_| {
+        let message = format!("the body did not arrive within {} ms", time.as_millis());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message)
+    })?;
+    body
 }
 
 /// A JSON value as a `T`; for routes that first look what they were sent.
@@ -85,7 +90,7 @@ async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
     let not_json = |error: &serde_json::Error| {
         ApiError::new(
             StatusCode::BAD_REQUEST,

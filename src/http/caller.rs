@@ -71,6 +71,10 @@ pub(super) struct RunQuery {
         pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$"
     )]
     run: Option<String>,
+    /// Which of several models; else the body's `model`, else the first
+    #[param(nullable = false)]
+    #[allow(dead_code, reason = "only described: it chooses before this is read")]
+    model: Option<String>,
 }
 
 impl FromRequestParts<AppState> for Caller {

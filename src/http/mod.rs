@@ -8,6 +8,7 @@ mod caller;
 pub mod connections;
 mod error;
 mod inputs;
+mod models;
 mod object;
 mod operations;
 mod page;
@@ -21,7 +22,6 @@ mod timing;
 mod unread;
 mod whole;
 
-use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -47,32 +47,16 @@ use crate::config::ServerConfig;
 use crate::engine::{Engine, Tokeniser};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
+use crate::served::{EnsembleInfo, Objective};
 pub use auth::Keys;
 use error::{AnyError, ApiError, ErrorAnswer};
 pub(crate) use inputs::lone_input;
+pub use models::AppState;
 pub use plots::PlotCache;
 use refusals::Refusals;
 use timing::Timing;
 
-/// What every handler sees. Cheap to clone: every request does, several times.
-#[derive(Debug, Clone)]
-pub struct AppState(Arc<App>);
-
-impl From<App> for AppState {
-    fn from(app: App) -> Self {
-        Self(Arc::new(app))
-    }
-}
-
-impl Deref for AppState {
-    type Target = App;
-
-    fn deref(&self) -> &App {
-        &self.0
-    }
-}
-
-/// The parts that handlers work with.
+/// The parts that handlers of one model's requests work with.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct App {
@@ -80,13 +64,17 @@ pub struct App {
     /// `None` for a checkpoint whose head has no latents.
     pub monitor: Option<Monitor>,
     /// Set when the server begins to shut down.
-    pub draining: AtomicBool,
+    pub draining: Arc<AtomicBool>,
     pub encoder: Tokeniser,
     pub metrics: Metrics,
     pub config: ServerConfig,
-    /// Name of the checkpoint's folder.
+    /// Name of the checkpoint's folder, or what the settings call a further model.
     pub model: String,
     pub weights: String,
+    /// Hash of the weights that latents are of: those of an ensemble's first member.
+    pub latent_weights: String,
+    pub objectives: Vec<Objective>,
+    pub ensemble: Option<EnsembleInfo>,
     pub head: HeadConfig,
     pub latent_dim: Option<usize>,
     pub baseline_samples: usize,
@@ -94,7 +82,7 @@ pub struct App {
     pub device: String,
     /// Precision of products.
     pub dtype: &'static str,
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
     pub plots: Arc<PlotCache>,
 }
 
@@ -181,6 +169,24 @@ fn bound_integers(value: &mut serde_json::Value) {
 
 /// The service behind every connection.
 pub fn router(state: AppState) -> Router {
+    let first = state.clone();
+    models::dispatch(
+        &state,
+        |state| {
+            let routes = Router::from(routes()).fallback(async || {
+                ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route")
+            });
+            in_stack(routes, state)
+        },
+        move |error| {
+            let answer = move || std::future::ready(error.clone().into_response());
+            in_stack(Router::new().fallback(answer), first.clone())
+        },
+    )
+}
+
+/// Routes in what every request passes through.
+fn in_stack(routes: Router<AppState>, state: AppState) -> Router {
     let stack = ServiceBuilder::new()
         .layer(from_fn_with_state(state.clone(), unread::finish))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
@@ -193,10 +199,7 @@ pub fn router(state: AppState) -> Router {
         }))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(DefaultBodyLimit::disable());
-    Router::from(routes())
-        .fallback(async || {
-            ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route")
-        })
+    routes
         .method_not_allowed_fallback(async || {
             ApiError::new(
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -14,7 +14,10 @@ use super::AppState;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorAnswer, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, encode, inputs};
+use super::models::ModelQuery;
 use crate::checkpoint::{HeadConfig, TextPolicy};
+use crate::metrics::Metrics;
+use crate::served::{EnsembleInfo, Objective};
 
 /// The process answers
 #[utoipa::path(
@@ -34,7 +37,8 @@ pub(super) async fn health() -> &'static str {
     )
 )]
 pub(super) async fn ready(State(state): State<AppState>) -> Result<&'static str, ApiError> {
-    if state.draining.load(Ordering::Relaxed) || !state.engine.is_accepting() {
+    let accepting = state.each().all(|state| state.engine.is_accepting());
+    if state.draining.load(Ordering::Relaxed) || !accepting {
         return Err(crate::engine::EngineError::Draining.into());
     }
     Ok("ready\n")
@@ -46,7 +50,8 @@ pub(super) async fn ready(State(state): State<AppState>) -> Result<&'static str,
     responses((status = 200, body = String, content_type = "text/plain; version=0.0.4"))
 )]
 pub(super) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, ApiError> {
-    let text = state.metrics.render().map_err(|error| ApiError::internal(error.to_string()))?;
+    let text = Metrics::render_all(state.each().map(|state| state.metrics.clone()));
+    let text = text.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text))
 }
 
@@ -60,29 +65,55 @@ pub(super) struct Info {
     #[schema(value_type = Object)]
     head: HeadConfig,
     latent_dim: Option<usize>,
+    /// Only of a head with several labels
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    objectives: Vec<Objective>,
+    /// Only of an ensemble
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    ensemble: Option<EnsembleInfo>,
     text: TextPolicy,
     max_tokens: usize,
     baseline_samples: usize,
     device: String,
     dtype: &'static str,
+    /// Only where there are several models: all of them, the first one first
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    models: Vec<ModelInfo>,
     limits: crate::config::Limits,
     #[schema(value_type = Object)]
     engine: crate::engine::EngineConfig,
 }
 
+/// One of several models.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelInfo {
+    model: String,
+    weights: String,
+    latent_dim: Option<usize>,
+}
+
 /// What is served
 #[utoipa::path(
-    get, path = "/info", tag = "operations", security(()),
+    get, path = "/info", tag = "operations", security(()), params(ModelQuery),
     responses((status = 200, body = Info))
 )]
 pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
+    let models = state.each().filter(|_| state.has_several()).map(|state| ModelInfo {
+        model: state.model.clone(),
+        weights: state.weights.clone(),
+        latent_dim: state.latent_dim,
+    });
     Json(Info {
+        models: models.collect(),
         name: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),
         model: state.model.clone(),
         weights: state.weights.clone(),
         head: state.head.clone(),
         latent_dim: state.latent_dim,
+        objectives: state.objectives.clone(),
+        ensemble: state.ensemble.clone(),
         text: state.encoder.policy().clone(),
         max_tokens: state.encoder.limit(),
         baseline_samples: state.baseline_samples,
@@ -126,6 +157,7 @@ pub(super) async fn openapi() -> impl IntoResponse {
     post,
     path = "/tokenize",
     tag = "native",
+    params(ModelQuery),
     request_body(content = TokenizeRequest, example = json!({
         "inputs": [{"prompt": "Is it late?", "response": "Yes."}]
     })),

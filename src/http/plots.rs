@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::AppState;
 use super::error::{ApiError, ErrorAnswer, KeyError};
+use super::models::ModelQuery;
 use super::runs::{monitor, off_the_event_loop};
 use crate::monitor::{Evaluation, Latest, Monitor, MonitorError};
 use crate::plots::{
@@ -305,7 +306,8 @@ pub(super) enum PlotFile {
     params(
         ("run" = String, Path, description = "Name of the run", min_length = 1),
         ("plot" = inline(PlotFile), Path, description = "Curves over the steps with alerts marked, or the latent map of the last window"),
-        PlotQuery
+        PlotQuery,
+        ModelQuery
     ),
     responses(
         (status = 200, body = String, content_type = "image/svg+xml"),

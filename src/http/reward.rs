@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use half::f16;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::AppState;
@@ -19,9 +18,11 @@ use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
 use super::scoring::{Outcome, Work, score};
 use super::{object, whole};
 use crate::engine::Scored;
+use crate::model::{Parts, Score, variance};
 use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
+use crate::served::Objective;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -31,6 +32,8 @@ pub(super) struct RewardRequest {
     #[serde(deserialize_with = "object::list")]
     #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
+    /// Which of several models; else `?model=`, else the first
+    model: Option<String>,
     /// Training run; else the header X-Run-Id, else `default`
     #[schema(min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")]
     run: Option<String>,
@@ -110,7 +113,29 @@ struct Item {
     timing: Option<Timing>,
     reward_std: Option<f32>,
     mahalanobis: Option<f64>,
+    /// Only of a head with several labels: what it gives for each, by the label's name
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = HashMap<String, f32>)]
+    objectives: Option<NamedValues>,
+    /// Only of an ensemble: each member's reward
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    members: Option<Vec<f32>>,
+    /// Only of an ensemble: the variance of its members' rewards, over their number
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    variance: Option<f64>,
     error: Option<ItemError>,
+}
+
+/// Numbers by their names, in their own order.
+#[derive(Debug)]
+struct NamedValues(Vec<(String, f32)>);
+
+impl Serialize for NamedValues {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
 }
 
 /// Where an input's time went, in milliseconds.
@@ -156,11 +181,11 @@ struct RunStatus {
     )
 )]
 pub(super) async fn reward(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(request): AdmittedBody<RewardRequest>,
+    AdmittedBody(state, request): AdmittedBody<RewardRequest>,
 ) -> Result<Json<RewardResponse>, ApiError> {
     let received = Instant::now();
+    state.check_is(request.model.as_deref())?;
     let role = request.role.unwrap_or_default();
     let origin = caller.origin(request.run.as_deref(), request.step, role)?;
     let deadline = received + request.check(&state)?;
@@ -192,7 +217,7 @@ pub(super) async fn reward(
         timing: request.timing.unwrap_or_default(),
     };
     for outcome in outcomes {
-        response.push(outcome, &context);
+        response.push(outcome, &context, &state.objectives);
     }
     Ok(Json(response))
 }
@@ -231,7 +256,7 @@ impl AnswerContext {
 }
 
 impl RewardResponse {
-    fn push(&mut self, outcome: Outcome, context: &AnswerContext) {
+    fn push(&mut self, outcome: Outcome, context: &AnswerContext, labels: &[Objective]) {
         let Outcome { tokens, truncated, scored, raw_reward, .. } = outcome;
         let (scored, error) = match scored {
             Ok(scored) => (Some(scored), None),
@@ -244,7 +269,22 @@ impl RewardResponse {
         let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
         let cached = scored.as_ref().is_some_and(|scored| scored.cached);
         let timing = scored.as_ref().filter(|_| context.timing).map(Timing::of);
-        let latent = scored.and_then(|scored| scored.score.latent);
+        let Score { latent, parts, .. } = scored.map(|scored| scored.score).unwrap_or_default();
+        let objectives = match &parts {
+            Parts::Objectives(values) => {
+                let named =
+                    labels.iter().map(|label| label.name.clone()).zip(values.iter().copied());
+                Some(NamedValues(named.collect()))
+            }
+            _ => None,
+        };
+        let members: Option<Vec<f32>> = match &parts {
+            Parts::Members(members) => Some(members.iter().map(|member| member.reward).collect()),
+            _ => None,
+        };
+        let of_members = |rewards: &Vec<f32>| {
+            variance(&rewards.iter().copied().map(f64::from).collect::<Vec<_>>())
+        };
         self.items.push(Item {
             tokens,
             truncated,
@@ -252,6 +292,9 @@ impl RewardResponse {
             timing,
             reward_std,
             mahalanobis: latent.as_ref().and_then(|latent| context.distance(&latent.mean)),
+            objectives,
+            variance: members.as_ref().map(of_members),
+            members,
             error,
         });
         let (mean, sigma) = latent.map(|latent| (latent.mean, latent.sigma)).unzip();

@@ -11,6 +11,7 @@ use super::AppState;
 use super::body::JsonBody;
 use super::caller::{MAX_STEP, check_run};
 use super::error::{ApiError, ErrorAnswer, KeyError, ScoringErrors};
+use super::models::ModelQuery;
 use crate::monitor::{Evaluation, Monitor, RunConfig, RunView};
 
 /// Every run.
@@ -66,6 +67,7 @@ pub(super) fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     get,
     path = "/runs",
     tag = "monitor",
+    params(ModelQuery),
     responses((status = 200, body = RunList), (status = 404, body = ErrorAnswer, description = "`no_latents`"), KeyError)
 )]
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>, ApiError> {
@@ -77,7 +79,7 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>,
     get,
     path = "/runs/{run}",
     tag = "monitor",
-    params(("run" = String, Path, description = "Name of the run", min_length = 1)),
+    params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
     responses((status = 200, body = RunView), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
 )]
 pub(super) async fn show(
@@ -92,7 +94,7 @@ pub(super) async fn show(
     get,
     path = "/runs/{run}/evaluations",
     tag = "monitor",
-    params(("run" = String, Path, description = "Name of the run", min_length = 1), EvaluationQuery),
+    params(("run" = String, Path, description = "Name of the run", min_length = 1), EvaluationQuery, ModelQuery),
     responses((status = 200, body = EvaluationList), (status = 400, body = ErrorAnswer, description = "`invalid_request`"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
 )]
 pub(super) async fn evaluations(
@@ -113,7 +115,7 @@ pub(super) async fn evaluations(
     post,
     path = "/runs/{run}/evaluate",
     tag = "monitor",
-    params(("run" = String, Path, description = "Name of the run", min_length = 1)),
+    params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
     responses((status = 200, body = Evaluation), (status = 409, body = ErrorAnswer, description = "`empty_window`"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
 )]
 pub(super) async fn evaluate(
@@ -151,7 +153,7 @@ pub(super) async fn configure(
     delete,
     path = "/runs/{run}",
     tag = "monitor",
-    params(("run" = String, Path, description = "Name of the run", min_length = 1)),
+    params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
     responses((status = 204, description = "The run is forgotten"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
 )]
 pub(super) async fn remove(

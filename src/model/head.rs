@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 
 use super::Latent;
-use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, TensorSource};
+use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, StandardHead, TensorSource};
 use crate::ops::head::{Decode, InformHead, decode};
 use crate::ops::{Ops, OpsError, standard_normal};
 
@@ -13,7 +13,7 @@ const SPREAD_SEED: u64 = 0;
 /// What a head gives for `n` sequences.
 #[derive(Debug)]
 pub struct HeadOutput<O: Ops> {
-    /// Rewards `[n, 1]`.
+    /// Rewards `[n, 1]`; of a standard head its outputs `[n, labels]`, without their biases.
     pub reward: O::Matrix,
     /// `[mu | logvar]`, `[n, 2 d]`; `None` for a standard head.
     pub posterior: Option<O::Matrix>,
@@ -28,26 +28,49 @@ pub enum Head<O: Ops> {
         weights: InformHead<O::HeadWeight>,
         /// The noise of [`Head::draw`], as much of it as was needed so far.
         noise: Mutex<Vec<f32>>,
+        /// The generator's stream that it is from.
+        stream: u64,
     },
-    /// `r = w h`.
-    Standard(O::HeadWeight),
+    /// `r = w h + b`; with several labels `r = objectives . (W h + b)`.
+    Standard {
+        /// `[labels, hidden]`.
+        weight: O::HeadWeight,
+        /// `[labels]`; zeros where the head has none.
+        bias: Vec<f32>,
+        /// Weight of each label in the reward; may be empty where there is one label.
+        objectives: Vec<f32>,
+    },
 }
 
 impl<O: Ops> Head<O> {
     /// Loads the head's tensors.
     ///
     /// # Errors
-    /// A missing tensor, a wrong shape or type.
+    /// A missing tensor, a wrong shape or type, several labels without a weight for each.
     pub fn load(
         ops: &O,
         config: &HeadConfig,
         hidden: usize,
         source: &dyn TensorSource,
     ) -> Result<Self, CheckpointError> {
-        let HeadConfig::Inform { latent_dim, decode, encode_head_prefix, decode_head_prefix } =
-            config
-        else {
-            return Ok(Self::Standard(ops.head_weight(source, &[("score.weight", 1)], hidden)?));
+        let (latent_dim, decode, encode_head_prefix, decode_head_prefix) = match config {
+            HeadConfig::Inform { latent_dim, decode, encode_head_prefix, decode_head_prefix } => {
+                (latent_dim, decode, encode_head_prefix, decode_head_prefix)
+            }
+            HeadConfig::Standard(standard) => {
+                let found = StandardHead::find(standard, hidden, source)?;
+                let labels = found.labels.len();
+                let bias = match &found.bias {
+                    Some(bias) => source.f32(bias, &[labels])?,
+                    None => vec![0.0; labels],
+                };
+                let weight = ops.head_weight(source, &[(&found.weight, labels)], hidden)?;
+                return Ok(Self::Standard {
+                    weight,
+                    bias,
+                    objectives: standard.objectives.clone(),
+                });
+            }
         };
         let d = *latent_dim;
         let part = |name: &str| format!("{decode_head_prefix}.{name}weight");
@@ -65,7 +88,7 @@ impl<O: Ops> Head<O> {
         let encode = format!("{encode_head_prefix}.weight");
         let encode = ops.head_weight(source, &[(&encode, 2 * d)], hidden)?;
         let weights = InformHead { encode, decode, latent_dim: d };
-        Ok(Self::Inform { weights, noise: Mutex::default() })
+        Ok(Self::Inform { weights, noise: Mutex::default(), stream: 0 })
     }
 
     /// Rewards of pooled hidden states `[n, hidden]` before the final norm, whose scale and epsilon are
@@ -82,7 +105,7 @@ impl<O: Ops> Head<O> {
         noise: Option<&[f32]>,
     ) -> Result<HeadOutput<O>, OpsError> {
         match self {
-            Self::Standard(weight) => {
+            Self::Standard { weight, .. } => {
                 let hidden = ops.head_norm(x, norm.0, norm.1)?;
                 Ok(HeadOutput { reward: ops.head_linear(&hidden, weight)?, posterior: None })
             }
@@ -93,20 +116,28 @@ impl<O: Ops> Head<O> {
         }
     }
 
+    /// The same head with noise of its own for [`Head::draw`].
+    pub(super) fn with_noise(mut self, number: u64) -> Self {
+        if let Self::Inform { stream, .. } = &mut self {
+            *stream = number;
+        }
+        self
+    }
+
     /// Rewards of `draws` latents drawn from a posterior. The noise is a fixed Philox stream, so the
     /// result depends on the posterior alone. Empty for a standard head.
     ///
     /// # Errors
     /// A failing device.
     pub fn draw(&self, ops: &O, latent: &Latent, draws: usize) -> Result<Vec<f32>, OpsError> {
-        let Self::Inform { weights: InformHead { decode: weights, latent_dim, .. }, noise } = self
-        else {
+        let Self::Inform { weights, noise, stream } = self else {
             return Ok(Vec::new());
         };
+        let InformHead { decode: weights, latent_dim, .. } = weights;
         let mut values = {
             let mut noise = noise.lock();
             if noise.len() < draws * latent_dim {
-                *noise = standard_normal(SPREAD_SEED, 0, draws * latent_dim);
+                *noise = standard_normal(SPREAD_SEED, *stream, draws * latent_dim);
             }
             noise[..draws * latent_dim].to_vec()
         };

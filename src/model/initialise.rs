@@ -44,7 +44,7 @@ pub fn initialise_head(tensors: &mut MemoryTensors, head: &HeadConfig, hidden: u
         tensors.insert(&name, &[rows, columns], random.normal(rows * columns, deviation));
     };
     match head {
-        HeadConfig::Standard => normal("score.weight".to_owned(), 1, hidden),
+        HeadConfig::Standard(_) => normal("score.weight".to_owned(), 1, hidden),
         HeadConfig::Inform { latent_dim, decode, encode_head_prefix, decode_head_prefix } => {
             let d = *latent_dim;
             normal(format!("{encode_head_prefix}.weight"), 2 * d, hidden);

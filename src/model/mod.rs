@@ -1,15 +1,19 @@
 //! Reward models: a decoder family and a reward head, written once over [`Ops`].
 
 mod decoder;
+mod ensemble;
 mod head;
 mod initialise;
+mod readout;
 
 use thiserror::Error;
 
 pub use crate::ops::standard_normal;
 pub use decoder::Decoder;
+pub use ensemble::{Aggregate, Aggregation, Ensemble, MemberSource};
 pub use head::{Head, HeadOutput};
 pub use initialise::{initialise_decoder, initialise_head};
+use readout::Readout;
 
 use crate::checkpoint::{CheckpointError, ModelConfig, TensorSource};
 use crate::ops::{Ops, OpsError, Packing};
@@ -26,12 +30,58 @@ pub enum ScoreError {
 }
 
 /// The result for one sequence.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Score {
     /// The reward: normalised where the checkpoint asks for it. May be non-finite where the weights
     /// are; callers must check before they pass it on.
     pub reward: f32,
-    /// The latent; `None` for a standard head.
+    /// The latent; `None` for a standard head. That of an ensemble is its first member's.
+    pub latent: Option<Latent>,
+    /// What the reward was made of.
+    pub parts: Parts,
+}
+
+impl Score {
+    /// Every number of it.
+    pub fn values(&self) -> impl Iterator<Item = f32> {
+        let (objectives, members): (&[f32], &[Member]) = match &self.parts {
+            Parts::Whole => (&[], &[]),
+            Parts::Objectives(values) => (values, &[]),
+            Parts::Members(members) => (&[], members),
+        };
+        let members = members
+            .iter()
+            .flat_map(|Member { reward, latent }| std::iter::once(reward).chain(numbers(latent)));
+        std::iter::once(&self.reward)
+            .chain(numbers(&self.latent))
+            .chain(objectives)
+            .chain(members)
+            .copied()
+    }
+}
+
+fn numbers(latent: &Option<Latent>) -> impl Iterator<Item = &f32> {
+    latent.iter().flat_map(|latent| latent.mean.iter().chain(&latent.sigma))
+}
+
+/// What a reward was made of.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Parts {
+    /// One output of one head.
+    #[default]
+    Whole,
+    /// Outputs of a head with several labels, in their order, before they are weighted.
+    Objectives(Vec<f32>),
+    /// What each member of an ensemble gives, in their order.
+    Members(Vec<Member>),
+}
+
+/// What one member of an ensemble gives for a sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// Its reward, normalised where its checkpoint asks for it.
+    pub reward: f32,
+    /// Its latent; `None` for a standard head.
     pub latent: Option<Latent>,
 }
 
@@ -76,12 +126,12 @@ pub trait Scorer: Send {
         self.score_packed(&Packing::shared(sequences).ok_or(ScoreError::Empty)?)
     }
 
-    /// Standard deviation of the reward over `draws` draws of a latent from its posterior. The noise
-    /// is the same for every text and every call.
+    /// Standard deviation of the reward over `draws` draws of a score's latents from their posteriors; `None` for a
+    /// model without latents. The noise is the same for every text and every call.
     ///
     /// # Errors
     /// A failing device.
-    fn reward_spread(&self, latent: &Latent, draws: usize) -> Result<f32, ScoreError>;
+    fn reward_spread(&self, score: &Score, draws: usize) -> Result<Option<f32>, ScoreError>;
 }
 
 /// A decoder with a reward head on one device.
@@ -89,8 +139,7 @@ pub trait Scorer: Send {
 pub struct RewardModel<O: Ops> {
     ops: O,
     decoder: Decoder<O>,
-    head: Head<O>,
-    config: ModelConfig,
+    readout: Readout<O>,
 }
 
 impl<O: Ops> RewardModel<O> {
@@ -118,8 +167,8 @@ impl<O: Ops> RewardModel<O> {
         first_layer: usize,
     ) -> Result<Self, CheckpointError> {
         let decoder = Decoder::load(&ops, &config.decoder, source, first_layer)?;
-        let head = Head::load(&ops, &config.head, config.decoder.hidden_size, source)?;
-        Ok(Self { ops, decoder, head, config: config.clone() })
+        let readout = Readout::load(&ops, config, source)?;
+        Ok(Self { ops, decoder, readout })
     }
 
     /// The backbone.
@@ -187,41 +236,15 @@ impl<O: Ops> RewardModel<O> {
         pooled: &O::Matrix,
         noise: Option<&[f32]>,
     ) -> Result<HeadOutput<O>, OpsError> {
-        self.head.forward(&self.ops, pooled, self.decoder.norm(), noise)
+        self.readout.head().forward(&self.ops, pooled, self.decoder.norm(), noise)
     }
 
-    fn normalised(&self, reward: f32) -> f32 {
-        match self.config.reward_scale {
-            Some(scale) => (reward - scale.mean) / scale.std,
-            None => reward,
-        }
-    }
-}
-
-impl<O: Ops> RewardModel<O> {
     /// Scores of pooled hidden states `[n, hidden]`, as [`RewardModel::pooled`] gives them.
     ///
     /// # Errors
     /// A failing device.
     pub fn score_pooled(&self, x: &O::Matrix) -> Result<Vec<Score>, OpsError> {
-        let HeadOutput { reward, posterior } = self.head_forward(x, None)?;
-        let rewards = self.ops.read(&reward)?;
-        let posterior = posterior.map(|posterior| self.ops.read(&posterior)).transpose()?;
-        let Some((posterior, dimension)) = posterior.zip(self.config.head.latent_dim()) else {
-            let score = |reward| Score { reward: self.normalised(reward), latent: None };
-            return Ok(rewards.into_iter().map(score).collect());
-        };
-        Ok(rewards
-            .into_iter()
-            .zip(posterior.chunks_exact(2 * dimension))
-            .map(|(reward, row)| Score {
-                reward: self.normalised(reward),
-                latent: Some(Latent {
-                    mean: row[..dimension].to_vec(),
-                    sigma: row[dimension..].iter().map(|logvar| (logvar / 2.0).exp()).collect(),
-                }),
-            })
-            .collect())
+        self.readout.scores(&self.ops, x, self.decoder.norm())
     }
 }
 
@@ -230,12 +253,21 @@ impl<O: Ops + Send + Sync> Scorer for RewardModel<O> {
         Ok(self.ops.enter(|| self.score_pooled(&self.pooled(packing)?))?)
     }
 
-    fn reward_spread(&self, latent: &Latent, draws: usize) -> Result<f32, ScoreError> {
-        let rewards = self.head.draw(&self.ops, latent, draws)?;
-        let count = rewards.len().max(1) as f64;
-        let mean = rewards.iter().map(|&r| f64::from(r)).sum::<f64>() / count;
-        let squares = rewards.iter().map(|&r| (f64::from(r) - mean).powi(2)).sum::<f64>();
-        let scale = self.config.reward_scale.map_or(1.0, |scale| f64::from(scale.std));
-        Ok(((squares / count).sqrt() / scale) as f32)
+    fn reward_spread(&self, score: &Score, draws: usize) -> Result<Option<f32>, ScoreError> {
+        let Some(latent) = &score.latent else { return Ok(None) };
+        let rewards = self.readout.draws(&self.ops, latent, draws)?;
+        Ok(Some(standard_deviation(&rewards) as f32))
     }
+}
+
+/// Root of the mean squared deviation from the mean; 0 of nothing.
+fn standard_deviation(values: &[f64]) -> f64 {
+    variance(values).sqrt()
+}
+
+/// Mean squared deviation from the mean, `1/n sum (x - mean)^2`; 0 of nothing.
+pub fn variance(values: &[f64]) -> f64 {
+    let count = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count
 }

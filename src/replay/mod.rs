@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 
-use crate::checkpoint::{Checkpoint, Input};
+use crate::checkpoint::Input;
 use crate::config::ServerConfig;
 use crate::device::Devices;
 use crate::engine::{Engine, Job, ScoreCache};
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::monitor::{
     Monitor, MonitorError, Observation, Origin, Role, Sample, Subject, fingerprint,
 };
+use crate::served::ServedModel;
 use crate::train::{ANSWER_FORMS, answer, lines};
 pub use report::Replayed;
 
@@ -152,7 +153,7 @@ impl Answers {
 /// What scores and what watches.
 struct Stage {
     monitor: Monitor,
-    engine: Option<(Engine, Checkpoint)>,
+    engine: Option<(Engine, ServedModel)>,
     runtime: tokio::runtime::Runtime,
     skipped: Vec<String>,
 }
@@ -188,9 +189,15 @@ impl Replay<'_> {
             "{}: texts need a checkpoint to score them: give --model",
             file.display()
         );
-        let checkpoint = self.model.map(Checkpoint::open).transpose()?;
-        let latent_dim = checkpoint.as_ref().map(|checkpoint| {
-            let dimension = checkpoint.config.head.latent_dim();
+        let served = match self.model {
+            Some(model) => {
+                model.clone_into(&mut config.model);
+                Some(ServedModel::open(&config)?)
+            }
+            None => None,
+        };
+        let latent_dim = served.as_ref().map(|served| {
+            let dimension = served.checkpoint.config.head.latent_dim();
             dimension.context("this checkpoint has a standard reward head: it has no latents")
         });
         let dimensions = [
@@ -205,17 +212,17 @@ impl Replay<'_> {
         );
 
         let metrics = Metrics::new()?;
-        let own = checkpoint.as_ref().and_then(|checkpoint| checkpoint.baseline.as_ref());
-        let weights = checkpoint.as_ref().map_or("", |checkpoint| checkpoint.weights.as_str());
+        let own = served.as_ref().and_then(|served| served.checkpoint.baseline.as_ref());
+        let weights = served.as_ref().map_or("", |served| served.weights.as_str());
         let monitor = Monitor::start(config.monitor.clone(), own, weights, metrics.clone())?;
-        let engine = match checkpoint {
-            Some(checkpoint) if texts => {
-                let devices = Devices::load(&config, &checkpoint)?;
-                let cache = ScoreCache::new(&checkpoint.weights, &config.cache, &metrics);
+        let engine = match served {
+            Some(served) if texts => {
+                let devices = Devices::load(&config, &served)?;
+                let cache = ScoreCache::new(&served.weights, &config.cache, &metrics);
                 let monitor = Some(monitor.clone());
                 let engine =
                     Engine::start(devices.scorers, &config.engine, cache, monitor, metrics)?;
-                Some((engine, checkpoint))
+                Some((engine, served))
             }
             _ => None,
         };
@@ -268,11 +275,11 @@ impl Stage {
         }
         let shown = Observation::new(origin.clone(), samples);
         self.runtime.block_on(self.monitor.observe(shown));
-        let Some((engine, checkpoint)) = &self.engine else { return Ok(()) };
+        let Some((engine, served)) = &self.engine else { return Ok(()) };
         let at = |line: usize| format!("{}, line {line}", origin.request);
         let mut jobs = Vec::with_capacity(inputs.len());
         for (line, input) in inputs {
-            match checkpoint.encoder.encode(&input, false) {
+            match served.checkpoint.encoder.encode(&input, false) {
                 Ok(encoding) => jobs.push(Job {
                     ids: encoding.ids,
                     draws: 0,

@@ -171,7 +171,7 @@ impl HeadSettings {
     pub fn head(&self) -> HeadConfig {
         match self.kind {
             HeadKind::Inform => HeadConfig::inform(self.latent_dim, self.decode),
-            HeadKind::Standard => HeadConfig::Standard,
+            HeadKind::Standard => HeadConfig::standard(),
         }
     }
 }

@@ -27,7 +27,7 @@ use super::trained::Trained;
 use super::{adapter, card};
 use crate::checkpoint::{
     Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
-    ModelConfig, read_json, write_checkpoint,
+    ModelConfig, TensorSource, read_json, write_checkpoint,
 };
 
 /// Name of the file in a checkpoint that records how it was trained.
@@ -278,9 +278,12 @@ fn with_head(start: PathBuf, staging: &Path, config: &FitConfig) -> anyhow::Resu
             HeadConfig::Inform { latent_dim: found_dim, decode: found_decode, .. },
             HeadConfig::Inform { latent_dim, decode, .. },
         ) => (found_dim, found_decode) == (latent_dim, decode),
-        // The configuration of a language model says nothing of a head.
-        (HeadConfig::Standard, HeadConfig::Standard) => {
-            FolderTensors::open(&start)?.headers().any(|(name, ..)| name == "score.weight")
+        // The configuration of a language model says nothing of a head. Heads of other names, with a bias or with
+        // several labels are not trained on.
+        (HeadConfig::Standard(_), HeadConfig::Standard(_)) => {
+            let tensors = FolderTensors::open(&start)?;
+            tensors.shape("score.weight").is_some_and(|shape| shape.first() == Some(&1))
+                && tensors.shape("score.bias").is_none()
         }
         _ => false,
     };

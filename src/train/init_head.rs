@@ -11,10 +11,11 @@ use crate::checkpoint::{
 use crate::model::initialise_head;
 
 /// Keys of `config.json` that describe a head which is not there any more.
-const HEAD_KEYS: [&str; 9] = [
+const HEAD_KEYS: [&str; 10] = [
     "latent_dim",
     "encode_head_prefix",
     "decode_head_prefix",
+    "value_head_prefix",
     "use_complex_decoder",
     "mean",
     "std",

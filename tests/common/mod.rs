@@ -12,6 +12,18 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// A model of the golden values that has no tokenizer, with one, in a new folder. It has 280 tokens.
+pub(crate) fn with_tokenizer(model: &Path, folder: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    let copy = |from: &Path, file: &str| std::fs::copy(from.join(file), folder.join(file)).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        copy(model, file);
+    }
+    for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        copy(&golden("tiny/linear"), file);
+    }
+}
+
 /// A safetensors file of golden values.
 pub(crate) struct Golden(Vec<u8>);
 
@@ -53,10 +65,9 @@ impl Golden {
     }
 }
 
-/// The bits of a reward and its latent.
+/// The bits of a reward, its latent, and whatever else the score has.
 pub(crate) fn bits(score: &Score) -> Vec<u32> {
-    let latent = score.latent.iter().flat_map(|latent| latent.mean.iter().chain(&latent.sigma));
-    std::iter::once(&score.reward).chain(latent).map(|value| value.to_bits()).collect()
+    score.values().map(f32::to_bits).collect()
 }
 
 /// `|found - expected| / |expected|`, of vectors.

@@ -127,6 +127,10 @@ impl TensorSource for DecoderTensors<'_> {
     fn stored(&self, name: &str, shape: &[usize]) -> Result<(Vec<f32>, f32), CheckpointError> {
         Ok((self.read(name, shape)?.into(), self.decoder.offset(name)))
     }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.source.shape(name)
+    }
 }
 
 /// The given ranges of a tensor's rows, one below the other.

@@ -51,7 +51,8 @@ pub enum Family {
 }
 
 /// What follows a family's name in `architectures`.
-const CLASSES: [&str; 4] = ["ForCausalLM", "Model", "ForSequenceClassification", "ForInfoRM"];
+const CLASSES: [&str; 5] =
+    ["ForCausalLM", "Model", "ForSequenceClassification", "ForTokenClassification", "ForInfoRM"];
 
 impl Family {
     const ALL: [Self; 8] = [
@@ -85,6 +86,11 @@ impl Family {
         // Gemma 3's text model comes as `Gemma3ForCausalLM` and `Gemma3TextModel`.
         let stem = if stem == "Gemma3" { "Gemma3Text" } else { stem };
         Self::ALL.into_iter().find(|family| family.name() == stem)
+    }
+
+    /// The family of a `model_type`.
+    pub(super) fn of_model_type(model_type: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.model_type() == model_type)
     }
 
     /// What transformers calls it in `model_type`.

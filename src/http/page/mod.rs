@@ -12,6 +12,7 @@ use utoipa::IntoParams;
 
 use super::AppState;
 use super::error::{ApiError, ErrorAnswer, KeyError};
+use super::models::ModelQuery;
 use super::plots::tagged;
 use crate::plots::{Projection, page_style};
 
@@ -36,7 +37,7 @@ pub(super) struct PageQuery {
     get,
     path = "/",
     tag = "monitor",
-    params(PageQuery),
+    params(PageQuery, ModelQuery),
     responses(
         (status = 200, body = String, content_type = "text/html"),
         (status = 304, description = "It is as `If-None-Match` says"),

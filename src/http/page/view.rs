@@ -123,6 +123,10 @@ impl Page {
             news => self.news,
             urgent => self.urgent,
             server => server(state),
+            models => models(state),
+            // What links carry so that they stay with the model.
+            query => query(state, '?'),
+            and_query => query(state, '&'),
         })
     }
 
@@ -430,14 +434,36 @@ fn baseline(view: &RunView) -> String {
     }
 }
 
+/// The model in a link's query, after `separator`; nothing for the first, which needs no name.
+fn query(state: &AppState, separator: char) -> String {
+    match state.is_first() {
+        true => String::new(),
+        // A further model's name is letters, digits and signs that a URL takes as they are.
+        false => format!("{separator}model={}", state.model),
+    }
+}
+
+/// Names of all models, with their links; none where there is one.
+fn models(state: &AppState) -> Vec<Value> {
+    let link = |other: AppState| {
+        let current = other.model == state.model;
+        context! { name => other.model, query => query(&other, '?'), current }
+    };
+    if state.has_several() { state.each().map(link).collect() } else { Vec::new() }
+}
+
 fn server(state: &AppState) -> Value {
     let metrics = &state.metrics;
     let tokens = |kind: &str| metrics.tokens.with_label_values(&[kind]).get();
     let logical = tokens("logical");
     let known = tokens("cached") + tokens("merged");
     let head = match &state.head {
-        HeadConfig::Standard => "standard".to_owned(),
+        HeadConfig::Standard(_) => "standard".to_owned(),
         _ => format!("InfoRM, {} dimensions", state.latent_dim.unwrap_or_default()),
+    };
+    let head = match &state.ensemble {
+        Some(ensemble) => format!("{head}; the first of {} members", ensemble.members.len()),
+        None => head,
     };
     context! {
         model => state.model,

@@ -1,7 +1,6 @@
 //! Hugging Face's `InferenceClient(base_url).text_classification(text)`, which posts to `/`.
 
 use axum::Json;
-use axum::extract::State;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -9,7 +8,7 @@ use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, TeiErrors};
 use super::super::inputs::Truncation;
-use super::super::{AppState, object};
+use super::super::object;
 use super::tei::Prediction;
 use super::{OneOrMany, score_all};
 use crate::checkpoint::Input;
@@ -53,9 +52,8 @@ enum OutputTransform {
     )
 )]
 pub(in crate::http) async fn text_classification(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(request): AdmittedBody<TextClassificationRequest>,
+    AdmittedBody(state, request): AdmittedBody<TextClassificationRequest>,
 ) -> Result<Json<Vec<Vec<Prediction>>>, ApiError> {
     let parameters = request.parameters.unwrap_or_default();
     let sigmoid = parameters.function_to_apply == Some(OutputTransform::Sigmoid);

@@ -3,11 +3,9 @@
 //! The client looks at no status: an error answer must not hold `scores`.
 
 use axum::Json;
-use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::AppState;
 use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
@@ -53,9 +51,8 @@ pub(in crate::http) struct ScoreEvaluationResponse {
     responses((status = 200, body = ScoreEvaluationResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn score_evaluation(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(request): AdmittedBody<ScoreEvaluationRequest>,
+    AdmittedBody(state, request): AdmittedBody<ScoreEvaluationRequest>,
 ) -> Result<Json<ScoreEvaluationResponse>, ApiError> {
     let inputs = request.messages.into_iter().map(|text| Ok(Input::Text(text))).collect();
     let outcomes = score_all(&state, &caller, inputs, Truncation::Refuse).await?;

@@ -13,11 +13,9 @@ use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::{ItemError, Truncation};
+use super::super::models::LATENTS;
 use super::super::scoring::Outcome;
 use super::{TextOrTokens, Usage, score_all};
-
-/// What is appended to the model's name for latents instead of rewards.
-const LATENTS: &str = "-latents";
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -95,9 +93,8 @@ impl Vector {
     responses((status = 200, body = EmbeddingsResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn embeddings(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(request): AdmittedBody<EmbeddingsRequest>,
+    AdmittedBody(state, request): AdmittedBody<EmbeddingsRequest>,
 ) -> Result<Json<EmbeddingsResponse>, ApiError> {
     let latents_name = format!("{}{LATENTS}", state.model);
     let latents = request.model.as_deref() == Some(latents_name.as_str());
@@ -151,8 +148,10 @@ struct Model {
     security(())
 )]
 pub(in crate::http) async fn models(State(state): State<AppState>) -> Json<ModelList> {
-    let latents = state.latent_dim.map(|_| format!("{}{LATENTS}", state.model));
     let model = |id| Model { id, object: "model", created: 0, owned_by: "inform" };
-    let data = std::iter::once(state.model.clone()).chain(latents).map(model).collect();
-    Json(ModelList { object: "list", data })
+    let names = state.each().flat_map(|state| {
+        let latents = state.latent_dim.map(|_| format!("{}{LATENTS}", state.model));
+        std::iter::once(state.model.clone()).chain(latents)
+    });
+    Json(ModelList { object: "list", data: names.map(model).collect() })
 }

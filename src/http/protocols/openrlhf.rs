@@ -4,12 +4,10 @@
 //! special tokens kept. With several URLs it sends empty shards, which are answered with empty lists.
 
 use axum::Json;
-use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::super::AppState;
 use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
@@ -64,9 +62,8 @@ struct ExtraLogs {}
     responses((status = 200, body = GetRewardResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn get_reward(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(request): AdmittedBody<GetRewardRequest>,
+    AdmittedBody(state, request): AdmittedBody<GetRewardRequest>,
 ) -> Result<Json<GetRewardResponse>, ApiError> {
     let inputs = request.query.into_iter().map(|text| Ok(Input::Text(text))).collect();
     let outcomes = score_all(&state, &caller, inputs, Truncation::Refuse).await?;

@@ -3,14 +3,12 @@
 use std::borrow::Cow;
 
 use axum::Json;
-use axum::extract::State;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::super::AppState;
 use super::super::admission::AdmittedBody;
 use super::super::body::typed;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
@@ -65,9 +63,8 @@ type ClassifyResponse = Either<VllmList<vllm::Class>, sglang::SglangClassifyResp
     responses((status = 200, body = ClassifyResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn classify(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(body): AdmittedBody<Value>,
+    AdmittedBody(state, body): AdmittedBody<Value>,
 ) -> Result<Json<ClassifyResponse>, ApiError> {
     let sglang = has(&body, &["text", "input_ids"]);
     if sglang && has(&body, &["input", "messages"]) {
@@ -101,9 +98,8 @@ type ScoreResponse = Either<VllmList<vllm::PairScore>, sglang::SglangScoreRespon
     responses((status = 200, body = ScoreResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn score_v1(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(body): AdmittedBody<Value>,
+    AdmittedBody(state, body): AdmittedBody<Value>,
 ) -> Result<Json<ScoreResponse>, ApiError> {
     Ok(Json(if has(&body, &["query"]) {
         Either::Second(sglang::score(&state, &caller, typed(&body)?).await?)
@@ -129,9 +125,8 @@ type RerankResponse = Either<vllm::VllmRerankResponse, tei::TeiRanks>;
     responses((status = 200, body = RerankResponse), AnyErrors)
 )]
 pub(in crate::http) async fn rerank(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(body): AdmittedBody<Value>,
+    AdmittedBody(state, body): AdmittedBody<Value>,
 ) -> Result<Json<RerankResponse>, ApiError> {
     let tei = has(&body, &["texts"]);
     if tei && has(&body, &["documents"]) {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::Query;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -15,8 +15,8 @@ use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::Truncation;
+use super::super::object;
 use super::super::scoring::Outcome;
-use super::super::{AppState, object};
 use super::{ChatMessage, score_all};
 use crate::checkpoint::{Input, Message};
 
@@ -70,10 +70,9 @@ pub(in crate::http) enum SlimeResponse {
     responses((status = 200, body = SlimeResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn slime(
-    State(state): State<AppState>,
     caller: Caller,
     Query(query): Query<SlimeQuery>,
-    AdmittedBody(request): AdmittedBody<SlimeRequest>,
+    AdmittedBody(state, request): AdmittedBody<SlimeRequest>,
 ) -> Result<Json<SlimeResponse>, ApiError> {
     let input = match request.prompt {
         SlimePrompt::Text(prompt) => Input::Text(prompt + &request.response),

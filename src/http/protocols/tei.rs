@@ -1,7 +1,6 @@
 //! Text Embeddings Inference's `/predict` and `/rerank`: scores are sigmoids unless `raw_scores`.
 
 use axum::Json;
-use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, Schema};
@@ -132,9 +131,8 @@ pub(in crate::http) enum PredictResponse {
     responses((status = 200, body = PredictResponse), TeiErrors)
 )]
 pub(in crate::http) async fn predict(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(request): AdmittedBody<PredictRequest>,
+    AdmittedBody(state, request): AdmittedBody<PredictRequest>,
 ) -> Result<Json<PredictResponse>, ApiError> {
     let batch = matches!(request.inputs, PredictInputs::Batch(_));
     let inputs = match request.inputs {

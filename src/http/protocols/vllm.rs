@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 
 use axum::Json;
-use axum::extract::State;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -263,9 +262,8 @@ pub(in crate::http) struct Pooled {
     responses((status = 200, body = VllmList<Pooled>), ScoringErrors)
 )]
 pub(in crate::http) async fn pooling(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(body): AdmittedBody<Value>,
+    AdmittedBody(state, body): AdmittedBody<Value>,
 ) -> Result<Json<VllmList<Pooled>>, ApiError> {
     let Vllm { own, options } = Vllm::read_form(&body)?;
     let base64 = own.base64();
@@ -315,9 +313,8 @@ pub(in crate::http) struct PairScore {
     responses((status = 200, body = VllmList<PairScore>), ScoringErrors)
 )]
 pub(in crate::http) async fn score(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(body): AdmittedBody<Value>,
+    AdmittedBody(state, body): AdmittedBody<Value>,
 ) -> Result<Json<VllmList<PairScore>>, ApiError> {
     score_pairs(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
@@ -396,9 +393,8 @@ struct Document {
     responses((status = 200, body = VllmRerankResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn rerank_v1(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(body): AdmittedBody<Value>,
+    AdmittedBody(state, body): AdmittedBody<Value>,
 ) -> Result<Json<VllmRerankResponse>, ApiError> {
     rerank(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
@@ -415,9 +411,8 @@ pub(in crate::http) async fn rerank_v1(
     responses((status = 200, body = VllmRerankResponse), ScoringErrors)
 )]
 pub(in crate::http) async fn rerank_v2(
-    State(state): State<AppState>,
     caller: Caller,
-    AdmittedBody(body): AdmittedBody<Value>,
+    AdmittedBody(state, body): AdmittedBody<Value>,
 ) -> Result<Json<VllmRerankResponse>, ApiError> {
     rerank(&state, &caller, Vllm::read(&body)?).await.map(Json)
 }
