@@ -221,14 +221,15 @@ fn weigh(checkpoint: &mut Checkpoint, weights: &[f32]) -> Result<Vec<String>, Ch
         ));
     };
     weights.clone_into(&mut standard.objectives);
-    let labels = StandardHead::find(standard, hidden, &checkpoint.tensors)?.labels;
+    let head = StandardHead::find(standard, hidden, &checkpoint.tensors)?;
+    head.check_objectives(weights)?;
     if weights.is_empty() {
         return Ok(Vec::new());
     }
     let written: Vec<String> = weights.iter().map(f32::to_string).collect();
     let parts = ["objectives", &checkpoint.weights].into_iter();
     checkpoint.weights = combined_hash(parts.chain(written.iter().map(String::as_str)));
-    Ok(labels)
+    Ok(head.labels)
 }
 
 /// Refuses a member that would score other token ids than the first, or cannot score all of the first's.

@@ -150,6 +150,34 @@ fn what_cannot_be_exported_says_why() {
     assert!(!output.exists());
 }
 
+#[test]
+fn heads_of_other_libraries_get_transformers_name() {
+    let scratch = Scratch::new();
+    let with_head = |name: &str| scratch.with_tokenizer(&format!("heads/{name}"), name);
+    let names = |folder: &Path| -> Vec<String> {
+        let heads = stored(folder).into_iter().map(|(name, ..)| name);
+        heads.filter(|name| !name.starts_with("model.")).collect()
+    };
+    for name in ["reward", "critic", "own_name"] {
+        let (model, output) = (with_head(name), scratch.path(&format!("{name}-exported")));
+        exported(&model, &output, false).unwrap();
+        assert_eq!(names(&output), ["score.weight"], "{name}");
+        assert!(!config(&output).contains_key("value_head_prefix"), "{name}");
+        assert_eq!(rewards(&output), rewards(&model), "{name}");
+    }
+
+    let (model, output) = (with_head("objectives"), scratch.path("objectives-exported"));
+    exported(&model, &output, false).unwrap();
+    assert_eq!(stored(&output), stored(&model));
+    let (before, after) = (config(&model), config(&output));
+    assert_eq!((&after["num_labels"], &after["id2label"]), (&json!(3), &before["id2label"]));
+
+    for (name, bias) in [("trl", "v_head.summary.bias"), ("tokens", "score.bias")] {
+        let refused = exported(&with_head(name), &scratch.path("refused"), false);
+        assert_refused(refused, &[name, bias, "no bias"]);
+    }
+}
+
 /// A GGUF file with a head goes the way of a folder.
 #[test]
 fn a_gguf_file_is_exported_with_the_head_that_it_gets() {

@@ -82,13 +82,13 @@ impl StandardHead {
     ///
     /// # Errors
     /// No such tensor, or two of them; one that is not as wide as the hidden state, or has another number of labels than
-    /// the configuration names; several labels without a weight for each.
+    /// the configuration names.
     pub fn find(
         config: &StandardConfig,
         hidden: usize,
         source: &dyn TensorSource,
     ) -> Result<Self, CheckpointError> {
-        let StandardConfig { prefix, labels, objectives } = config;
+        let StandardConfig { prefix, labels, .. } = config;
         let named = prefix.iter().filter(|prefix| !PREFIXES.contains(&prefix.as_str()));
         let prefixes: Vec<&str> = named.map(String::as_str).chain(PREFIXES).collect();
         let there = |prefix: &&str| source.shape(&format!("{prefix}.weight")).is_some();
@@ -136,26 +136,27 @@ impl StandardHead {
                 labels.join(", ")
             )));
         }
-        if labels.len() == rows && labels.len().max(objectives.len()) > 1 {
-            check_objectives(&labels, objectives)?;
-        }
         let bias = format!("{chosen}.bias");
         let bias = source.shape(&bias).map(|_| bias);
         Ok(Self { weight, bias, labels })
     }
-}
 
-/// Refuses weights that are not one for each label.
-fn check_objectives(labels: &[String], objectives: &[f32]) -> Result<(), CheckpointError> {
-    if labels.len() == objectives.len() {
-        return Ok(());
+    /// Refuses weights of objectives that are not one for each of several labels.
+    ///
+    /// # Errors
+    /// Names the setting and the labels.
+    pub fn check_objectives(&self, objectives: &[f32]) -> Result<(), CheckpointError> {
+        let Self { labels, .. } = self;
+        if labels.len() == objectives.len() || labels.len().max(objectives.len()) < 2 {
+            return Ok(());
+        }
+        let names: Vec<String> =
+            labels.iter().enumerate().map(|(id, name)| format!("{id} {name}")).collect();
+        Err(CheckpointError::Unsupported(format!(
+            "`objectives.weights`: found {}, the reward head has {} (`id2label`: {}): set a weight for each, in this order",
+            objectives.len(),
+            labels.len(),
+            names.join(", ")
+        )))
     }
-    let names: Vec<String> =
-        labels.iter().enumerate().map(|(id, name)| format!("{id} {name}")).collect();
-    Err(CheckpointError::Unsupported(format!(
-        "`objectives.weights`: found {}, the reward head has {} (`id2label`: {}): set a weight for each, in this order",
-        objectives.len(),
-        labels.len(),
-        names.join(", ")
-    )))
 }

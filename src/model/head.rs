@@ -59,6 +59,7 @@ impl<O: Ops> Head<O> {
             }
             HeadConfig::Standard(standard) => {
                 let found = StandardHead::find(standard, hidden, source)?;
+                found.check_objectives(&standard.objectives)?;
                 let labels = found.labels.len();
                 let bias = match &found.bias {
                     Some(bias) => source.f32(bias, &[labels])?,

@@ -10,17 +10,21 @@ use super::init_head::{is_buffer, name_type};
 use super::merge::widest;
 use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointParts, CheckpointSource, DecodeKind, HeadConfig,
-    SpecialToken, TOKEN_FILES, TOKENIZER_CONFIG_FILE, TensorLayout, TensorSource, TensorValues,
-    WeightType, padding_token, write_checkpoint_parts,
+    SpecialToken, StandardHead, TOKEN_FILES, TOKENIZER_CONFIG_FILE, TensorLayout, TensorSource,
+    TensorValues, WeightType, padding_token, write_checkpoint_parts,
 };
-use crate::model::Head;
-use crate::ops::cpu::{CpuOps, Precision};
 
 /// The head's tensor, as transformers names it.
 const SCORE: &str = "score.weight";
-/// Keys of `config.json` that an InfoRM head alone has.
-const INFORM_KEYS: [&str; 5] =
-    ["use_inform", "latent_dim", "encode_head_prefix", "decode_head_prefix", "use_complex_decoder"];
+/// Keys of `config.json` on heads of which transformers knows nothing.
+const HEAD_KEYS: [&str; 6] = [
+    "use_inform",
+    "latent_dim",
+    "encode_head_prefix",
+    "decode_head_prefix",
+    "use_complex_decoder",
+    "value_head_prefix",
+];
 
 /// What is exported, and how.
 #[derive(Debug, Clone)]
@@ -41,7 +45,7 @@ pub struct ExportSettings<'a> {
 /// them.
 ///
 /// # Errors
-/// An InfoRM head that is not to be folded, or cannot be; a checkpoint that cannot be read, or has no head; a folder that
+/// An InfoRM head that is not to be folded, or cannot be; a standard head with a bias; a checkpoint that cannot be read, or has no head; a folder that
 /// cannot be written.
 pub fn export(settings: &ExportSettings<'_>) -> anyhow::Result<()> {
     let ExportSettings { model, output, fold_head, weight_type } = settings;
@@ -59,52 +63,69 @@ pub fn export(settings: &ExportSettings<'_>) -> anyhow::Result<()> {
             model.display()
         ),
         HeadConfig::Inform { latent_dim, encode_head_prefix, decode_head_prefix, .. } => {
-            Some(Folded {
+            ExportedHead::Folded(Folded {
                 encode: format!("{encode_head_prefix}.weight"),
                 decode: format!("{decode_head_prefix}.weight"),
                 latent_dim: *latent_dim,
             })
         }
-        _ if *fold_head => {
+        HeadConfig::Standard(_) if *fold_head => {
             bail!(
                 "{}: --fold-head: this head is not an InfoRM's, leave the flag out",
                 model.display()
             )
         }
-        _ => None,
+        HeadConfig::Standard(standard) => {
+            let head = StandardHead::find(standard, hidden, tensors)?;
+            if let Some(bias) = &head.bias {
+                bail!(
+                    "{}: transformers' `{SCORE}` has no bias, and this head has one, `{bias}`",
+                    model.display()
+                );
+            }
+            ExportedHead::Standard(head)
+        }
     };
-    Head::load(&CpuOps::new(1, Precision::F32)?, &config.head, hidden, tensors)?;
 
     let prefix = config.decoder.architecture.family.prefix();
     let mut layout = Vec::new();
     for (name, stored, shape) in tensors.headers() {
-        let is_score = name == SCORE && head.is_none();
+        let is_score = head.weight() == Some(name);
         if !(is_score || name.starts_with(prefix)) || is_buffer(name) {
             continue;
         }
         layout.push(TensorLayout {
-            name: name.to_owned(),
+            name: if is_score { SCORE } else { name }.to_owned(),
             shape: shape.to_vec(),
             weight_type: weight_type.unwrap_or(WeightType::holding(&stored)),
         });
     }
     let backbone = widest(layout.iter().filter(|tensor| tensor.name != SCORE));
-    if head.is_some() {
-        let weight_type = weight_type.unwrap_or(WeightType::F32);
-        layout.push(TensorLayout { name: SCORE.to_owned(), shape: vec![1, hidden], weight_type });
-    }
-    let labels = layout.iter().find(|tensor| tensor.name == SCORE).map(|score| score.shape[0]);
-    let labels = labels.with_context(|| format!("{}: no tensor `{SCORE}`", model.display()))?;
+    let labels = match &head {
+        ExportedHead::Standard(head) => head.labels.len(),
+        ExportedHead::Folded(_) => {
+            let weight_type = weight_type.unwrap_or(WeightType::F32);
+            let shape = vec![1, hidden];
+            layout.push(TensorLayout { name: SCORE.to_owned(), shape, weight_type });
+            1
+        }
+    };
 
     let source = CheckpointSource::open(model)?;
     let padding = padding_token(&source, &config.decoder, &checkpoint.encoder.policy().eos)?;
     let files = text_files(&source, &padding)?;
-    let card = Card { checkpoint: &checkpoint, padding: &padding, folded: head.is_some() };
+    let folded = head.weight().is_none();
+    let card = Card { checkpoint: &checkpoint, padding: &padding, folded };
     let files = files.into_iter().chain([(CARD_FILE.to_owned(), card.markdown().into_bytes())]);
     let parts = CheckpointParts {
         config: config_keys(&checkpoint, source.config_keys()?, labels, backbone, &padding),
         values: &|TensorLayout { name, shape, .. }| match &head {
-            Some(head) if name == SCORE => Ok(TensorValues::F32(head.row(tensors, hidden)?)),
+            ExportedHead::Folded(head) if name == SCORE => {
+                Ok(TensorValues::F32(head.row(tensors, hidden)?))
+            }
+            ExportedHead::Standard(head) if name == SCORE => {
+                tensors.values(&head.weight, &[labels, hidden])
+            }
             _ => tensors.values(name, shape),
         },
         layout,
@@ -112,6 +133,22 @@ pub fn export(settings: &ExportSettings<'_>) -> anyhow::Result<()> {
     };
     write_checkpoint_parts(output, &parts, |_| Ok::<_, CheckpointError>((None, Vec::new())))?;
     Ok(())
+}
+
+/// What becomes `score.weight`.
+enum ExportedHead {
+    Standard(StandardHead),
+    Folded(Folded),
+}
+
+impl ExportedHead {
+    /// The tensor that it is stored in, where it is one.
+    fn weight(&self) -> Option<&str> {
+        match self {
+            Self::Standard(head) => Some(&head.weight),
+            Self::Folded(_) => None,
+        }
+    }
 }
 
 /// An InfoRM head with a linear decode.
@@ -144,7 +181,7 @@ fn config_keys(
     padding: &SpecialToken,
 ) -> Map<String, Value> {
     let family = checkpoint.config.decoder.architecture.family;
-    keys.retain(|key, _| !INFORM_KEYS.contains(&key.as_str()));
+    keys.retain(|key, _| !HEAD_KEYS.contains(&key.as_str()));
     keys.insert("architectures".to_owned(), json!([family.class(false)]));
     keys.insert("model_type".to_owned(), json!(family.model_type()));
     keys.entry("dtype").or_insert_with(|| json!(backbone.config_name()));

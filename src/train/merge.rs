@@ -13,8 +13,9 @@ use serde_json::{Map, Value, json};
 use super::fit::CARD_FILE;
 use super::init_head::{is_buffer, name_type, text_files};
 use crate::checkpoint::{
-    BASELINE_FILE, Checkpoint, CheckpointError, CheckpointParts, CheckpointSource, ModelConfig,
-    TensorLayout, TensorSource, TensorValues, WeightType, place, write_checkpoint_parts,
+    BASELINE_FILE, Checkpoint, CheckpointError, CheckpointParts, CheckpointSource, HeadConfig,
+    ModelConfig, StandardHead, TensorLayout, TensorSource, TensorValues, WeightType, place,
+    write_checkpoint_parts,
 };
 use crate::model::Head;
 use crate::ops::cpu::{CpuOps, Precision};
@@ -118,8 +119,15 @@ pub fn merge(settings: &MergeSettings<'_>) -> anyhow::Result<MergeRecord> {
         }
     }
     let config = &first.checkpoint.config;
-    let ops = CpuOps::new(1, Precision::F32)?;
-    Head::load(&ops, &config.head, config.decoder.hidden_size, &first.checkpoint.tensors)?;
+    let (hidden, tensors) = (config.decoder.hidden_size, &first.checkpoint.tensors);
+    match &config.head {
+        HeadConfig::Standard(standard) => {
+            StandardHead::find(standard, hidden, tensors)?;
+        }
+        head => {
+            Head::load(&CpuOps::new(1, Precision::F32)?, head, hidden, tensors)?;
+        }
+    }
 
     let average = Average::of(&members, settings.weight_type);
     let not_carried_over = not_carried_over(&members);

@@ -5,11 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use inform::checkpoint::{CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
+use inform::checkpoint::CONFIG_FILE;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
-use crate::common::golden;
+use crate::common::{golden, with_tokenizer};
 
 /// A folder that is removed at the end, and what is made in it.
 pub(crate) struct Scratch(tempfile::TempDir);
@@ -40,10 +40,13 @@ impl Scratch {
 
     /// A copy of a family's golden model, with a tokenizer.
     pub(crate) fn family(&self, family: &str) -> PathBuf {
-        let folder = self.copy(&format!("families/{family}"), family);
-        for file in [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE] {
-            fs::copy(golden("tiny/linear").join(file), folder.join(file)).unwrap();
-        }
+        self.with_tokenizer(&format!("families/{family}"), family)
+    }
+
+    /// A copy of a golden checkpoint that has none, with a tokenizer.
+    pub(crate) fn with_tokenizer(&self, of: &str, name: &str) -> PathBuf {
+        let folder = self.path(name);
+        with_tokenizer(&golden(of), &folder);
         folder
     }
 }
