@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use common::golden;
 use inform::checkpoint::{
-    CONFIG_FILE, Checkpoint, DecodeKind, FolderTensors, HeadConfig, MemoryTensors, ModelConfig,
-    TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WeightType, write_checkpoint,
+    CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, DecodeKind, FolderTensors,
+    HeadConfig, MemoryTensors, ModelConfig, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
+    WeightType, write_checkpoint,
 };
-use inform::checkpoint::{CheckpointError, CheckpointFiles};
 use inform::model::initialise_head;
 use inform::train::{FitConfig, FitReport, fit};
 use serde_json::{Map, Value, json};

@@ -21,7 +21,7 @@ pub struct OptimiserConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay of matrices; scales of norms have none.
+    /// Decoupled weight decay of matrices; norms and biases have none.
     pub weight_decay: f64,
     /// Largest norm of all gradients together.
     pub clip_norm: f64,
