@@ -18,6 +18,7 @@ use crate::ops::cpu::{CpuOps, Precision};
 
 /// The head's tensor, as transformers names it.
 const SCORE: &str = "score.weight";
+const SCORE_BIAS: &str = "score.bias";
 /// Keys of `config.json` that an InfoRM head alone has.
 const INFORM_KEYS: [&str; 5] =
     ["use_inform", "latent_dim", "encode_head_prefix", "decode_head_prefix", "use_complex_decoder"];
@@ -87,6 +88,12 @@ pub fn export(settings: &ExportSettings<'_>) -> anyhow::Result<()> {
             shape: shape.to_vec(),
             weight_type: weight_type.unwrap_or(WeightType::holding(&stored)),
         });
+    }
+    if let Some((bias, ..)) = tensors.headers().find(|(name, ..)| *name == SCORE_BIAS) {
+        bail!(
+            "{}: tensor `{bias}`: transformers' `{SCORE}` has no bias beside it",
+            model.display()
+        );
     }
     let backbone = widest(layout.iter().filter(|tensor| tensor.name != SCORE));
     if head.is_some() {
