@@ -146,6 +146,14 @@ fn what_cannot_be_exported_says_why() {
     let gguf = golden("gguf/model.gguf");
     let parts = ["model.gguf", "score.weight", "trainer init-head"];
     assert_refused(exported(&gguf, &output, false), &parts);
+    let biased = scratch.family("qwen2");
+    let bytes = fs::read(biased.join("model.safetensors")).unwrap();
+    let mut tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let bias = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+    tensors.push(("score.bias".to_owned(), bias));
+    let bytes = safetensors::serialize(tensors, None).unwrap();
+    fs::write(biased.join("model.safetensors"), bytes).unwrap();
+    assert_refused(exported(&biased, &output, false), &["qwen2", "`score.bias`", "no bias"]);
     assert_refused(exported(&scratch.path("none"), &output, false), &["none"]);
     assert!(!output.exists());
 }

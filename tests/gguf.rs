@@ -1,7 +1,7 @@
 //! GGUF files: what is read in them against ggml's Python package, transformers, tokenizers and SentencePiece,
 //! and what is said of damaged ones.
 //!
-//! `tests/golden/gguf_files.py` makes the files and the golden values.
+//! `tests/golden/gguf_files.py` and `tests/golden/gguf_families.py` make the files and the golden values.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use common::{Golden, golden, relative_error};
 use inform::checkpoint::{
-    Checkpoint, FolderTensors, Gguf, HeadConfig, Input, MemoryTensors, TOKENIZER_FILE, TensorSource,
+    Checkpoint, FolderTensors, Gguf, HeadConfig, Input, MemoryTensors, ModelConfig, TOKENIZER_FILE,
+    TensorSource,
 };
 use inform::model::{RewardModel, initialise_head};
 use inform::ops::cpu::{CpuOps, Precision};
@@ -49,11 +50,15 @@ fn with_head(path: &Path, folder: &Path) -> Checkpoint {
 }
 
 fn last_hidden(checkpoint: &Checkpoint, sequences: &[Vec<u32>]) -> Vec<f32> {
+    hidden_of(&checkpoint.config, &checkpoint.tensors, sequences)
+}
+
+fn hidden_of(config: &ModelConfig, tensors: &FolderTensors, sequences: &[Vec<u32>]) -> Vec<f32> {
     let mut head = MemoryTensors::default();
-    initialise_head(&mut head, &HeadConfig::standard(), checkpoint.config.decoder.hidden_size, 0);
-    let source = Both { backbone: &checkpoint.tensors, head: &head };
+    initialise_head(&mut head, &HeadConfig::standard(), config.decoder.hidden_size, 0);
+    let source = Both { backbone: tensors, head: &head };
     let ops = CpuOps::new(2, Precision::F32).unwrap();
-    let model = RewardModel::load(ops, &checkpoint.config, &source).unwrap();
+    let model = RewardModel::load(ops, config, &source).unwrap();
     let packing = Packing::new(sequences).unwrap();
     model.ops().read(&model.last_hidden(&packing).unwrap()).unwrap()
 }
@@ -92,6 +97,38 @@ fn hidden_states_are_those_of_transformers() {
     }
     println!("worst relative error {worst:.1e}");
     assert!(worst < 1e-5, "{worst:e}");
+}
+
+/// Every architecture but `llama`, with the names and metadata of the gguf package.
+#[test]
+fn other_architectures_have_pytorchs_hidden_states() {
+    for name in ["qwen2", "qwen3", "phi3", "phi3_long", "gemma2", "gemma3"] {
+        let expected = Golden::read(&format!("gguf_families/{name}.safetensors"));
+        let path = golden("gguf_families").join(format!("{name}.gguf"));
+        let config = ModelConfig::read(&path).unwrap();
+        let tensors = FolderTensors::open(&path).unwrap();
+        let found = hidden_of(&config, &tensors, &expected.sequences());
+        let error = relative_error(&found, &expected.f32("hidden"));
+        println!("{name}: relative error {error:.1e}");
+        assert!(error < 1e-5, "{name}: {error:e}");
+    }
+}
+
+/// llama.cpp divides scores in the largest Gemmas by another number, and knows them by their layers.
+#[test]
+fn the_scale_of_gemmas_scores_follows_its_size() {
+    let path = golden("gguf_families/gemma2.gguf");
+    let scalar = |path: &Path| {
+        let keys = Gguf::open(path).unwrap().config_keys().unwrap();
+        keys["query_pre_attn_scalar"].as_u64().unwrap()
+    };
+    assert_eq!(scalar(&path), 16);
+    let scratch = tempfile::tempdir().unwrap();
+    let large = scratch.path().join("large.gguf");
+    let mut bytes = fs::read(&path).unwrap();
+    behind("gemma2.block_count", 4, &[46])(&mut bytes);
+    fs::write(&large, bytes).unwrap();
+    assert_eq!(scalar(&large), 32 / 4);
 }
 
 #[test]

@@ -140,7 +140,8 @@ fn an_average_is_the_mean_to_the_bit() {
 fn an_average_has_its_inputs_type_or_the_one_that_is_asked_for() {
     let workshop = Workshop::new();
     let start = golden("tiny/linear");
-    let cases: [(WeightType, safetensors::Dtype, &str, fn(f64) -> Vec<u8>); 2] = [
+    type Round = fn(f64) -> Vec<u8>;
+    let cases: [(WeightType, safetensors::Dtype, &str, Round); 2] = [
         (WeightType::Bf16, safetensors::Dtype::BF16, "bfloat16", |value| {
             bf16::from_f64(value).to_le_bytes().to_vec()
         }),

@@ -136,6 +136,20 @@ impl StoredType {
     }
 }
 
+/// How a file has a tensor's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// As Hugging Face has them.
+    AsItIs,
+    /// As GGUF has rotary pairs, in each of so many heads.
+    Pairs {
+        /// Heads that the rows are, at least one.
+        heads: usize,
+    },
+    /// One more than Hugging Face has them: scales of norms.
+    OneMore,
+}
+
 /// A tensor inside a mapped file.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -143,8 +157,7 @@ struct Entry {
     dtype: StoredType,
     shape: Vec<usize>,
     range: (usize, usize),
-    /// Heads whose rows stand as GGUF's rotary pairs do; 0 for rows in Hugging Face's order.
-    paired_heads: usize,
+    stored: Stored,
 }
 
 /// The tensors of a folder's safetensors files, or of a GGUF file, memory-mapped.
@@ -233,7 +246,7 @@ impl FolderTensors {
                 dtype: StoredType::Safetensors(info.dtype),
                 shape: info.shape.clone(),
                 range: (data + start, data + end),
-                paired_heads: 0,
+                stored: Stored::AsItIs,
             };
             self.entries.insert(name, entry);
         }
@@ -241,16 +254,15 @@ impl FolderTensors {
         Ok(())
     }
 
-    /// The tensors of a GGUF file. `place` says what a tensor is called here, and how many heads its rows are
-    /// if they stand as GGUF's rotary pairs do, else 0.
+    /// The tensors of a GGUF file. `place` says what a tensor is called here, and how the file has it.
     pub(super) fn of_gguf(
         container: Container,
-        mut place: impl FnMut(&str) -> (String, usize),
+        mut place: impl FnMut(&str) -> (String, Stored),
     ) -> Self {
         let entries = container.tensors.into_iter().map(|info| {
-            let (name, paired_heads) = place(&info.name);
+            let (name, stored) = place(&info.name);
             let dtype = StoredType::Gguf(info.kind);
-            (name, Entry { file: 0, dtype, shape: info.shape, range: info.range, paired_heads })
+            (name, Entry { file: 0, dtype, shape: info.shape, range: info.range, stored })
         });
         Self {
             entries: entries.collect(),
@@ -350,9 +362,12 @@ impl TensorSource for FolderTensors {
                 });
             }
         };
-        let values = match entry.paired_heads {
-            0 => values,
-            heads => values.with_halves_apart(shape[0], heads),
+        let values = match entry.stored {
+            Stored::AsItIs => values,
+            Stored::Pairs { heads } => values.with_halves_apart(shape[0], heads),
+            Stored::OneMore => TensorValues::F32(
+                Vec::from(values).into_iter().map(|value: f32| value - 1.0).collect(),
+            ),
         };
         self.release(entry);
         if !values.is_finite() {

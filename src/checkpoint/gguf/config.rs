@@ -1,21 +1,29 @@
-//! From GGUF's metadata and tensor names to Hugging Face's.
+//! From GGUF's metadata to the keys of `config.json`.
 
 use serde_json::{Map, Value, json};
 
 use super::Gguf;
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, Family};
 
 const ARCHITECTURE_KEY: &str = "general.architecture";
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
-/// What the frequencies of the rotary embedding are divided by.
+/// What the frequencies of the rotary embedding are divided by, as Llama 3 and Phi-3 have it.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+const SHORT_ROPE_FACTORS: &str = "rope_factors_short.weight";
 
-/// Architectures that are read, with Hugging Face's class and `model_type`.
-const ARCHITECTURES: [(&str, &str, &str); 1] = [("llama", "LlamaForCausalLM", "llama")];
+/// Architectures that are read. Mistral's files call themselves `llama`.
+const ARCHITECTURES: [(&str, Family); 6] = [
+    ("llama", Family::Llama),
+    ("qwen2", Family::Qwen2),
+    ("qwen3", Family::Qwen3),
+    ("phi3", Family::Phi3),
+    ("gemma2", Family::Gemma2),
+    ("gemma3", Family::Gemma3),
+];
 
 /// The keys of `config.json`.
 pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
-    let (architecture, class, model_type) = architecture(gguf)?;
+    let (architecture, family) = architecture(gguf)?;
     let key = |name: &str| format!("{architecture}.{name}");
     let size = |name: &str| gguf.size(&key(name));
     let optional = |name: &str| gguf.optional(&key(name), Gguf::size);
@@ -28,7 +36,7 @@ pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
         None => hidden.checked_div(heads).unwrap_or_default(),
     };
     let rotated = optional("rope.dimension_count")?.unwrap_or(head_dim);
-    if rotated != head_dim {
+    if rotated != head_dim && family != Family::Phi3 {
         let message = format!("found {rotated}, supported is all of a head, {head_dim}");
         return Err(gguf.wrong(&key("rope.dimension_count"), message));
     }
@@ -38,8 +46,8 @@ pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
     }
     let has = |name: &str| gguf.container.tensors.iter().any(|tensor| tensor.name == name);
     let mut keys = json!({
-        "architectures": [class],
-        "model_type": model_type,
+        "architectures": [format!("{family}ForCausalLM")],
+        "model_type": family.model_type(),
         "vocab_size": vocabulary(gguf)?,
         "hidden_size": hidden,
         "intermediate_size": size("feed_forward_length")?,
@@ -50,13 +58,40 @@ pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
         "max_position_embeddings": size("context_length")?,
         "rms_norm_eps": number(gguf, &key("attention.layer_norm_rms_epsilon"))?,
         "rope_theta": gguf.optional(&key("rope.freq_base"), number)?.unwrap_or(10_000.0),
-        "hidden_act": "silu",
         "tie_word_embeddings": !has("output.weight"),
         "attention_bias": has("blk.0.attn_q.bias"),
         "mlp_bias": has("blk.0.ffn_up.bias"),
     });
     if let Some(scaling) = rope_scaling(gguf, architecture, head_dim, &keys["rope_theta"])? {
         keys["rope_scaling"] = scaling;
+    }
+    let window = optional("attention.sliding_window")?.filter(|&window| window > 0);
+    match family {
+        Family::Phi3 => {
+            keys["hidden_act"] = json!("silu");
+            keys["sliding_window"] = json!(window);
+            keys["partial_rotary_factor"] = json!(rotated as f64 / head_dim as f64);
+        }
+        Family::Gemma2 | Family::Gemma3 => {
+            let layers = keys["num_hidden_layers"].as_u64();
+            // The metadata does not say; llama.cpp knows the sizes that divide by another number than the others.
+            let is_largest = layers == Some(if family == Family::Gemma2 { 46 } else { 62 });
+            let scalar =
+                if is_largest { hidden.checked_div(heads).unwrap_or_default() } else { head_dim };
+            keys["query_pre_attn_scalar"] = json!(scalar);
+            keys["hidden_activation"] = json!("gelu_pytorch_tanh");
+            if let Some(window) = window {
+                keys["sliding_window"] = json!(window);
+            }
+            if family == Family::Gemma2 {
+                let cap = gguf.optional(&key("attn_logit_softcapping"), number)?;
+                keys["attn_logit_softcapping"] = json!(cap.unwrap_or(50.0));
+            } else {
+                let local = gguf.optional(&key("rope.freq_base_swa"), number)?;
+                keys["rope_local_base_freq"] = json!(local.unwrap_or(10_000.0));
+            }
+        }
+        _ => keys["hidden_act"] = json!("silu"),
     }
     for token in ["bos_token_id", "eos_token_id"] {
         if let Some(id) = gguf.optional(&format!("tokenizer.ggml.{token}"), Gguf::size)? {
@@ -69,9 +104,7 @@ pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
     })
 }
 
-fn architecture(
-    gguf: &Gguf,
-) -> Result<(&'static str, &'static str, &'static str), CheckpointError> {
+pub(super) fn architecture(gguf: &Gguf) -> Result<(&'static str, Family), CheckpointError> {
     let found = gguf.text(ARCHITECTURE_KEY)?;
     ARCHITECTURES.into_iter().find(|(name, ..)| *name == found).ok_or_else(|| {
         let known = ARCHITECTURES.map(|(name, ..)| name).join(", ");
@@ -96,10 +129,12 @@ fn rope_scaling(
     head_dim: usize,
     theta: &Value,
 ) -> Result<Option<Value>, CheckpointError> {
-    if let Some(factors) = gguf.container.tensors.iter().find(|t| t.name == ROPE_FACTORS) {
-        let bytes = &gguf.container.map[factors.range.0..factors.range.1];
-        let numbers = bytes.as_chunks::<4>().0.iter().map(|&number| f32::from_le_bytes(number));
-        let factors: Vec<f32> = numbers.collect();
+    let factors = |name: &str| -> Option<Vec<f32>> {
+        let tensor = gguf.container.tensors.iter().find(|tensor| tensor.name == name)?;
+        let bytes = &gguf.container.map[tensor.range.0..tensor.range.1];
+        Some(bytes.as_chunks::<4>().0.iter().map(|&number| f32::from_le_bytes(number)).collect())
+    };
+    if let Some(factors) = factors(ROPE_FACTORS) {
         let theta = theta.as_f64().unwrap_or_default();
         return llama3(&factors, head_dim, theta).map(Some).ok_or_else(|| {
             CheckpointError::DamagedGguf {
@@ -109,6 +144,17 @@ fn rope_scaling(
         });
     }
     let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+    if let Some(factors) = factors(SHORT_ROPE_FACTORS) {
+        let mut scaling = json!({"rope_type": "longrope", "short_factor": factors});
+        if let Some(length) = gguf.optional(&key("original_context_length"), Gguf::size)? {
+            scaling["original_max_position_embeddings"] = json!(length);
+        }
+        let number = |gguf: &Gguf, key: &str| gguf.value(key, "a number", Value::as_f64);
+        if let Some(factor) = gguf.optional(&key("attn_factor"), number)? {
+            scaling["attention_factor"] = json!(factor);
+        }
+        return Ok(Some(scaling));
+    }
     let kind = match gguf.optional(&key("type"), Gguf::text)? {
         None | Some("none") => return Ok(None),
         Some(kind) => kind,
@@ -145,52 +191,4 @@ fn llama3(factors: &[f32], head_dim: usize, theta: f64) -> Option<Value> {
             "original_max_position_embeddings": CONTEXT,
         })
     })
-}
-
-/// What a tensor is called in a Hugging Face folder.
-pub(super) struct TensorNames {
-    heads: usize,
-    key_value_heads: usize,
-}
-
-impl TensorNames {
-    pub(super) fn of(gguf: &Gguf) -> Result<Self, CheckpointError> {
-        let (architecture, ..) = architecture(gguf)?;
-        let heads = gguf.size(&format!("{architecture}.attention.head_count"))?;
-        let key = format!("{architecture}.attention.head_count_kv");
-        Ok(Self { heads, key_value_heads: gguf.optional(&key, Gguf::size)?.unwrap_or(heads) })
-    }
-
-    /// The name, and how many heads the rows are if GGUF has them in pairs, else 0. A tensor that no model here
-    /// reads keeps its name.
-    pub(super) fn place(&self, name: &str) -> (String, usize) {
-        let whole = match name {
-            "token_embd.weight" => Some("model.embed_tokens.weight"),
-            "output_norm.weight" => Some("model.norm.weight"),
-            "output.weight" => Some("lm_head.weight"),
-            _ => None,
-        };
-        if let Some(whole) = whole {
-            return (whole.to_owned(), 0);
-        }
-        let parts = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-        let Some((layer, (part, suffix))) =
-            parts.and_then(|(layer, rest)| Some((layer, rest.rsplit_once('.')?)))
-        else {
-            return (name.to_owned(), 0);
-        };
-        let (part, heads) = match part {
-            "attn_norm" => ("input_layernorm", 0),
-            "attn_q" => ("self_attn.q_proj", self.heads),
-            "attn_k" => ("self_attn.k_proj", self.key_value_heads),
-            "attn_v" => ("self_attn.v_proj", 0),
-            "attn_output" => ("self_attn.o_proj", 0),
-            "ffn_norm" => ("post_attention_layernorm", 0),
-            "ffn_gate" => ("mlp.gate_proj", 0),
-            "ffn_up" => ("mlp.up_proj", 0),
-            "ffn_down" => ("mlp.down_proj", 0),
-            _ => return (name.to_owned(), 0),
-        };
-        (format!("model.layers.{layer}.{part}.{suffix}"), heads)
-    }
 }

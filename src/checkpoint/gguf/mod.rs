@@ -1,11 +1,12 @@
 //! GGUF files: quantised weights, configuration, tokenizer and chat template in one, as llama.cpp writes them.
 //!
 //! A file is translated into the files of a Hugging Face folder, which the rest reads: `config.json` from the
-//! metadata ([`config`]), the tokenizer's files ([`tokenizer`]), and tensors by Hugging Face's names.
+//! metadata ([`config`]), the tokenizer's files ([`tokenizer`]), and tensors by Hugging Face's names ([`names`]).
 
 mod blocks;
 mod config;
 mod container;
+mod names;
 mod tokenizer;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 pub(super) use blocks::BlockType;
 pub(super) use container::Container;
 
+use super::tensors::Stored;
 use super::{CheckpointError, FolderTensors, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 
 const TEMPLATE_KEY: &str = "tokenizer.chat_template";
@@ -77,11 +79,11 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::config_keys`], or queries or keys whose rows are no whole rotary pairs.
     pub(super) fn into_tensors(self) -> Result<FolderTensors, CheckpointError> {
-        let names = config::TensorNames::of(&self)?;
+        let names = names::TensorNames::of(&self)?;
         for tensor in &self.container.tensors {
-            let (_, heads) = names.place(&tensor.name);
+            let (_, Stored::Pairs { heads }) = names.place(&tensor.name) else { continue };
             let rows = tensor.shape.first().copied().unwrap_or_default();
-            if heads > 0 && (rows == 0 || !rows.is_multiple_of(2 * heads)) {
+            if rows == 0 || heads == 0 || !rows.is_multiple_of(2 * heads) {
                 return Err(CheckpointError::DamagedGguf {
                     file: self.file().to_owned(),
                     message: format!("tensor `{}`: {rows} rows for {heads} heads", tensor.name),
