@@ -10,7 +10,7 @@ use super::backlog::Backlog;
 use super::plan::{self, Bounds, Pace, Policy, Selection};
 use super::{CacheConfig, Engine, EngineConfig, Job, ScoreCache};
 use crate::metrics::Metrics;
-use crate::model::{Latent, Score, ScoreError, Scorer};
+use crate::model::{Score, ScoreError, Scorer};
 use crate::monitor::{Origin, Role, Subject};
 use crate::ops::Packing;
 
