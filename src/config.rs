@@ -234,9 +234,9 @@ impl ServerConfig {
         Ok(config)
     }
 
-    /// The settings of each model, the first one first. Further ones have journals of their own, `NAME` before the file's
-    /// suffix; rewards to check at the start are the first one's.
-    pub fn each_model(&self) -> Vec<Self> {
+    /// The settings of each model, the first one first, with the names of the others. These have journals of their own, `NAME`
+    /// before the file's suffix; rewards to check at the start are the first one's.
+    pub fn each_model(&self) -> Vec<(Option<&str>, Self)> {
         let others = self.models.iter().map(|NamedModel { name, model, objectives, ensemble }| {
             let mut config = self.clone();
             config.model.clone_from(model);
@@ -244,16 +244,18 @@ impl ServerConfig {
             config.ensemble.clone_from(ensemble);
             config.verify.file = PathBuf::new();
             let journal = &mut config.monitor.journal.path;
-            if let Some(stem) = journal.file_stem().map(|stem| stem.to_string_lossy().into_owned())
-            {
-                let suffix =
-                    journal.extension().map(|suffix| suffix.to_string_lossy().into_owned());
-                let suffix = suffix.map(|suffix| format!(".{suffix}")).unwrap_or_default();
-                journal.set_file_name(format!("{stem}-{name}{suffix}"));
+            if let Some(stem) = journal.file_stem() {
+                let mut file = stem.to_owned();
+                file.push(format!("-{name}"));
+                if let Some(suffix) = journal.extension() {
+                    file.push(".");
+                    file.push(suffix);
+                }
+                journal.set_file_name(file);
             }
-            config
+            (Some(name.as_str()), config)
         });
-        std::iter::once(self.clone()).chain(others).collect()
+        std::iter::once((None, self.clone())).chain(others).collect()
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -276,14 +278,18 @@ impl ServerConfig {
                 "models.{number}.name: must be 1 to 64 letters, digits, `.`, `_` and `-`, found {name:?}"
             );
         }
-        for config in self.each_model() {
+        let first = (String::new(), &self.objectives, &self.ensemble);
+        let others = self.models.iter().enumerate();
+        let others =
+            others.map(|(number, m)| (format!("models.{number}."), &m.objectives, &m.ensemble));
+        for (prefix, objectives, ensemble) in std::iter::once(first).chain(others) {
             anyhow::ensure!(
-                config.objectives.weights.iter().all(|weight| weight.is_finite()),
-                "objectives.weights: must be finite numbers"
+                objectives.weights.iter().all(|weight| weight.is_finite()),
+                "{prefix}objectives.weights: must be finite numbers"
             );
             anyhow::ensure!(
-                config.ensemble.lambda.is_finite() && config.ensemble.lambda >= 0.0,
-                "ensemble.lambda: must be a number, and not negative"
+                ensemble.lambda.is_finite() && ensemble.lambda >= 0.0,
+                "{prefix}ensemble.lambda: must be a number, and not negative"
             );
         }
         anyhow::ensure!(self.verify.tolerance >= 0.0, "verify.tolerance: must not be negative");

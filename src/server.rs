@@ -25,15 +25,11 @@ use crate::verify::Verified;
 pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     let keys = Arc::new(keys(&config)?);
     let draining = Arc::new(AtomicBool::new(false));
-    let names = config.models.iter().map(|model| model.name.clone());
-    let several = !config.models.is_empty();
     let mut apps: Vec<App> = Vec::with_capacity(config.models.len() + 1);
-    for (config, name) in
-        config.each_model().into_iter().zip(std::iter::once(None).chain(names.map(Some)))
-    {
-        let named = name.clone();
-        let app = build_one(config, name, several, (keys.clone(), draining.clone()));
-        let app = match &named {
+    for (name, own) in config.each_model() {
+        let several = !config.models.is_empty();
+        let app = build_one(own, name, several, (keys.clone(), draining.clone()));
+        let app = match name {
             Some(name) => app.with_context(|| format!("models: {name}"))?,
             None => app?,
         };
@@ -52,7 +48,7 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
 /// Loads one model. Where there are several, its metrics have its name.
 fn build_one(
     config: ServerConfig,
-    name: Option<String>,
+    name: Option<&str>,
     several: bool,
     (keys, draining): (Arc<Keys>, Arc<AtomicBool>),
 ) -> anyhow::Result<App> {
@@ -64,7 +60,7 @@ fn build_one(
     if let Some(scorer) = scorers.first() {
         Verified::at_start(&config, &checkpoint.encoder, scorer.as_ref())?;
     }
-    let name = name.unwrap_or_else(|| checkpoint.name.clone());
+    let name = name.unwrap_or(&checkpoint.name).to_owned();
     let metrics = if several { Metrics::of_model(&name)? } else { Metrics::new()? };
     let head = checkpoint.config.head.clone();
     let latent_dim = head.latent_dim();
@@ -128,12 +124,9 @@ fn keys(config: &ServerConfig) -> anyhow::Result<Keys> {
 pub fn check(config: &ServerConfig) -> anyhow::Result<()> {
     crate::telemetry::filter(&config.log)?;
     keys(config)?;
-    for (number, model) in config.each_model().iter().enumerate() {
-        let at = || match number {
-            0 => "model".to_owned(),
-            _ => format!("models: {}", config.models[number - 1].name),
-        };
-        ServedModel::open(model).with_context(at)?;
+    for (name, own) in config.each_model() {
+        let at = || name.map_or_else(|| "model".to_owned(), |name| format!("models: {name}"));
+        ServedModel::open(&own).with_context(at)?;
     }
     println!("{} would be served on {}:{}", config.model.display(), config.host, config.port);
     Ok(())

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use common::{Golden, golden, relative_error};
 use inform::checkpoint::{
-    Checkpoint, FolderTensors, Gguf, HeadConfig, Input, MemoryTensors, ModelConfig, TOKENIZER_FILE,
-    TensorSource,
+    Checkpoint, FolderTensors, Gguf, HeadConfig, Input, MemoryTensors, ModelConfig, StandardConfig,
+    TOKENIZER_FILE, TensorSource,
 };
 use inform::model::{RewardModel, initialise_head};
 use inform::ops::cpu::{CpuOps, Precision};
@@ -136,7 +136,11 @@ fn a_fresh_head_makes_an_ordinary_folder() {
     let scratch = tempfile::tempdir().unwrap();
     let original = Checkpoint::open(&file("model.gguf")).unwrap();
     let copy = with_head(&file("model.gguf"), &scratch.path().join("headed"));
-    assert_eq!(copy.config, original.config);
+    assert_eq!(copy.config.decoder, original.config.decoder);
+    // The folder says that its head has one label; the file has no head to speak of.
+    let labels = vec!["LABEL_0".to_owned()];
+    let head = HeadConfig::Standard(StandardConfig { labels, ..StandardConfig::default() });
+    assert_eq!(copy.config, ModelConfig { head, ..original.config.clone() });
     let kept = copy.tensors.to_memory().unwrap();
     for (name, shape, values) in kept.iter().filter(|(name, ..)| name.starts_with("model.")) {
         assert_eq!(bits(values), bits(&original.tensors.f32(name, shape).unwrap()), "{name}");

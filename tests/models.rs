@@ -149,7 +149,7 @@ fn every_protocol_chooses_by_url_and_those_with_a_model_by_body() {
     let body = json!({"input": text, "model": "some-reward-model"});
     let found = server.post("/pooling?model=helpful&run=r", &body).ok();
     assert_eq!(found["data"], linear.post("/pooling", &body).ok()["data"]);
-    assert_eq!(server.read("/runs/r?model=helpful")["samples"], 1);
+    assert_eq!(server.post("/runs/r/evaluate?model=helpful", &json!({})).ok()["samples"], 1);
     assert_eq!(server.get("/runs/r").status, 404);
 
     let models = server.read("/v1/models");
@@ -190,10 +190,12 @@ fn runs_metrics_and_information_are_each_models_own() {
         let runs = server.read(path)["runs"].as_array().unwrap().clone();
         runs.iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect()
     };
+    // An evaluation comes after all samples that were answered before.
+    for path in ["/runs/a/evaluate", "/runs/b/evaluate?model=helpful"] {
+        assert_eq!(server.post(path, &json!({})).ok()["samples"], 8);
+    }
     assert_eq!((runs("/runs"), runs("/runs?model=helpful")), (vec!["a".into()], vec!["b".into()]));
     assert_eq!(server.get("/runs/b").status, 404);
-    let evaluation = server.post("/runs/b/evaluate?model=helpful", &json!({})).ok();
-    assert_eq!(evaluation["samples"], 8);
     let evaluations = server.read("/runs/b/evaluations?from_step=0&model=helpful");
     assert!(evaluations["evaluations"].is_array());
     assert_eq!(server.get("/runs/b/rewards.svg?width=300&model=helpful").status, 200);
@@ -265,4 +267,21 @@ fn names_that_do_not_do_are_refused_at_the_start() {
             assert!(errors.contains(part), "{set}: no {part:?} in {errors}");
         }
     }
+}
+
+#[test]
+fn a_further_model_may_be_an_ensemble() {
+    let model = golden("tiny/linear");
+    let set = format!(
+        "models=[{{name=\"pair\",model={model:?},ensemble={{members=[{model:?}],aggregate=\"wco\"}}}}]"
+    );
+    let server = Server::start(&["--set", &set]);
+    let body = json!({"inputs": [{"text": "The answer is 12."}], "model": "pair"});
+    let (found, alone) = (server.reward(&body), alone("tiny/linear"));
+    let expected = alone.reward(&json!({"inputs": body["inputs"]}));
+    assert_eq!(bits(&found, 0), bits(&expected, 0));
+    assert_eq!(found["items"][0]["members"].as_array().unwrap().len(), 2);
+    assert_eq!(found["items"][0]["variance"], 0.0);
+    assert_eq!(server.read("/info?model=pair")["ensemble"]["aggregate"], "wco");
+    assert!(server.read("/info").get("ensemble").is_none());
 }

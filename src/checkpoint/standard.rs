@@ -121,13 +121,13 @@ impl StandardHead {
             Some([rows, _]) if *rows > 0 => *rows,
             _ => 1,
         };
-        // What has one output has one objective, whatever a configuration that was made for something else calls it.
         let labels = match labels.len() {
             0 => numbered(rows),
             count if count == rows => labels.clone(),
+            // What has one output has one label, whatever a configuration that was made for something else says.
             _ if rows == 1 => numbered(1),
-            // Reading the tensor says what is wrong with its shape.
-            _ => labels.clone(),
+            // Loading the tensor says what is wrong with its shape.
+            _ => return Ok(Self { weight, bias: None, labels: labels.clone() }),
         };
         let distinct: BTreeSet<&String> = labels.iter().collect();
         if distinct.len() < labels.len() {

@@ -49,13 +49,12 @@ pub(super) async fn json_bytes(request: Request, state: &AppState) -> Result<Vec
     let limits = &state.config.limits;
     // Time for the whole body: one that trickles must not hold a connection for ever.
     let time = Duration::from_millis(limits.body_timeout_ms);
-    let body = tokio::time::timeout(time, read(request.into_body(), limits.max_body_bytes))
-        .await
-        .map_err(|_| {
-        let message = format!("the body did not arrive within {} ms", time.as_millis());
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message)
-    })?;
-    body
+    tokio::time::timeout(time, read(request.into_body(), limits.max_body_bytes)).await.map_err(
+        |_| {
+            let message = format!("the body did not arrive within {} ms", time.as_millis());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, "read_timeout", message)
+        },
+    )?
 }
 
 /// A JSON value as a `T`; for routes that first look what they were sent.
