@@ -177,6 +177,10 @@ fn the_native_route_refuses_a_model_that_is_not_served() {
     let one = Server::start(&[]);
     assert_eq!(code(one.post("/reward", &body("helpful"))), unknown);
     assert_eq!(one.post("/reward?model=demo", &body("demo")).status, 200);
+    // What a URL calls the only model does not matter, on routes that refuse other unknown parameters either.
+    assert_eq!(one.post("/reward?model=nobody", &body("demo")).status, 200);
+    assert_eq!(one.post("/runs/default/evaluate?model=nobody", &json!({})).status, 200);
+    assert_eq!(one.get("/runs/default/evaluations?model=nobody&from_step=3").status, 200);
     drop(folder);
 }
 

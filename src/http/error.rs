@@ -99,6 +99,9 @@ macro_rules! scoring_errors {
             /// `unauthorized`: keys are set, and the request has none of them
             #[response(status = 401)]
             Unauthorized(ErrorAnswer),
+            /// `unknown_model`: no model is called so; on `/runs` `unknown_run` and `no_latents` too
+            #[response(status = 404)]
+            Unknown($body),
             /// `deadline_exceeded` (native routes), or `read_timeout`: the body did not arrive in time
             #[response(status = 408)]
             TooLate($body),

@@ -135,6 +135,8 @@ pub(super) fn dispatch(
                 request.extensions_mut().insert(Chosen);
                 match routers.iter().find(|(state, _)| state.model == name) {
                     Some((_, router)) => router.clone(),
+                    // While there is one, it does not matter what a URL calls it.
+                    None if routers.len() == 1 => routers[0].1.clone(),
                     None => unknown(routers[0].0.unknown(&name)),
                 }
             }
