@@ -139,7 +139,12 @@ impl ServedModel {
             let at = || format!("ensemble.members: {}", path.display());
             // The monitor's latents are the first member's: whatever baseline the others have is of no use.
             let mut member = Checkpoint::open_without_baseline(path).with_context(at)?;
-            weigh(&mut member, objectives).with_context(at)?;
+            let theirs = weigh(&mut member, objectives).with_context(at)?;
+            ensure!(
+                theirs == labels,
+                "{}: its labels are {theirs:?}, those of the first {labels:?}",
+                at()
+            );
             read_alike(&checkpoint, &member).with_context(at)?;
             others.push(member);
         }

@@ -216,6 +216,24 @@ fn members_that_do_not_go_together_are_refused() {
     refused(&gone, &["ensemble.members", "third"]);
 }
 
+/// The weights are by label, so labels must be in one order.
+#[test]
+fn objectives_of_members_are_the_same() {
+    let members = Members::new();
+    for name in ["weighted", "alike"] {
+        with_tokenizer(&golden("heads/objectives"), &members.path(name));
+    }
+    let mut config = members.config(&["weighted", "alike"], Aggregate::Mean, 0.0);
+    config.objectives.weights = vec![1.0, 0.5, -2.0];
+    ServedModel::open(&config).unwrap();
+    members.edit("alike", "config.json", |keys| {
+        let first = keys["id2label"]["0"].clone();
+        keys["id2label"]["0"] = std::mem::replace(&mut keys["id2label"]["1"], first);
+    });
+    let error = format!("{:#}", ServedModel::open(&config).err().unwrap());
+    assert!(error.contains("alike") && error.contains("labels"), "{error}");
+}
+
 /// The shipped file, with members for those that it names.
 #[test]
 fn the_shipped_configuration_serves_what_its_members_served_alone_make() {

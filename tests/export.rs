@@ -156,6 +156,7 @@ fn what_cannot_be_exported_says_why() {
     assert_refused(exported(&biased, &output, false), &["qwen2", "`score.bias`", "no bias"]);
     assert_refused(exported(&scratch.path("none"), &output, false), &["none"]);
     assert!(!output.exists());
+    assert_refused(exported(&biased, &biased, false), &["output", "qwen2 would be replaced"]);
 }
 
 #[test]

@@ -143,6 +143,16 @@ fn a_class_that_names_no_family_needs_a_known_type() {
     assert!(error.contains("CriticModel") && error.contains("architectures"), "{error}");
 }
 
+#[test]
+fn more_labels_than_there_can_be_are_an_error() {
+    let scratch = tempfile::tempdir().unwrap();
+    let keys = std::fs::read_to_string(golden("heads/critic/config.json")).unwrap();
+    let keys = keys.replacen('{', r#"{"num_labels": 1000000000000,"#, 1);
+    std::fs::write(scratch.path().join("config.json"), keys).unwrap();
+    let error = ModelConfig::read(scratch.path()).unwrap_err().to_string();
+    assert!(error.contains("num_labels") && error.contains("65536"), "{error}");
+}
+
 /// Every objective stands in the answer by its name, in the order of `id2label`.
 #[test]
 fn the_server_answers_every_objective() {

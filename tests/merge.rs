@@ -289,15 +289,50 @@ fn wrong_settings_are_refused() {
             &["--weights", &weight.to_string(), "above 0"],
         );
     }
+    assert_refused(workshop.merge(&both, &[1e308, 1e308]), &["--weights", "sum"]);
+    let notes = workshop.path("notes");
+    fs::create_dir(&notes).unwrap();
+    fs::write(notes.join("kept"), "").unwrap();
     let output = workshop.path("other/../other");
     let settings =
         MergeSettings { models: &both, weights: &[], output: &output, weight_type: None };
-    assert_refused(merge(&settings), &["--output", "is one of the checkpoints"]);
+    assert_refused(merge(&settings), &["output", "other would be replaced"]);
+    for (output, part) in [(workshop.root(), "other would be replaced"), (&notes, "no checkpoint")]
+    {
+        assert_refused(merge(&MergeSettings { output, ..settings.clone() }), &["output", part]);
+    }
+    assert!(notes.join("kept").exists());
     let twice = workshop.copy("tiny/linear", "twice");
     let models = [linear.clone(), other.clone(), twice];
     assert_refused(workshop.merge(&models, &[]), &["twice has the weights of", "tiny/linear"]);
     assert_refused(workshop.merge(&[linear, workshop.path("none")], &[]), &["none"]);
     assert!(!workshop.path("merged").exists());
+}
+
+/// Rows of one name would be averaged with those of another.
+#[test]
+fn heads_whose_labels_are_in_another_order_are_refused() {
+    let workshop = Workshop::new();
+    let first = workshop.with_tokenizer("heads/objectives", "first");
+    let second = workshop.changed(&first, "second", WeightType::F32, |tensors| {
+        let (shape, mut values) = {
+            let (_, shape, values) =
+                tensors.iter().find(|(name, ..)| *name == "score.weight").unwrap();
+            (shape.to_vec(), values.to_vec())
+        };
+        values.reverse();
+        tensors.insert("score.weight", &shape, values);
+    });
+    let labels = config(&first)["id2label"].clone();
+    set_config(&second, |keys| {
+        keys.insert("num_labels".to_owned(), json!(3));
+        keys.insert("id2label".to_owned(), labels.clone());
+    });
+    let both = [first, second.clone()];
+    workshop.merge(&both, &[]).unwrap();
+    let reversed = json!({"0": labels["2"], "1": labels["1"], "2": labels["0"]});
+    set_config(&second, |keys| drop(keys.insert("id2label".to_owned(), reversed)));
+    assert_refused(workshop.merge(&both, &[]), &["second", "first", "labels"]);
 }
 
 /// Each a copy with one difference, and what is said of it.

@@ -281,6 +281,7 @@ fn trains_from_scratch_and_from_its_own_output() {
     // A folder that is in the way is replaced whole.
     fs::create_dir(workshop.run("first")).unwrap();
     fs::write(workshop.run("first").join("old.txt"), "old").unwrap();
+    fs::write(workshop.run("first").join(CONFIG_FILE), "{}").unwrap();
     let first = workshop.fit(&settings, "first");
     assert!(!first.output.join("old.txt").exists());
 
@@ -510,6 +511,10 @@ fn a_run_that_fails_says_why_and_leaves_the_output_alone() {
     let output = workshop.run("output");
     fs::create_dir(&output).unwrap();
     fs::write(output.join("kept.txt"), "kept").unwrap();
+    let refused = workshop.start(&workshop.settings(SCRATCH, &inform_head("linear")), &output);
+    let refused = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.contains("runs/output: `output`: is there, and is no checkpoint"), "{refused}");
+    fs::write(output.join(CONFIG_FILE), "{}").unwrap();
     let settings = workshop.settings(SCRATCH, &inform_head("linear"));
     let data = workshop.folder.path().join("bad.jsonl");
     let path = |file: &Path| file.display().to_string();
@@ -525,7 +530,10 @@ fn a_run_that_fails_says_why_and_leaves_the_output_alone() {
             assert!(error.contains(expected), "{expected:?} is not in {error:?}");
         }
         let names = fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().file_name());
-        assert_eq!(names.collect::<Vec<_>>(), ["kept.txt"]);
+        assert_eq!(
+            names.collect::<HashSet<_>>(),
+            HashSet::from([CONFIG_FILE.into(), "kept.txt".into()])
+        );
         assert_eq!(fs::read_dir(workshop.folder.path().join("runs")).unwrap().count(), 1);
         workshop.assert_nothing_temporary();
     };

@@ -51,7 +51,7 @@ pub use write::{
     CheckpointFiles, CheckpointParts, TensorLayout, WeightType, write_checkpoint,
     write_checkpoint_parts,
 };
-pub(crate) use write::{place, replace_file};
+pub(crate) use write::{check_output, place, replace_file};
 
 /// A checkpoint that cannot be read or written. Each message names the file, what was found, and
 /// what was expected.

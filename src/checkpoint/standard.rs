@@ -17,12 +17,15 @@ const PREFIXES: [&str; 3] = [
     "v_head.summary",
 ];
 
-/// What is known of a standard head before its tensors are looked at. The weights' hash has none of it: names and labels
-/// decide no reward.
+/// More than any head has; a name is made for each.
+const MOST_LABELS: usize = 1 << 16;
+
+/// What is known of a standard head before its tensors are looked at. Labels are not part of the weights' hash: they decide
+/// no reward.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct StandardConfig {
     /// What `value_head_prefix` says that its tensors are called.
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// Names of its outputs, from `id2label` or `num_labels`; empty where neither says how many there are.
     #[serde(skip)]
@@ -53,6 +56,9 @@ impl StandardConfig {
         };
         // As in transformers, names that are not as many as `num_labels` says are not used.
         let labels = match keys.get::<usize>("num_labels")? {
+            Some(count) if count > MOST_LABELS => {
+                return Err(keys.wrong("num_labels", format!("must be at most {MOST_LABELS}")));
+            }
             Some(count) if count != names.len() => numbered(count),
             _ => names,
         };
@@ -153,7 +159,8 @@ impl StandardHead {
         let names: Vec<String> =
             labels.iter().enumerate().map(|(id, name)| format!("{id} {name}")).collect();
         Err(CheckpointError::Unsupported(format!(
-            "`objectives.weights`: found {}, the reward head has {} (`id2label`: {}): set a weight for each, in this order",
+            "`objectives.weights`: found {}, the reward head has {} (`id2label`: {}): set a weight for each, in this order; the \
+             trainer takes heads with one label",
             objectives.len(),
             labels.len(),
             names.join(", ")

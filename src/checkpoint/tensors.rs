@@ -14,7 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::gguf::{BlockType, Container};
-use super::{CheckpointError, CheckpointSource, read_json};
+use super::{CheckpointError, CheckpointSource, Family, read_json};
 
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -289,7 +289,7 @@ impl FolderTensors {
     /// What is beside the backbone is the head's.
     fn missing(&self, name: &str, shape: &[usize]) -> CheckpointError {
         let (file, tensor, expected) = (self.listing.clone(), name.to_owned(), shape.to_vec());
-        match name.starts_with("model.") {
+        match Family::is_backbone(name) {
             true => CheckpointError::MissingTensor { file, tensor, expected },
             false => CheckpointError::MissingHead { file, tensors: vec![tensor], expected },
         }

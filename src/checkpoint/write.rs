@@ -127,13 +127,14 @@ pub fn write_checkpoint<E: From<CheckpointError>>(
 /// returns what can only be made with the very weights that were stored: a baseline, further files.
 ///
 /// # Errors
-/// Where a tensor cannot be had or exceeds its type, a file cannot be written, or `finish` fails; what was there before
-/// then stays.
+/// Where `folder` is there and is no checkpoint, a tensor cannot be had or exceeds its type, a file cannot be written, or
+/// `finish` fails; what was there before then stays.
 pub fn write_checkpoint_parts<E: From<CheckpointError>>(
     folder: &Path,
     contents: &CheckpointParts<'_>,
     finish: impl FnOnce(&Path) -> Result<(Option<Baseline>, Vec<(String, Vec<u8>)>), E>,
 ) -> Result<(), E> {
+    check_output(folder, &[])?;
     let (parent, name) = place(folder)?;
     fs::create_dir_all(parent).map_err(CheckpointError::io(parent))?;
     let process = std::process::id();
@@ -157,6 +158,31 @@ pub fn write_checkpoint_parts<E: From<CheckpointError>>(
     put_in_place(&temporary.0, folder)?;
     sync_folder(parent)?;
     Ok(())
+}
+
+/// Refuses an output that is there already and is no checkpoint, or that holds one of the inputs: replacing it would remove
+/// what nobody asked to remove.
+///
+/// # Errors
+/// Names the folder, and why; also where it is no folder's name.
+pub(crate) fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<(), CheckpointError> {
+    place(output)?;
+    let refused = |message: String| CheckpointError::Config {
+        file: output.to_owned(),
+        key: "output".to_owned(),
+        message,
+    };
+    let Ok(whole) = output.canonicalize() else { return Ok(()) };
+    let holds =
+        |input: &&PathBuf| input.canonicalize().is_ok_and(|input| input.starts_with(&whole));
+    if let Some(input) = inputs.iter().find(holds) {
+        return Err(refused(format!("{} would be replaced", input.display())));
+    }
+    let is_empty = || fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
+    if output.join(CONFIG_FILE).exists() || is_empty() {
+        return Ok(());
+    }
+    Err(refused("is there, and is no checkpoint that could be replaced".to_owned()))
 }
 
 /// The parent and the name of a folder that is to be written.

@@ -6,25 +6,16 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use super::fit::CARD_FILE;
-use super::init_head::{is_buffer, name_type};
+use super::init_head::{HEAD_KEYS, is_buffer, name_type};
 use super::merge::widest;
 use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointParts, CheckpointSource, DecodeKind, HeadConfig,
     SpecialToken, StandardHead, TOKEN_FILES, TOKENIZER_CONFIG_FILE, TensorLayout, TensorSource,
-    TensorValues, WeightType, padding_token, write_checkpoint_parts,
+    TensorValues, WeightType, check_output, padding_token, write_checkpoint_parts,
 };
 
 /// The head's tensor, as transformers names it.
 const SCORE: &str = "score.weight";
-/// Keys of `config.json` on heads of which transformers knows nothing.
-const HEAD_KEYS: [&str; 6] = [
-    "use_inform",
-    "latent_dim",
-    "encode_head_prefix",
-    "decode_head_prefix",
-    "use_complex_decoder",
-    "value_head_prefix",
-];
 
 /// What is exported, and how.
 #[derive(Debug, Clone)]
@@ -49,6 +40,7 @@ pub struct ExportSettings<'a> {
 /// cannot be written.
 pub fn export(settings: &ExportSettings<'_>) -> anyhow::Result<()> {
     let ExportSettings { model, output, fold_head, weight_type } = settings;
+    check_output(output, &[model.to_path_buf()])?;
     let checkpoint = Checkpoint::open_without_baseline(model)?;
     let (config, tensors) = (&checkpoint.config, &checkpoint.tensors);
     let hidden = config.decoder.hidden_size;

@@ -27,7 +27,7 @@ use super::trained::Trained;
 use super::{adapter, card};
 use crate::checkpoint::{
     Baseline, CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
-    ModelConfig, TensorSource, read_json, write_checkpoint,
+    ModelConfig, StandardHead, TensorSource, check_output, read_json, write_checkpoint,
 };
 
 /// Name of the file in a checkpoint that records how it was trained.
@@ -143,10 +143,10 @@ pub struct EpochMeans {
 pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     let started = Instant::now();
     config.check()?;
-    // Better now than after hours of training.
-    crate::checkpoint::place(&config.output)?;
-    let split = Split { seed: config.seed, train_pairs: config.data.train_pairs };
     let files = config.data.paths();
+    // Better now than after hours of training.
+    check_output(&config.output, &files)?;
+    let split = Split { seed: config.seed, train_pairs: config.data.train_pairs };
     let (pairs, bad_lines) = read_pairs(&files, config.data.bad_lines)?;
     let (train, held_out) = split.apply(pairs);
     anyhow::ensure!(!train.is_empty(), "data.train_pairs: no pair is left to train on");
@@ -290,9 +290,31 @@ fn with_head(start: PathBuf, staging: &Path, config: &FitConfig) -> anyhow::Resu
     if same {
         return Ok(start);
     }
+    name_head(&start)?;
     let folder = staging.join("headed");
     init_head(&start, &folder, &head, config.seed)?;
     Ok(folder)
+}
+
+/// Says which trained head of a model is replaced by a fresh one, where it has one.
+fn name_head(start: &Path) -> anyhow::Result<()> {
+    let (config, tensors) = (ModelConfig::read(start)?, FolderTensors::open(start)?);
+    let found = match &config.head {
+        HeadConfig::Inform { encode_head_prefix, .. } => {
+            Some(format!("{encode_head_prefix}.weight"))
+        }
+        HeadConfig::Standard(standard) => {
+            let head = StandardHead::find(standard, config.decoder.hidden_size, &tensors);
+            head.ok().map(|head| head.weight)
+        }
+    };
+    if let Some(head) = found.filter(|head| tensors.shape(head).is_some()) {
+        eprintln!(
+            "{}: its reward head `{head}` is not of the form that `head` asks for; a fresh one is trained",
+            start.display()
+        );
+    }
+    Ok(())
 }
 
 /// Stream of the generator that chooses pairs for label noise: another than the order's.

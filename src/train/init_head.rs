@@ -6,23 +6,21 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointFiles, CheckpointSource, FolderTensors, HeadConfig,
-    MemoryTensors, ModelConfig, TensorSource, WeightType, write_checkpoint,
+    MemoryTensors, ModelConfig, TensorSource, WeightType, check_output, write_checkpoint,
 };
 use crate::model::initialise_head;
 
-/// Keys of `config.json` that describe a head which is not there any more.
-const HEAD_KEYS: [&str; 10] = [
+/// Keys of `config.json` that describe a head, in other words than transformers'.
+pub(super) const HEAD_KEYS: [&str; 6] = [
+    "use_inform",
     "latent_dim",
     "encode_head_prefix",
     "decode_head_prefix",
-    "value_head_prefix",
     "use_complex_decoder",
-    "mean",
-    "std",
-    "num_labels",
-    "id2label",
-    "label2id",
+    "value_head_prefix",
 ];
+/// Those that describe its rewards.
+const REWARD_KEYS: [&str; 5] = ["mean", "std", "num_labels", "id2label", "label2id"];
 
 /// Keys under which releases of transformers keep the type of the stored weights.
 const TYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
@@ -44,6 +42,7 @@ pub fn init_head(
     head: &HeadConfig,
     seed: u64,
 ) -> Result<(), CheckpointError> {
+    check_output(output, &[model.to_path_buf()])?;
     let source = Checkpoint::open(model)?;
     let config = ModelConfig { head: head.clone(), reward_scale: None, ..source.config };
     let prefix = config.decoder.architecture.family.prefix();
@@ -64,7 +63,7 @@ pub(super) fn other_keys(
     weight_type: WeightType,
 ) -> Result<Map<String, Value>, CheckpointError> {
     let mut keys = CheckpointSource::open(folder)?.config_keys()?;
-    keys.retain(|key, _| !HEAD_KEYS.contains(&key.as_str()));
+    keys.retain(|key, _| !HEAD_KEYS.iter().chain(&REWARD_KEYS).any(|of_head| of_head == key));
     name_type(&mut keys, weight_type);
     Ok(keys)
 }

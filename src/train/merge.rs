@@ -14,7 +14,7 @@ use super::fit::CARD_FILE;
 use super::init_head::{is_buffer, name_type, text_files};
 use crate::checkpoint::{
     BASELINE_FILE, Checkpoint, CheckpointError, CheckpointParts, CheckpointSource, HeadConfig,
-    ModelConfig, StandardHead, TensorLayout, TensorSource, TensorValues, WeightType, place,
+    ModelConfig, StandardHead, TensorLayout, TensorSource, TensorValues, WeightType, check_output,
     write_checkpoint_parts,
 };
 use crate::model::Head;
@@ -92,11 +92,12 @@ pub fn merge(settings: &MergeSettings<'_>) -> anyhow::Result<MergeRecord> {
     if let Some(wrong) = weights.iter().find(|weight| !is_positive(weight)) {
         bail!("--weights: found {wrong}, expected numbers above 0");
     }
-    place(output)?;
-    let whole = |path: &Path| path.canonicalize().ok();
-    if let Some(model) = models.iter().find(|m| whole(m).is_some() && whole(m) == whole(output)) {
-        bail!("--output: {} is one of the checkpoints, and would be replaced", model.display());
-    }
+    let total: f64 = weights.iter().sum();
+    ensure!(
+        weights.is_empty() || total.is_normal(),
+        "--weights: their sum, {total}, is beyond what numbers can hold"
+    );
+    check_output(output, models)?;
 
     let members = models
         .iter()
@@ -120,16 +121,24 @@ pub fn merge(settings: &MergeSettings<'_>) -> anyhow::Result<MergeRecord> {
     }
     let config = &first.checkpoint.config;
     let (hidden, tensors) = (config.decoder.hidden_size, &first.checkpoint.tensors);
-    match &config.head {
-        HeadConfig::Standard(standard) => {
-            StandardHead::find(standard, hidden, tensors)?;
-        }
-        head => {
-            Head::load(&CpuOps::new(1, Precision::F32)?, head, hidden, tensors)?;
-        }
+    if config.head.latent_dim().is_some() {
+        Head::load(&CpuOps::new(1, Precision::F32)?, &config.head, hidden, tensors)?;
+    }
+    let head = first.standard_head()?;
+    for other in others {
+        let labels = |head: &Option<StandardHead>| head.as_ref().map(|head| head.labels.clone());
+        let (ours, theirs) = (labels(&head), labels(&other.standard_head()?));
+        ensure!(
+            ours == theirs,
+            "{} cannot be averaged with {}: its labels are {:?}, not {:?}",
+            other.checkpoint.folder.display(),
+            first.checkpoint.folder.display(),
+            theirs.unwrap_or_default(),
+            ours.unwrap_or_default()
+        );
     }
 
-    let average = Average::of(&members, settings.weight_type);
+    let average = Average::of(&members, head.as_ref(), settings.weight_type);
     let not_carried_over = not_carried_over(&members);
     let mut record = None;
     let parts = CheckpointParts {
@@ -162,6 +171,13 @@ struct Member {
 }
 
 impl Member {
+    /// The tensors of a standard head; `None` for an InfoRM head.
+    fn standard_head(&self) -> Result<Option<StandardHead>, CheckpointError> {
+        let Checkpoint { config, tensors, .. } = &self.checkpoint;
+        let HeadConfig::Standard(standard) = &config.head else { return Ok(None) };
+        StandardHead::find(standard, config.decoder.hidden_size, tensors).map(Some)
+    }
+
     /// Refuses a checkpoint that is not of the same form, or makes other token ids of a text.
     fn require_same(&self, other: &Self) -> anyhow::Result<()> {
         let (ours, theirs) = (&self.checkpoint, &other.checkpoint);
@@ -271,8 +287,8 @@ fn not_carried_over(members: &[Member]) -> Vec<String> {
 struct Average<'a> {
     members: &'a [Member],
     layout: Vec<TensorLayout>,
-    /// What begins the names of the decoder's tensors.
-    prefix: &'static str,
+    /// What begins the names of the decoder's tensors, and of the head's: what is neither has no part in distances.
+    parts: [Vec<String>; 2],
     squares: RefCell<Squares>,
 }
 
@@ -285,7 +301,11 @@ struct Squares {
 }
 
 impl<'a> Average<'a> {
-    fn of(members: &'a [Member], weight_type: Option<WeightType>) -> Self {
+    fn of(
+        members: &'a [Member],
+        head: Option<&StandardHead>,
+        weight_type: Option<WeightType>,
+    ) -> Self {
         let checkpoint = &members[0].checkpoint;
         let types: Vec<BTreeMap<&str, WeightType>> = members
             .iter()
@@ -305,10 +325,17 @@ impl<'a> Average<'a> {
             }
         });
         let differences = vec![[0.0; 2]; members.len()];
+        let head = match (&checkpoint.config.head, head) {
+            (HeadConfig::Inform { encode_head_prefix, decode_head_prefix, .. }, _) => {
+                [encode_head_prefix, decode_head_prefix].map(|prefix| format!("{prefix}.")).into()
+            }
+            (_, head) => head.map(|head| head.weight.clone()).into_iter().collect(),
+        };
+        let backbone = checkpoint.config.decoder.architecture.family.prefix().to_owned();
         Self {
             members,
             layout: layout.collect(),
-            prefix: checkpoint.config.decoder.architecture.family.prefix(),
+            parts: [vec![backbone], head],
             squares: RefCell::new(Squares { average: [0.0; 2], differences }),
         }
     }
@@ -324,14 +351,17 @@ impl<'a> Average<'a> {
         let total: f64 = self.members.iter().map(|member| member.weight).sum();
         average.iter_mut().for_each(|sum| *sum /= total);
 
-        let part = usize::from(!name.starts_with(self.prefix));
-        let squares = &mut *self.squares.borrow_mut();
-        squares.average[part] += average.iter().map(|v| v * v).sum::<f64>();
-        // Read again rather than kept: a tensor of every member may be too much.
-        for (member, difference) in self.members.iter().zip(&mut squares.differences) {
-            let values = member.checkpoint.tensors.f32(name, shape)?;
-            let both = values.iter().zip(&average);
-            difference[part] += both.map(|(v, mean)| (f64::from(*v) - mean).powi(2)).sum::<f64>();
+        let of = |prefixes: &Vec<String>| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        if let Some(part) = self.parts.iter().position(of) {
+            let squares = &mut *self.squares.borrow_mut();
+            squares.average[part] += average.iter().map(|v| v * v).sum::<f64>();
+            // Read again rather than kept: a tensor of every member may be too much.
+            for (member, difference) in self.members.iter().zip(&mut squares.differences) {
+                let values = member.checkpoint.tensors.f32(name, shape)?;
+                let both = values.iter().zip(&average);
+                difference[part] +=
+                    both.map(|(v, mean)| (f64::from(*v) - mean).powi(2)).sum::<f64>();
+            }
         }
         let average = average.into_iter();
         Ok(match weight_type {

@@ -107,6 +107,11 @@ impl Family {
         }
     }
 
+    /// Whether a tensor is some family's backbone's, by its name.
+    pub(super) fn is_backbone(name: &str) -> bool {
+        Self::ALL.iter().any(|family| name.starts_with(family.prefix()))
+    }
+
     /// The architectures that are known, for an error.
     pub(super) fn known() -> String {
         let llama = CLASSES.map(|class| format!("Llama{class}")).join(", ");
