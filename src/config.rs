@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
-use crate::served::{EnsembleConfig, NamedModel, ObjectivesConfig};
+use crate::served::{EnsembleConfig, LATENTS, NamedModel, ObjectivesConfig};
 use crate::telemetry::LogConfig;
 use crate::verify::VerifyConfig;
 
@@ -258,6 +258,15 @@ impl ServerConfig {
         std::iter::once((None, self.clone())).chain(others).collect()
     }
 
+    /// Checks that no further model is called as the first, whose name is that of its opened checkpoint.
+    ///
+    /// # Errors
+    /// The key of the further model's name.
+    pub fn check_first_name(&self, first: &str) -> anyhow::Result<()> {
+        let mut others = self.models.iter().enumerate();
+        others.try_for_each(|(number, other)| check_distinct(number, &other.name, first))
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         for (key, value) in [
             ("limits.max_inputs", self.limits.max_inputs),
@@ -272,6 +281,9 @@ impl ServerConfig {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");
         }
         for (number, NamedModel { name, .. }) in self.models.iter().enumerate() {
+            for other in &self.models[..number] {
+                check_distinct(number, name, &other.name)?;
+            }
             let is_safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             anyhow::ensure!(
                 (1..=64).contains(&name.len()) && name.chars().all(is_safe),
@@ -305,6 +317,21 @@ impl ServerConfig {
         );
         Ok(self.monitor.check()?)
     }
+}
+
+/// Refuses a further model's name by which requests could also mean another model, or its latents.
+fn check_distinct(number: usize, name: &str, other: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        name != other,
+        "models.{number}.name: two models are called {name}: give one another name"
+    );
+    let is_latents = |name: &str, of: &str| name.strip_suffix(LATENTS) == Some(of);
+    anyhow::ensure!(
+        !is_latents(name, other) && !is_latents(other, name),
+        "models.{number}.name: found {name} beside {other}, and `{LATENTS}` behind a name asks for the model's \
+         latents: give one another name"
+    );
+    Ok(())
 }
 
 /// A flag's value: TOML where it is TOML, else text.

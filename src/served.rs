@@ -10,6 +10,9 @@ use crate::config::ServerConfig;
 use crate::model::{Aggregate, Aggregation, Ensemble, MemberSource, RewardModel, Scorer};
 use crate::ops::Ops;
 
+/// What is appended to a model's name for latents instead of rewards.
+pub const LATENTS: &str = "-latents";
+
 /// Settings of a head with several labels.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

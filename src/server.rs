@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Span;
 
 use crate::config::ServerConfig;
 use crate::device::Devices;
@@ -16,6 +17,7 @@ use crate::http::{App, AppState, Keys, connections, router};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::served::ServedModel;
+use crate::telemetry;
 use crate::verify::Verified;
 
 /// Loads every model and starts its engine and monitor.
@@ -29,23 +31,17 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     for (name, own) in config.each_model() {
         let several = !config.models.is_empty();
         let app = build_one(own, name, several, (keys.clone(), draining.clone()));
-        let app = match name {
+        apps.push(match name {
             Some(name) => app.with_context(|| format!("models: {name}"))?,
             None => app?,
-        };
-        anyhow::ensure!(
-            apps.iter().all(|other| other.model != app.model),
-            "models: two models are called {}: give one another name",
-            app.model
-        );
-        apps.push(app);
+        });
     }
     let others = apps.split_off(1);
     let first = apps.pop().context("no model")?;
     Ok(AppState::new(first, others))
 }
 
-/// Loads one model. Where there are several, its metrics have its name.
+/// Loads one model. Where there are several, its metrics and its threads' logs have its name.
 fn build_one(
     config: ServerConfig,
     name: Option<&str>,
@@ -54,6 +50,9 @@ fn build_one(
 ) -> anyhow::Result<App> {
     let started = Instant::now();
     let served = ServedModel::open(&config)?;
+    if name.is_none() {
+        config.check_first_name(&served.checkpoint.name)?;
+    }
     let Devices { scorers, name: device, precision } = Devices::load(&config, &served)?;
     let ensemble = served.ensemble_info();
     let ServedModel { checkpoint, objectives, weights, .. } = served;
@@ -62,6 +61,8 @@ fn build_one(
     }
     let name = name.unwrap_or(&checkpoint.name).to_owned();
     let metrics = if several { Metrics::of_model(&name)? } else { Metrics::new()? };
+    let span = if several { telemetry::model_span(&name) } else { Span::none() };
+    let _entered = span.enter();
     let head = checkpoint.config.head.clone();
     let latent_dim = head.latent_dim();
     let monitor = latent_dim
@@ -122,11 +123,14 @@ fn keys(config: &ServerConfig) -> anyhow::Result<Keys> {
 /// # Errors
 /// The first setting that could not be used, with its key.
 pub fn check(config: &ServerConfig) -> anyhow::Result<()> {
-    crate::telemetry::filter(&config.log)?;
+    telemetry::filter(&config.log)?;
     keys(config)?;
     for (name, own) in config.each_model() {
         let at = || name.map_or_else(|| "model".to_owned(), |name| format!("models: {name}"));
-        ServedModel::open(&own).with_context(at)?;
+        let served = ServedModel::open(&own).with_context(at)?;
+        if name.is_none() {
+            config.check_first_name(&served.checkpoint.name)?;
+        }
     }
     println!("{} would be served on {}:{}", config.model.display(), config.host, config.port);
     Ok(())
@@ -183,7 +187,7 @@ pub async fn serve(
 /// # Errors
 /// As [`build`] and [`serve`], or where the address cannot be bound.
 pub fn run(config: ServerConfig) -> anyhow::Result<()> {
-    let _telemetry = crate::telemetry::start(&config.log)?;
+    let _telemetry = telemetry::start(&config.log)?;
     let address = (config.host, config.port);
     raise_open_files();
     let state = build(config)?;

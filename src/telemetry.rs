@@ -1,8 +1,10 @@
 //! Structured logs.
 
 use std::io::IsTerminal;
+use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
+use tracing::Span;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
@@ -42,6 +44,24 @@ pub enum LogFormat {
 /// Where it does not parse.
 pub fn filter(config: &LogConfig) -> anyhow::Result<EnvFilter> {
     EnvFilter::try_new(&config.filter).map_err(|error| anyhow::anyhow!("log.filter: {error}"))
+}
+
+/// Name of the spans that [`model_span`] makes.
+const MODEL_SPAN: &str = "model";
+
+/// What says in logs which of several models they are of. Of the highest level, so that no filter that lets a message
+/// through takes its model away.
+pub fn model_span(name: &str) -> Span {
+    tracing::error_span!(MODEL_SPAN, name)
+}
+
+/// Starts a thread of this name. Its logs are in the span in which it is started.
+///
+/// # Errors
+/// Where the operating system refuses the thread.
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let span = Span::current();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work))
 }
 
 /// Keeps what exports trace spans; dropped, it sends those that wait.
@@ -105,7 +125,11 @@ fn export(config: &LogConfig) -> anyhow::Result<(Spans, Telemetry)> {
     let resource = Resource::builder().with_service_name(env!("CARGO_PKG_NAME")).build();
     let provider =
         SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
-    let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer(env!("CARGO_PKG_NAME")));
+    // A model's span lasts as long as the server, and would keep what is logged in it until then.
+    let lasting = tracing_subscriber::filter::filter_fn(|span| span.name() != MODEL_SPAN);
+    let spans = tracing_opentelemetry::layer::<Registry>()
+        .with_tracer(provider.tracer(env!("CARGO_PKG_NAME")))
+        .with_filter(lasting);
     Ok((Some(spans.boxed()), Telemetry { provider: Some(provider) }))
 }
 

@@ -8,16 +8,18 @@ mod server_process;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::{Golden, golden, relative_error, with_tokenizer};
 use inform::checkpoint::{BASELINE_FILE, Baseline, Checkpoint};
 use inform::config::ServerConfig;
-use inform::model::{Aggregate, Parts, Score, Scorer, standard_normal};
+use inform::model::{Aggregate, Aggregation, Member, Parts, Score, Scorer, standard_normal};
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::served::{EnsembleConfig, ServedModel};
 use inform::train::init_head;
 use serde_json::{Value, json};
-use server_process::{Server, bits, float, floats, program};
+use server_process::{PATIENCE, Server, bits, float, floats, program};
 use tempfile::TempDir;
 
 const MEMBERS: [&str; 3] = ["first", "second", "third"];
@@ -163,6 +165,51 @@ fn the_spread_is_that_of_the_aggregate_over_draws_of_every_latent() {
         spread(&["first", "first"], Aggregate::Wco),
         first * (1.0 - 1.0 / std::f64::consts::PI).sqrt(),
     );
+}
+
+#[test]
+fn what_is_not_a_number_is_never_passed_over() {
+    for aggregate in [Aggregate::Mean, Aggregate::Uwo, Aggregate::Wco] {
+        let aggregation = Aggregation { aggregate, lambda: 0.5 };
+        for rewards in [[f64::NAN, 1.0, -1.0], [1.0, f64::NAN, -1.0], [1.0, -1.0, f64::NAN]] {
+            assert!(aggregation.reward(&rewards).is_nan(), "{aggregate:?} of {rewards:?}");
+        }
+    }
+    // Nor in a member's draws.
+    let members = Members::new();
+    let model = members.load(&["first", "second"], Aggregate::Wco, 0.0);
+    for place in 0..2 {
+        let mut score = model.score(&[&[5, 6, 7]]).unwrap().remove(0);
+        assert!(model.reward_spread(&score, 10).unwrap().unwrap().is_finite());
+        let Parts::Members(parts) = &mut score.parts else { panic!("{score:?}") };
+        parts[place].latent.as_mut().unwrap().sigma.fill(f32::NAN);
+        assert!(model.reward_spread(&score, 10).unwrap().unwrap().is_nan(), "member {place}");
+    }
+}
+
+/// What a score holds besides its first member's latent is counted: the members, and their latents.
+#[test]
+fn the_cache_counts_what_an_ensembles_scores_hold() {
+    let members = Members::new();
+    let [alone, ensemble] = [&["first"][..], &MEMBERS].map(|names| {
+        let server = members.serve(names, &[]);
+        let texts = ["Is it late?", "The answer is 12."].map(|text| json!({"text": text}));
+        server.reward(&json!({"inputs": texts, "samples": 4}));
+        // The cache is tidied after the answers.
+        let value = |name: &str| server.metric(name)[0].1;
+        let started = Instant::now();
+        while value("inform_cache_entries") < 4.0 && started.elapsed() < PATIENCE {
+            sleep(Duration::from_millis(20));
+        }
+        (value("inform_cache_entries"), value("inform_cache_bytes"))
+    });
+    assert_eq!((alone.0, ensemble.0), (4.0, 4.0));
+    let latents = ["first", "second"].map(|name| {
+        let head = Checkpoint::open(&members.path(name)).unwrap().config.head;
+        2 * size_of::<f32>() * head.latent_dim().unwrap()
+    });
+    let more = MEMBERS.len() * size_of::<Member>() + latents.iter().sum::<usize>();
+    assert_eq!(ensemble.1 - alone.1, 4.0 * more as f64);
 }
 
 #[test]

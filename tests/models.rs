@@ -11,7 +11,7 @@ use std::process::Stdio;
 
 use common::{golden, with_tokenizer};
 use serde_json::{Value, json};
-use server_process::{Server, UNCACHED, bits, pair, program};
+use server_process::{Answer, Server, UNCACHED, bits, pair, program, scoring_routes};
 use tempfile::TempDir;
 
 /// The demo, and beside it a linear InfoRM, and a head with three objectives.
@@ -167,7 +167,7 @@ fn every_protocol_chooses_by_url_and_those_with_a_model_by_body() {
 fn the_native_route_refuses_a_model_that_is_not_served() {
     let Served { server, folder } = Served::new();
     let body = |name: &str| json!({"inputs": [{"text": "a"}], "model": name});
-    let code = |answer: server_process::Answer| (answer.status, answer.error().1);
+    let code = |answer: Answer| (answer.status, answer.error().1);
     let unknown = (404, "unknown_model".to_owned());
     assert_eq!(code(server.post("/reward", &body("nobody"))), unknown);
     assert_eq!(code(server.post("/reward?model=nobody", &body("demo"))), unknown);
@@ -181,6 +181,89 @@ fn the_native_route_refuses_a_model_that_is_not_served() {
     assert_eq!(one.post("/reward?model=nobody", &body("demo")).status, 200);
     assert_eq!(one.post("/runs/default/evaluate?model=nobody", &json!({})).status, 200);
     assert_eq!(one.get("/runs/default/evaluations?model=nobody&from_step=3").status, 200);
+    drop(folder);
+}
+
+/// Status, type and body of an error, without the request's id.
+fn whole_error(answer: &Answer) -> (u16, Option<&str>, Value) {
+    let mut body = answer.json();
+    // TEI's error is a text, with the id beside it.
+    for fields in ["/error", ""] {
+        if let Some(Value::Object(fields)) = body.pointer_mut(fields) {
+            fields.remove("request_id");
+        }
+    }
+    (answer.status, answer.header("content-type"), body)
+}
+
+#[test]
+fn an_unknown_model_is_answered_alike_whether_the_url_or_the_body_names_it() {
+    let Served { server, folder } = Served::new();
+    let mut routes = scoring_routes("Is it late?", "Yes.");
+    routes.push(("/reward", json!({"inputs": [{"text": "a"}]})));
+    for (path, body) in &routes {
+        let by_url = server.post(&format!("{path}?model=nobody"), body);
+        let mut named = body.clone();
+        named["model"] = json!("nobody");
+        let by_body = server.post(path, &named);
+        assert_eq!(whole_error(&by_url), whole_error(&by_body), "{path}");
+        assert!(by_url.text.contains("unknown_model") && by_url.status == 404, "{}", by_url.text);
+        // So is what else is wrong with the name.
+        let twice = server.post(&format!("{path}?model=demo&model=demo"), body);
+        assert_eq!(twice.status, 400, "{path}");
+        let is_tei = |answer: &Answer| answer.json().get("error_type").is_some();
+        assert_eq!(is_tei(&twice), is_tei(&by_body), "{path}: {}", twice.text);
+    }
+    let tei = server.post("/predict?model=nobody", &json!({"inputs": "a"})).json();
+    assert_eq!((&tei["error_type"], &tei["code"]), (&json!("Validation"), &json!("unknown_model")));
+    let open_ai = server.post("/v1/embeddings?model=nobody", &json!({"input": "a"})).json();
+    assert_eq!(open_ai["error"]["type"], "invalid_request_error");
+    for path in ["/runs?model=nobody", "/info?model=nobody", "/v1/models?model=nobody"] {
+        assert_eq!(server.get(path).error().1, "unknown_model", "{path}");
+    }
+    assert_eq!(server.get("/nowhere?model=nobody").error().1, "not_found");
+    // Each is counted as its route's.
+    let counted = server.metric("inform_requests_total");
+    let count = |route: &str, code: &str| -> f64 {
+        let labels = [format!("route=\"{route}\""), format!("code=\"{code}\"")];
+        let found = counted.iter().filter(|(l, _)| labels.iter().all(|label| l.contains(label)));
+        found.map(|(_, value)| value).sum()
+    };
+    assert_eq!(count("/predict", "unknown_model"), 3.0);
+    assert_eq!(count("/runs", "unknown_model"), 1.0);
+    assert_eq!((count("unmatched", "unknown_model"), count("unmatched", "not_found")), (0.0, 1.0));
+    drop(folder);
+}
+
+#[test]
+fn a_url_that_names_a_model_in_other_ways_is_not_the_first_models() {
+    let Served { server, folder } = Served::new();
+    let body = |more: &str| json!({"inputs": [{"text": format!("a word {more}")}], "run": "r"});
+    server.reward(&body("1"));
+    server.post("/reward?model=helpful", &body("2")).ok();
+    for path in ["/runs/r/evaluate", "/runs/r/evaluate?model=helpful"] {
+        server.post(path, &json!({})).ok();
+    }
+    // Twice is not once, nor none.
+    for query in ["model=helpful&model=helpful", "model=a&x=1&%6dodel=b", "model&model="] {
+        let (status, code, pointer) =
+            server.send("DELETE", &format!("/runs/r?{query}"), &[], &[]).error();
+        let found = (status, code.as_str(), pointer.as_deref());
+        assert_eq!(found, (400, "invalid_request", Some("/model")), "{query}");
+    }
+    let model = |query: &str| server.read(&format!("/info?{query}"))["model"].clone();
+    for query in ["%6Dodel=helpful", "model=help%66ul", "a=1&model=helpful&b", "&model=helpful&"] {
+        assert_eq!(model(query), "helpful", "{query}");
+    }
+    for query in ["a=model", "remodel=helpful", "Model=helpful", ""] {
+        assert_eq!(model(query), "demo", "{query}");
+    }
+    for query in ["model", "model=", "model=helpful+", "model=%FF"] {
+        assert_eq!(server.get(&format!("/info?{query}")).error().1, "unknown_model", "{query}");
+    }
+    assert_eq!(server.send("DELETE", "/runs/r?%6Dodel=helpful", &[], &[]).status, 204);
+    assert_eq!(server.get("/runs/r?model=helpful").status, 404);
+    assert_eq!(server.get("/runs/r").status, 200, "the first model's run");
     drop(folder);
 }
 
@@ -233,7 +316,16 @@ fn runs_metrics_and_information_are_each_models_own() {
     assert_eq!(info["models"][2]["latent_dim"], Value::Null);
     assert!(Server::start(&[]).read("/info").get("models").is_none());
     assert_eq!(server.get("/ready").status, 200);
+
     server.signal("TERM");
+    let (_, log) = server.wait();
+    for (run, model) in [("a", "demo"), ("b", "helpful")] {
+        let of_run = |line: &&str| {
+            line.contains("window evaluated") && line.contains(&format!("run=\"{run}\""))
+        };
+        let line = log.lines().find(of_run).unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains(&format!("model{{name=\"{model}\"}}")), "{line}");
+    }
     drop(folder);
 }
 
@@ -256,21 +348,46 @@ fn each_model_has_a_journal_of_its_own() {
 }
 
 #[test]
-fn names_that_do_not_do_are_refused_at_the_start() {
-    for (set, code, parts) in [
-        ("models=[{name=\"a/b\",model=\"configs/demo\"}]", 2, ["models.0.name", "a/b"]),
-        ("models=[{name=\"demo\",model=\"configs/demo\"}]", 1, ["two models are called demo", ""]),
-        ("models=[{name=\"x\",model=\"no-such-folder\"}]", 1, ["models: x", "no-such-folder"]),
-    ] {
+fn names_that_do_not_do_are_refused_at_the_start_and_by_check_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("server.toml");
+    let journal = folder.path().join("runs.redb");
+    let output = |arguments: &[&str]| {
         let mut command = program();
-        command.args(["--port", "0", "--set", set]).stderr(Stdio::piped());
-        let output = command.output().unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{set}: {errors}");
-        for part in parts {
-            assert!(errors.contains(part), "{set}: no {part:?} in {errors}");
+        let output = command.args(arguments).stderr(Stdio::piped()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let demo = |name: &str| (name.to_owned(), "configs/demo");
+    for (models, code, parts) in [
+        (vec![demo("a/b")], 2, ["models.0.name", "a/b"]),
+        (vec![("x".to_owned(), "no-such-folder")], 1, ["models: x", "no-such-folder"]),
+        // Found before anything is opened.
+        (vec![demo("x"), demo("x")], 2, ["models.1.name", "two models are called x"]),
+        (vec![demo("x-latents"), demo("x")], 2, ["models.1.name", "found x beside x-latents"]),
+        (vec![demo("x"), demo("y"), demo("x-latents")], 2, ["models.2.name", "`-latents`"]),
+        // The first is called as its folder is.
+        (vec![demo("x"), demo("demo")], 1, ["models.1.name", "two models are called demo"]),
+        (vec![demo("demo-latents")], 1, ["models.0.name", "found demo-latents beside demo"]),
+    ] {
+        let tables: Vec<String> = models
+            .iter()
+            .map(|(name, model)| format!("[[models]]\nname = {name:?}\nmodel = {model:?}\n"))
+            .collect();
+        fs::write(&file, format!("{}[monitor.journal]\npath = {journal:?}\n", tables.concat()))
+            .unwrap();
+        let path = file.to_str().unwrap();
+        for arguments in [vec!["--port", "0", "--config", path], vec!["check-config", path]] {
+            let (found, errors) = output(&arguments);
+            assert_eq!(found, Some(code), "{arguments:?}: {errors}");
+            for part in parts {
+                assert!(errors.contains(part), "{arguments:?}: no {part:?} in {errors}");
+            }
         }
     }
+    assert!(!journal.exists(), "a model was started");
+    // No clash: nothing else is called `x`.
+    fs::write(&file, "[[models]]\nname = \"x-latents\"\nmodel = \"configs/demo\"\n").unwrap();
+    assert_eq!(output(&["check-config", file.to_str().unwrap()]).0, Some(0));
 }
 
 #[test]

@@ -26,6 +26,29 @@ fn the_committed_file_is_the_codes() {
     assert_eq!(Server::start(&[]).get("/openapi.json").text, text);
 }
 
+/// Where the URL chooses among several models, it may name one that is not there, or two.
+#[test]
+fn routes_of_one_model_say_how_it_is_chosen() {
+    let document = committed();
+    let mut of_a_model = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let parameters = operation["parameters"].as_array().map_or(&[][..], Vec::as_slice);
+            let has_model = parameters.iter().any(|parameter| parameter["name"] == "model");
+            assert!(has_model || !path.starts_with("/runs"), "{method} {path}");
+            if has_model {
+                let responses = &operation["responses"];
+                let unknown = responses["404"]["description"].as_str().unwrap_or_default();
+                assert!(unknown.contains("unknown_model"), "{method} {path}: {responses}");
+                let invalid = responses["400"]["description"].as_str().unwrap_or_default();
+                assert!(invalid.contains("invalid_request"), "{method} {path}: {responses}");
+                of_a_model += 1;
+            }
+        }
+    }
+    assert!(of_a_model >= 25, "{of_a_model}");
+}
+
 /// The request examples of an operation.
 fn examples(operation: &Value) -> Vec<Value> {
     let media = &operation["requestBody"]["content"]["application/json"];

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::metrics::Metrics;
-use crate::model::Score;
+use crate::model::{Latent, Parts, Score};
 
-/// Bytes that an entry takes besides its score's numbers: key, score, and the cache's own nodes.
+/// Bytes that an entry takes besides what its score holds: key, score, and the cache's own nodes.
 const ENTRY_BYTES: usize = 384;
 
 /// Settings of the score cache.
@@ -114,5 +114,20 @@ impl ScoreCache {
 }
 
 fn bytes(known: &Known) -> usize {
-    ENTRY_BYTES + size_of::<f32>() * known.score.values().count()
+    let Score { latent, parts, .. } = &*known.score;
+    let parts = match parts {
+        Parts::Whole => 0,
+        Parts::Objectives(values) => size_of_val(values.as_slice()),
+        Parts::Members(members) => {
+            let latents = members.iter().map(|member| latent_bytes(&member.latent));
+            size_of_val(members.as_slice()) + latents.sum::<usize>()
+        }
+    };
+    ENTRY_BYTES + latent_bytes(latent) + parts
+}
+
+/// Bytes of a latent's numbers.
+fn latent_bytes(latent: &Option<Latent>) -> usize {
+    let numbers = latent.as_ref().map_or(0, |latent| latent.mean.len() + latent.sigma.len());
+    size_of::<f32>() * numbers
 }

@@ -28,6 +28,7 @@ use thiserror::Error;
 use crate::metrics::Metrics;
 use crate::model::{Score, Scorer};
 use crate::monitor::{Monitor, Observation, Origin, Sample, Subject, fingerprint};
+use crate::telemetry::spawn;
 pub use cache::{CacheConfig, ScoreCache};
 use cache::{Key, Known};
 use device_thread::Device;
@@ -221,8 +222,7 @@ impl Engine {
         let bounds = Bounds { budget: config.token_budget, turn: config.turn_tokens };
         let gauge = metrics.queue_tokens.clone();
         let queue = Arc::new(Queue::new(config.queue_tokens, bounds, scorers.len(), policy, gauge));
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let planner = thread("planner").spawn({
+        let planner = spawn("planner", {
             let queue = queue.clone();
             move || queue.plan_ahead()
         })?;
@@ -237,7 +237,7 @@ impl Engine {
         for (index, scorer) in scorers.into_iter().enumerate() {
             let (queue, cache, metrics) = (queue.clone(), cache.clone(), metrics.clone());
             let device = Device { scorer, queue, cache, metrics };
-            let spawned = thread(&format!("device-{index}")).spawn(move || device.run())?;
+            let spawned = spawn(&format!("device-{index}"), move || device.run())?;
             engine.threads.lock().push(spawned);
         }
         Ok(engine)

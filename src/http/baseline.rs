@@ -15,6 +15,7 @@ use super::body::JsonBody;
 use super::caller::{Caller, check_run};
 use super::error::{ApiError, ErrorAnswer, ScoringErrors};
 use super::inputs::{InputItem, Prompt, Truncation, check_not_too_many, inputs};
+use super::models::ModelQuery;
 use super::runs::{RunName, monitor, off_the_event_loop};
 use super::scoring::{Work, nothing_to_score, score};
 use super::{object, whole};
@@ -81,7 +82,7 @@ struct InputError {
     put,
     path = "/runs/{run}/baseline",
     tag = "monitor",
-    params(("run" = String, Path, description = "Name of the run", min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")),
+    params(("run" = String, Path, description = "Name of the run", min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$"), ModelQuery),
     request_body(content = BaselineRequest, examples(
         ("texts" = (value = json!({"inputs": [
             {"prompt": "How do I boil an egg?", "response": "Eight minutes in boiling water."},
@@ -90,7 +91,6 @@ struct InputError {
     )),
     responses(
         (status = 200, body = BaselineResponse),
-        (status = 404, body = ErrorAnswer, description = "`no_latents`"),
         (status = 409, body = ErrorAnswer, description = "`other_weights`: the latents are not of the server's weights"),
         ScoringErrors
     )

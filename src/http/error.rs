@@ -140,6 +140,21 @@ scoring_errors!(
     AnyError
 );
 
+/// What routes of the monitor may answer besides 200.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only described")]
+pub(super) enum RunErrors {
+    /// `invalid_request`
+    #[response(status = 400)]
+    Invalid(ErrorAnswer),
+    /// `unauthorized`: keys are set, and the request has none of them
+    #[response(status = 401)]
+    Unauthorized(ErrorAnswer),
+    /// `unknown_model`, `unknown_run`, or `no_latents`
+    #[response(status = 404)]
+    Unknown(ErrorAnswer),
+}
+
 /// What a route may answer where keys are set.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "only described")]

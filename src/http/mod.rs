@@ -29,7 +29,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, StatusCode};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -110,6 +110,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(operations::metrics))
         .routes(routes!(operations::info))
         .routes(routes!(operations::openapi))
+        .layer(from_fn(models::check_url))
         .merge(protocols::routes())
 }
 
@@ -169,24 +170,11 @@ fn bound_integers(value: &mut serde_json::Value) {
 
 /// The service behind every connection.
 pub fn router(state: AppState) -> Router {
-    let first = state.clone();
-    models::dispatch(
-        &state,
-        |state| {
-            let routes = Router::from(routes()).fallback(async || {
-                ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route")
-            });
-            in_stack(routes, state)
-        },
-        move |error| {
-            let answer = move || std::future::ready(error.clone().into_response());
-            in_stack(Router::new().fallback(answer), first.clone())
-        },
-    )
+    models::dispatch(&state, router_of_model)
 }
 
-/// Routes in what every request passes through.
-fn in_stack(routes: Router<AppState>, state: AppState) -> Router {
+/// The routes of one model, in what every request passes through.
+fn router_of_model(state: AppState) -> Router {
     let stack = ServiceBuilder::new()
         .layer(from_fn_with_state(state.clone(), unread::finish))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
@@ -199,7 +187,10 @@ fn in_stack(routes: Router<AppState>, state: AppState) -> Router {
         }))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(DefaultBodyLimit::disable());
-    routes
+    Router::from(routes())
+        .fallback(async || {
+            ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route")
+        })
         .method_not_allowed_fallback(async || {
             ApiError::new(
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -96,7 +96,11 @@ pub(super) struct ModelInfo {
 /// What is served
 #[utoipa::path(
     get, path = "/info", tag = "operations", security(()), params(ModelQuery),
-    responses((status = 200, body = Info))
+    responses(
+        (status = 200, body = Info),
+        (status = 400, body = ErrorAnswer, description = "`invalid_request`"),
+        (status = 404, body = ErrorAnswer, description = "`unknown_model`")
+    )
 )]
 pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
     let models = state.each().filter(|_| state.has_several()).map(|state| ModelInfo {

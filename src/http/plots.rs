@@ -313,7 +313,7 @@ pub(super) enum PlotFile {
         (status = 200, body = String, content_type = "image/svg+xml"),
         (status = 304, description = "It is as `If-None-Match` says"),
         (status = 400, body = ErrorAnswer, description = "`invalid_request`"),
-        (status = 404, body = ErrorAnswer, description = "`unknown_run`, `not_found`, or `no_latents`"),
+        (status = 404, body = ErrorAnswer, description = "`unknown_model`, `unknown_run`, `not_found`, or `no_latents`"),
         KeyError
     )
 )]

@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::AppState;
 use super::body::JsonBody;
 use super::caller::{MAX_STEP, check_run};
-use super::error::{ApiError, ErrorAnswer, KeyError, ScoringErrors};
+use super::error::{ApiError, ErrorAnswer, RunErrors, ScoringErrors};
 use super::models::ModelQuery;
 use crate::monitor::{Evaluation, Monitor, RunConfig, RunView};
 
@@ -68,7 +68,7 @@ pub(super) fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     path = "/runs",
     tag = "monitor",
     params(ModelQuery),
-    responses((status = 200, body = RunList), (status = 404, body = ErrorAnswer, description = "`no_latents`"), KeyError)
+    responses((status = 200, body = RunList), RunErrors)
 )]
 pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>, ApiError> {
     Ok(Json(RunList { runs: monitor(&state)?.runs() }))
@@ -80,7 +80,7 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>,
     path = "/runs/{run}",
     tag = "monitor",
     params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
-    responses((status = 200, body = RunView), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+    responses((status = 200, body = RunView), RunErrors)
 )]
 pub(super) async fn show(
     State(state): State<AppState>,
@@ -95,7 +95,7 @@ pub(super) async fn show(
     path = "/runs/{run}/evaluations",
     tag = "monitor",
     params(("run" = String, Path, description = "Name of the run", min_length = 1), EvaluationQuery, ModelQuery),
-    responses((status = 200, body = EvaluationList), (status = 400, body = ErrorAnswer, description = "`invalid_request`"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+    responses((status = 200, body = EvaluationList), RunErrors)
 )]
 pub(super) async fn evaluations(
     State(state): State<AppState>,
@@ -116,7 +116,7 @@ pub(super) async fn evaluations(
     path = "/runs/{run}/evaluate",
     tag = "monitor",
     params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
-    responses((status = 200, body = Evaluation), (status = 409, body = ErrorAnswer, description = "`empty_window`"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+    responses((status = 200, body = Evaluation), (status = 409, body = ErrorAnswer, description = "`empty_window`"), RunErrors)
 )]
 pub(super) async fn evaluate(
     State(state): State<AppState>,
@@ -134,9 +134,9 @@ pub(super) async fn evaluate(
     put,
     path = "/runs/{run}/config",
     tag = "monitor",
-    params(("run" = String, Path, description = "Name of the run", min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$")),
+    params(("run" = String, Path, description = "Name of the run", min_length = 1, max_length = 128, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]+$"), ModelQuery),
     request_body(content = RunConfig, example = json!({"window": 512, "csi": {"noise": "singletons"}, "early_stop": {"max_ratio": 8}})),
-    responses((status = 200, body = RunView), (status = 404, body = ErrorAnswer, description = "`no_latents`"), ScoringErrors)
+    responses((status = 200, body = RunView), ScoringErrors)
 )]
 pub(super) async fn configure(
     State(state): State<AppState>,
@@ -154,7 +154,7 @@ pub(super) async fn configure(
     path = "/runs/{run}",
     tag = "monitor",
     params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
-    responses((status = 204, description = "The run is forgotten"), (status = 404, body = ErrorAnswer, description = "`unknown_run`, or `no_latents`"), KeyError)
+    responses((status = 204, description = "The run is forgotten"), RunErrors)
 )]
 pub(super) async fn remove(
     State(state): State<AppState>,

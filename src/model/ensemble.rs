@@ -30,13 +30,16 @@ pub struct Aggregation {
 }
 
 impl Aggregation {
-    /// One reward of those of the members, at least one. The variance is the members' own, over their number.
+    /// One reward of those of the members, at least one; NaN where one of them is. The variance is the members' own, over their number.
     pub fn reward(self, members: &[f64]) -> f64 {
         let mean = members.iter().sum::<f64>() / members.len().max(1) as f64;
         match self.aggregate {
             Aggregate::Mean => mean,
             Aggregate::Uwo => mean - self.lambda * variance(members),
-            Aggregate::Wco => members.iter().copied().fold(f64::INFINITY, f64::min),
+            // `f64::min` would pass over NaN.
+            Aggregate::Wco => members.iter().copied().fold(f64::INFINITY, |least, reward| {
+                if reward.is_nan() || reward < least { reward } else { least }
+            }),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::window::Window;
 use super::worker::{BaselineSender, EvaluationSender};
 use super::{Evaluation, MonitorError};
 use crate::metrics::Metrics;
+use crate::telemetry::spawn;
 
 /// What the scheduler gives the thread less of: scoring goes before statistics.
 const NICENESS: i32 = 10;
@@ -56,7 +57,7 @@ impl Evaluator {
     ) -> std::io::Result<Self> {
         let (tasks, inbox) = channel();
         let work = Work { journal, pending, metrics: metrics.clone() };
-        let thread = std::thread::Builder::new().name("evaluator".to_owned()).spawn(move || {
+        let thread = spawn("evaluator", move || {
             // Linux counts niceness by thread. Without it statistics are only a little more in the way.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
             work.run(&inbox);

@@ -32,6 +32,7 @@ use thiserror::Error;
 
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
+use crate::telemetry::spawn;
 pub use baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
 pub use calibration::{Calibration, CsiCalibration, Expected, RewardLevels};
 pub use config::{MonitorConfig, OverrideError, RunConfig, StatisticsConfig};
@@ -143,9 +144,7 @@ impl Monitor {
             evaluator,
         };
         worker.resume(stored);
-        let thread = std::thread::Builder::new()
-            .name("monitor".to_owned())
-            .spawn(move || worker.run(&inbox))?;
+        let thread = spawn("monitor", move || worker.run(&inbox))?;
         *monitor.thread.lock() = Some(thread);
         Ok(monitor)
     }

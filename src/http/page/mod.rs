@@ -42,7 +42,11 @@ pub(super) struct PageQuery {
         (status = 200, body = String, content_type = "text/html"),
         (status = 304, description = "It is as `If-None-Match` says"),
         (status = 400, body = ErrorAnswer, description = "`invalid_request`"),
-        (status = 404, body = String, content_type = "text/html", description = "The page says that there is no such run"),
+        (
+            status = 404,
+            content((String = "text/html"), (ErrorAnswer = "application/json")),
+            description = "The page says that there is no such run; or `unknown_model`"
+        ),
         KeyError
     )
 )]

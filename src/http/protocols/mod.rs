@@ -31,7 +31,7 @@ use super::caller::Caller;
 use super::error::{ApiError, ErrorShape};
 use super::inputs::{ItemError, MaybeInput, Truncation, token_ids};
 use super::scoring::{Outcome, Work, nothing_to_score, score};
-use super::{AppState, object, whole};
+use super::{AppState, models, object, whole};
 use crate::checkpoint::{Input, Message};
 use crate::monitor::Role;
 
@@ -65,7 +65,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 
 /// Rewrites errors as the protocol's clients expect them.
 async fn errors_as(shape: ErrorShape, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+    let mut response = models::check_url(request, next).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         return axum::response::IntoResponse::into_response(error.foreign(shape));
     }

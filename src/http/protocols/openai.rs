@@ -13,9 +13,9 @@ use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::{ItemError, Truncation};
-use super::super::models::LATENTS;
 use super::super::scoring::Outcome;
 use super::{TextOrTokens, Usage, score_all};
+use crate::served::LATENTS;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use super::{Role, unix_seconds};
 use crate::metrics::Metrics;
+use crate::telemetry::spawn;
 pub(super) use record::{BaselineRecord, ObservationRecord, RunRecord, StateRecord};
 pub(super) use store::StoredRun;
 use store::{Retention, Store};
@@ -234,10 +235,7 @@ impl Journal {
             path: config.path.clone(),
             message: format!("its thread could not start: {error}"),
         };
-        let thread = std::thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(move || committer.run(&inbox))
-            .map_err(failed)?;
+        let thread = spawn("journal", move || committer.run(&inbox)).map_err(failed)?;
         let journal = Self {
             messages,
             shared,
