@@ -16,7 +16,7 @@ use inform::checkpoint::{
     WeightType, write_checkpoint,
 };
 use inform::model::initialise_head;
-use inform::train::{FitConfig, FitReport, fit};
+use inform::train::{ExportSettings, FitConfig, FitReport, export, fit, init_head};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -279,4 +279,41 @@ fn adapters_that_a_family_has_not_are_refused() {
     let mode = "mode = \"lora\"\n[lora]\ntargets = [\"gate_proj\"]";
     let error = workshop.fit("gpt_neox", mode, 1e-2).unwrap_err().to_string();
     assert_eq!(error, "lora.targets: this GPTNeoX model has none of [\"gate_proj\"]");
+}
+
+/// Trainings and exports that start from GGUF files have the names, the values and the keys of a folder.
+#[test]
+fn gguf_files_are_trained_and_exported() {
+    let workshop = Workshop::new();
+    let backbone = |folder: &Path| -> Vec<_> {
+        stored(folder).into_iter().filter(|(name, ..)| name.starts_with("model.")).collect()
+    };
+    for name in ["qwen2", "qwen3", "phi3", "phi3_long", "gemma2", "gemma3"] {
+        let file = format!("{name}.gguf");
+        fs::copy(golden("gguf_families").join(&file), workshop.path(&file)).unwrap();
+        let folder = workshop.path(name);
+        let head = HeadConfig::inform(3, DecodeKind::Linear);
+        init_head(&workshop.path(&file), &folder, &head, 1).unwrap();
+
+        let (output, _) = workshop.fit(&file, MODES[0], NO_STEP).unwrap();
+        assert_eq!(backbone(&output), backbone(&folder), "{name}");
+        assert_eq!(keys(&output), keys(&folder), "{name}");
+
+        let (output, report) = workshop.fit(&file, MODES[0], 1e-2).unwrap();
+        assert!(report.epochs[0].loss.is_finite());
+        let all: BTreeSet<String> = stored(&folder).into_iter().map(|(name, ..)| name).collect();
+        assert_eq!(changed(&folder, &output), all, "{name}");
+
+        let exported = workshop.path(&format!("{name}-exported"));
+        let settings = ExportSettings {
+            model: &output,
+            output: &exported,
+            fold_head: true,
+            weight_type: None,
+        };
+        export(&settings).unwrap();
+        assert_eq!(backbone(&exported), backbone(&output), "{name}");
+        let checkpoint = Checkpoint::open(&exported).unwrap();
+        assert_eq!(checkpoint.config.decoder, ModelConfig::read(&folder).unwrap().decoder);
+    }
 }

@@ -114,6 +114,29 @@ fn other_architectures_have_pytorchs_hidden_states() {
     }
 }
 
+/// Their vocabularies have the ids of the tokenizers that they came from, and a folder that is made of a file is no other
+/// model.
+#[test]
+fn other_architectures_become_ordinary_folders() {
+    let texts = fs::read(golden("gguf_families/tokenizers.json")).unwrap();
+    let expected: Texts = serde_json::from_slice(&texts).unwrap();
+    assert_eq!(expected.ids.len(), 6);
+    let scratch = tempfile::tempdir().unwrap();
+    for (name, expected_ids) in &expected.ids {
+        let path = golden("gguf_families").join(format!("{name}.gguf"));
+        let original = Checkpoint::open(&path).unwrap();
+        let copy = with_head(&path, &scratch.path().join(name));
+        assert_eq!(copy.config.decoder, original.config.decoder, "{name}");
+        for (text, expected) in expected.texts.iter().zip(expected_ids) {
+            assert_eq!(ids(&original, text), *expected, "{name}: {text:?}");
+            assert_eq!(ids(&copy, text), *expected, "{name}'s folder: {text:?}");
+        }
+        let sequences = Golden::read(&format!("gguf_families/{name}.safetensors")).sequences();
+        let hidden = last_hidden(&original, &sequences);
+        assert_eq!(bits(&last_hidden(&copy, &sequences)), bits(&hidden), "{name}");
+    }
+}
+
 /// llama.cpp divides scores in the largest Gemmas by another number, and knows them by their layers.
 #[test]
 fn the_scale_of_gemmas_scores_follows_its_size() {

@@ -59,7 +59,7 @@ fn rewards(scores: &[Score]) -> Vec<f32> {
 
 #[test]
 fn value_heads_give_pytorchs_rewards() {
-    for name in ["reward", "critic", "own_name", "tokens", "trl"] {
+    for name in ["reward", "critic", "own_name", "tokens", "trl", "neox_tokens"] {
         let model = Model::open(name);
         let scores = model.scores();
         let error = relative_error(&rewards(&scores), &model.golden.f32("outputs"));
@@ -125,7 +125,8 @@ fn a_folder_without_a_head_says_what_was_looked_for() {
     let tensors = FolderTensors::open(&folder).unwrap();
     let ops = CpuOps::new(1, Precision::F32).unwrap();
     let error = RewardModel::load(ops, &config, &tensors).err().unwrap().to_string();
-    for part in ["model.gguf", "`score.weight`, `value_head.weight`, `v_head.summary.weight`"] {
+    let names = "`score.weight`, `value_head.weight`, `v_head.summary.weight`, `classifier.weight`";
+    for part in ["model.gguf", names] {
         assert!(error.contains(part), "no {part:?} in {error:?}");
     }
 }

@@ -8,13 +8,15 @@ use super::families::Keys;
 use super::{CheckpointError, TensorSource};
 
 /// What the head's tensors are called before `.weight` and `.bias`, and who calls them so.
-const PREFIXES: [&str; 3] = [
+const PREFIXES: [&str; 4] = [
     // transformers' classes for sequences and tokens, OpenRLHF's reward models.
     "score",
     // OpenRLHF's critics.
     "value_head",
     // TRL's models with a value head.
     "v_head.summary",
+    // transformers' class of GPT-NeoX for tokens.
+    "classifier",
 ];
 
 /// More than any head has; a name is made for each.

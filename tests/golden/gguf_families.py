@@ -1,14 +1,16 @@
 """Makes tests/golden/gguf_families: a small GGUF file of each architecture beside `llama`, and what PyTorch computes.
 
-Made with gguf 0.19.0, torch 2.15.0, transformers 5.24.0 and accelerate, which it asks for. Run it from anywhere, without arguments; it replaces the
-folder. NAME.gguf has a random model of transformers' as llama.cpp would write it: matrices in Q8_0, names and metadata by
+Made with gguf 0.19.0, torch 2.15.0, transformers 5.24.0 and accelerate, which it asks for, and with what
+`gguf_vocabularies.py` needs. Run it from anywhere, without arguments; it replaces the folder. NAME.gguf has a random model of transformers' as llama.cpp would write it: matrices in Q8_0, names and metadata by
 the gguf package, Gemma's scales of norms with the one that is added to them. NAME.safetensors has ids, lengths: sequences,
 laid end to end, and hidden [n, hidden]: after the final norm, at each last token, of the dequantised model.
+tokenizers.json has texts and, for each NAME, their ids by the tokenizer that its vocabulary came from.
 
 transformers reads the tensors of most of these architectures itself, and has to compute the same of them. Its readings of
 the metadata leave out soft-caps, scales and half of the rotary embedding: the configuration is given.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 import transformers as hf
 from families import randomise
 from gguf import GGMLQuantizationType as Type
+from gguf_vocabularies import SAMPLES, VOCABULARIES
 from safetensors.torch import save_file
 
 FOLDER = Path(__file__).resolve().parent / "gguf_families"
@@ -142,12 +145,14 @@ def hidden(model, sequences):
 
 
 def make(name):
+    """The ids of the texts."""
     cls, config = MODELS[name]()
     config._attn_implementation = "eager"
-    model = cls(config).eval()
-    randomise(model)
     path, architecture = FOLDER / f"{name}.gguf", ARCHITECTURES[name]
     written = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+    config.vocab_size, ids = VOCABULARIES[config.model_type](written)
+    model = cls(config).eval()
+    randomise(model)
     metadata(written, config)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for own, tensor in model.named_parameters():
@@ -168,7 +173,7 @@ def make(name):
     written.close()
 
     generator = torch.Generator().manual_seed(9)
-    sequences = [torch.randint(64, (length,), generator=generator).tolist() for length in LENGTHS]
+    sequences = [torch.randint(config.vocab_size, (length,), generator=generator).tolist() for length in LENGTHS]
     found = hidden(model, sequences)
     save_file(
         {
@@ -186,6 +191,7 @@ def make(name):
         difference = (hidden(loaded.eval(), sequences) - found).abs().max().item()
         print(f"{name}: transformers' own reading within {difference:.1e}")
         assert difference < 1e-5
+    return ids
 
 
 if __name__ == "__main__":
@@ -194,5 +200,5 @@ if __name__ == "__main__":
     hf.utils.logging.disable_progress_bar()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    for name in MODELS:
-        make(name)
+    golden = {"texts": SAMPLES, "ids": {name: make(name) for name in MODELS}}
+    (FOLDER / "tokenizers.json").write_text(json.dumps(golden, ensure_ascii=False))

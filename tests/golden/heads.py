@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForTokenClassification,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -93,6 +95,14 @@ def trl(sequences):
     return summary(last_hidden(model.model, sequences))
 
 
+def neox_tokens(sequences):
+    """Its head has another name than that of the other classes for tokens."""
+    keys = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    model = GPTNeoXForTokenClassification(GPTNeoXConfig(**keys, num_hidden_layers=2, num_labels=1))
+    randomise(model).save_pretrained(HERE / "neox_tokens")
+    return last_logits(model, sequences)
+
+
 def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -117,6 +127,7 @@ def main():
             else:
                 outputs[name] = last_logits(model, sequences)
         outputs["trl"] = trl(sequences)
+        outputs["neox_tokens"] = neox_tokens(sequences)
     for name, values in outputs.items():
         (HERE / name / "generation_config.json").unlink(missing_ok=True)
         golden = {

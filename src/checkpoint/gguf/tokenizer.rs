@@ -1,15 +1,16 @@
 //! From GGUF's tokenizer to the files that the `tokenizers` library and transformers read.
 //!
 //! GGUF names a model (`gpt2`: byte-level BPE; `llama`: SentencePiece's BPE with byte fallback) and, for the
-//! former, how text is split before it (`tokenizer.ggml.pre`).
+//! former, how text is split before it (`tokenizer.ggml.pre`). What it cannot say, that Phi-3's tokens take the spaces
+//! behind them, is known here as it is in llama.cpp.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::Gguf;
-use crate::checkpoint::CheckpointError;
+use super::{Gguf, config};
+use crate::checkpoint::{CheckpointError, Family};
 
 const MODEL_KEY: &str = "tokenizer.ggml.model";
 const SPLIT_KEY: &str = "tokenizer.ggml.pre";
@@ -26,7 +27,11 @@ mod token_type {
     pub(super) const UNKNOWN: i64 = 2;
     pub(super) const CONTROL: i64 = 3;
     pub(super) const USER_DEFINED: i64 = 4;
+    pub(super) const BYTE: i64 = 6;
 }
+
+/// Tokens of Phi-3's that leave the spaces behind them to the text; all others that are cut out before merging take them.
+const KEEPING_SPACES: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 /// SentencePiece's space.
 const SPACE: &str = "\u{2581}";
@@ -40,7 +45,10 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value, CheckpointError> {
         let message = format!("{} types for {} tokens", types.len(), tokens.len());
         return Err(gguf.wrong(TYPES_KEY, message));
     }
-    let (mut tokenizer, adds_bos) = match gguf.text(MODEL_KEY)? {
+    let model = gguf.text(MODEL_KEY)?;
+    // Phi-4 has this architecture, too, with byte-level BPE.
+    let is_phi3 = model == "llama" && config::architecture(gguf)?.1 == Family::Phi3;
+    let (mut tokenizer, adds_bos) = match model {
         "gpt2" => byte_level(gguf, &tokens)?,
         "llama" => sentence_piece(gguf, &tokens, &types)?,
         found => {
@@ -58,7 +66,8 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value, CheckpointError> {
         };
         Some(json!({
             "id": id, "content": token, "special": special,
-            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "single_word": false, "lstrip": false, "normalized": false,
+            "rstrip": is_phi3 && !KEEPING_SPACES.contains(token),
         }))
     });
     tokenizer["added_tokens"] = added.collect();
@@ -250,12 +259,27 @@ fn sentence_piece(
         .filter(|(id, _)| types[*id] == token_type::NORMAL)
         .map(|(id, token)| (*token, id))
         .collect();
-    let mut merges: Vec<(usize, usize, usize)> = Vec::new();
+    let mut parts = pieces.clone();
+    // SentencePiece also merges characters that are no pieces themselves, as Gemma's tab: `tokenizers` has to know them.
+    let bytes: Vec<(String, usize)> = tokens
+        .iter()
+        .enumerate()
+        .filter(|(id, _)| types[*id] == token_type::BYTE)
+        .filter_map(|(id, token)| {
+            let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+            let byte = u8::from_str_radix(digits, 16).ok().filter(u8::is_ascii)?;
+            Some((char::from(byte).to_string(), id))
+        })
+        .collect();
+    for (character, id) in &bytes {
+        parts.entry(character).or_insert(*id);
+    }
+    let mut merges: Vec<(usize, usize, usize, [&str; 2])> = Vec::new();
     for (token, &id) in &pieces {
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
-            if let (Some(&left), Some(&right)) = (pieces.get(left), pieces.get(right)) {
-                merges.push((id, left, right));
+            if let (Some(&left_id), Some(&right_id)) = (parts.get(left), parts.get(right)) {
+                merges.push((id, left_id, right_id, [left, right]));
             }
         }
     }
@@ -263,8 +287,11 @@ fn sentence_piece(
         let score = |id: usize| scores[id];
         score(b.0).partial_cmp(&score(a.0)).unwrap_or(Ordering::Equal).then(a.cmp(b))
     });
-    let merges: Vec<[&str; 2]> =
-        merges.into_iter().map(|(_, left, right)| [tokens[left], tokens[right]]).collect();
+    let merges: Vec<[&str; 2]> = merges.into_iter().map(|(.., parts)| parts).collect();
+    let mut vocabulary = vocabulary(tokens);
+    for part in merges.iter().flatten() {
+        vocabulary.entry(*part).or_insert_with(|| json!(parts[part]));
+    }
 
     let prefixed = gguf.optional(SPACE_KEY, boolean)?.unwrap_or(true);
     let replaced = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
@@ -272,7 +299,13 @@ fn sentence_piece(
         true => json!([{"type": "Prepend", "prepend": SPACE}, replaced]),
         false => json!([replaced]),
     };
-    let unknown = types.iter().position(|kind| *kind == token_type::UNKNOWN).map(|id| tokens[id]);
+    let unknown = match special_token(gguf, tokens, "unknown")? {
+        Some(token) => Some(token),
+        None => types
+            .iter()
+            .position(|kind| *kind == token_type::UNKNOWN)
+            .map(|id| tokens[id].to_owned()),
+    };
     let tokenizer = json!({
         "version": "1.0",
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
@@ -287,7 +320,7 @@ fn sentence_piece(
             "unk_token": unknown,
             "fuse_unk": true,
             "byte_fallback": true,
-            "vocab": vocabulary(tokens),
+            "vocab": vocabulary,
             "merges": merges,
         },
     });
