@@ -10,9 +10,9 @@ use inform::config::ServerConfig;
 use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, BaselineSettings, Evaluation, EvaluationSettings, ExportSettings, FeatureConfig,
-    FitConfig, MergeSettings, SweepConfig, WeightedFile, export, fit, init_head, make_baseline,
-    merge, side_by_side, sweep,
+    BadLines, BaselineSettings, BestOfN, Evaluation, EvaluationSettings, ExportSettings,
+    FeatureConfig, FitConfig, MergeSettings, SweepConfig, WeightedFile, export, fit, init_head,
+    make_baseline, merge, side_by_side, sweep,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -135,6 +135,39 @@ enum Command {
         /// Folder for the plots, SVG
         #[arg(long, value_name = "DIR")]
         plots: Option<PathBuf>,
+    },
+    /// Proxy and gold reward of the best of n samples, from a file of samples
+    BestOfN {
+        /// Several responses to each prompt: JSONL, JSONL.gz or Parquet
+        #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+        samples: Vec<PathBuf>,
+        /// Checkpoints by which the best is chosen
+        #[arg(long, value_name = "MODEL", num_args = 1.., required = true)]
+        proxy: Vec<PathBuf>,
+        /// Checkpoint that says what the chosen are worth
+        #[arg(long, value_name = "MODEL")]
+        gold: PathBuf,
+        /// Numbers of samples to choose from; each prompt needs as many as the greatest
+        #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 2, 4, 8, 16])]
+        n: Vec<usize>,
+        /// SFT answers that the chosen are compared with, instead of the proxies' baselines
+        #[arg(long, value_name = "FILE")]
+        baseline: Option<PathBuf>,
+        /// Threads; 0 for one a processor
+        #[arg(long, default_value_t = 0)]
+        threads: usize,
+        /// Precision of products
+        #[arg(long, value_enum, default_value_t = Dtype::F32)]
+        dtype: Dtype,
+        /// Folder for the table, the same as JSON, and the chosen samples
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+        /// Folder for the plots, SVG
+        #[arg(long, value_name = "DIR")]
+        plots: Option<PathBuf>,
+        /// Print JSON instead of Markdown
+        #[arg(long)]
+        json: bool,
     },
     /// Put a fresh reward head on a language model
     InitHead {
@@ -348,6 +381,36 @@ fn run(command: Command) -> anyhow::Result<()> {
             print!("{replayed}");
             output.map_or(Ok(()), |folder| replayed.write(&folder))?;
             plots.map_or(Ok(()), |folder| replayed.plot(&folder))
+        }
+        Command::BestOfN {
+            samples,
+            proxy,
+            gold,
+            n,
+            baseline,
+            threads,
+            dtype,
+            output,
+            plots,
+            json,
+        } => {
+            let report = BestOfN {
+                samples: &samples,
+                proxies: &proxy,
+                gold: &gold,
+                n: &n,
+                baseline: baseline.as_deref(),
+                dtype: dtype.into(),
+                threads,
+            }
+            .run()?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                print!("{}", report.markdown());
+            }
+            output.map_or(Ok(()), |folder| report.write(&folder))?;
+            plots.map_or(Ok(()), |folder| report.plot(&folder))
         }
         Command::InitHead { model, output, seed, head, latent_dim, decode } => {
             anyhow::ensure!(latent_dim > 0, "--latent-dim must be at least 1");

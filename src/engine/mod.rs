@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use crate::metrics::Metrics;
 use crate::model::{Score, Scorer};
-use crate::monitor::{Monitor, Observation, Origin, Sample, Subject, fingerprint};
+use crate::monitor::{Monitor, Observation, Origin, Subject, Watched};
 use crate::telemetry::spawn;
 pub use cache::{CacheConfig, ScoreCache};
 use cache::{Key, Known};
@@ -159,14 +159,6 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("queue", &self.queue).finish_non_exhaustive()
     }
-}
-
-/// What the monitor is told of a job besides its score.
-struct Watched {
-    tokens: u32,
-    sequence: u64,
-    index: u32,
-    subject: Subject,
 }
 
 /// Where the answer to a job comes from.
@@ -371,15 +363,7 @@ impl Engine {
 
     /// What the monitor is to be told of each job; nothing where nobody listens.
     fn watched(&self, jobs: &[Job]) -> Vec<Watched> {
-        let watch = |job: &Job| {
-            let ids: Vec<u8> = job.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            Watched {
-                tokens: u32::try_from(job.ids.len()).unwrap_or(u32::MAX),
-                sequence: fingerprint(&ids),
-                index: u32::try_from(job.index).unwrap_or(u32::MAX),
-                subject: job.subject,
-            }
-        };
+        let watch = |job: &Job| Watched::new(&job.ids, job.index, job.subject);
         if self.monitor.is_some() { jobs.iter().map(watch).collect() } else { Vec::new() }
     }
 
@@ -392,18 +376,7 @@ impl Engine {
             let samples = answers.iter().zip(watched).filter_map(|(answer, watched)| {
                 let score = &answer.as_ref().ok()?.score;
                 let latent = score.latent.as_ref()?;
-                Some(Sample {
-                    latent: latent.mean.clone(),
-                    sigma: latent.sigma.iter().sum::<f32>() / latent.sigma.len().max(1) as f32,
-                    divergence: latent.divergence(),
-                    reward: score.reward,
-                    tokens: watched.tokens,
-                    response_characters: watched.subject.response_characters,
-                    prompt: watched.subject.prompt,
-                    sequence: watched.sequence,
-                    request: origin.request.clone(),
-                    index: watched.index,
-                })
+                Some(watched.scored(score.reward, latent, origin.request.clone()))
             });
             monitor.observe(Observation::new(origin.clone(), samples.collect())).await;
         }

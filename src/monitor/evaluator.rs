@@ -134,7 +134,7 @@ impl Work {
         let result = evaluate_window(&window.samples, baseline.as_deref(), &parameters);
         let judgement = baseline
             .as_deref()
-            .map(|baseline| judge(&window, baseline, &result, &parameters))
+            .map(|baseline| judge(&window.samples, baseline, &result, &parameters))
             .unwrap_or_default();
         let mut run = run.lock();
         if run.is_removed() {

@@ -2,11 +2,11 @@
 
 use ndarray::Array2;
 
+use super::Sample;
 use super::alerts::OutlyingSample;
 use super::baseline::BaselineSet;
 use super::statistics::null::{NullValues, Observed};
 use super::statistics::{StatisticsParameters, WindowEvaluation};
-use super::window::Window;
 
 /// Answers of a window that are named as the most outlying.
 const OUTLYING: usize = 10;
@@ -20,19 +20,19 @@ pub(super) struct Judgement {
     pub(super) outlying: Vec<OutlyingSample>,
 }
 
-/// Judges a window against a baseline. The first window of a baseline pays for its nulls.
+/// Judges a window's samples against a baseline. The first window of a baseline pays for its nulls.
 pub(super) fn judge(
-    window: &Window,
+    window: &[Sample],
     baseline: &BaselineSet,
     evaluated: &WindowEvaluation,
     parameters: &StatisticsParameters,
 ) -> Judgement {
     let null = baseline.null(&parameters.csi);
     let statistics = &evaluated.statistics;
-    let samples = window.samples.len();
+    let samples = window.len();
     let effective_samples = if statistics.groups > 0 {
-        let prompts: Vec<Option<u64>> = window.samples.iter().map(|s| s.prompt).collect();
-        let latents = window.samples.iter().flat_map(|sample| &sample.latent);
+        let prompts: Vec<Option<u64>> = window.iter().map(|s| s.prompt).collect();
+        let latents = window.iter().flat_map(|sample| &sample.latent);
         let latents: Vec<f64> = latents.map(|&value| f64::from(value)).collect();
         // Of one dimension where there are statistics of them.
         Array2::from_shape_vec((samples, baseline.latents.ncols()), latents)
@@ -56,11 +56,11 @@ pub(super) fn judge(
     }
 }
 
-fn outlying(window: &Window, distances: &[f64]) -> Vec<OutlyingSample> {
-    let mut order: Vec<usize> = (0..distances.len().min(window.samples.len())).collect();
+fn outlying(window: &[Sample], distances: &[f64]) -> Vec<OutlyingSample> {
+    let mut order: Vec<usize> = (0..distances.len().min(window.len())).collect();
     order.sort_by(|&a, &b| distances[b].total_cmp(&distances[a]));
     let named = order.into_iter().take(OUTLYING).map(|row| {
-        let sample = &window.samples[row];
+        let sample = &window[row];
         OutlyingSample {
             request: sample.request.to_string(),
             index: sample.index,

@@ -4,6 +4,7 @@
 //! (`worker.rs`), and another evaluates each window (`evaluator.rs`). Scoring never waits for them.
 
 pub mod alerts;
+mod assessment;
 mod baseline;
 mod calibration;
 mod config;
@@ -33,6 +34,7 @@ use thiserror::Error;
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
 use crate::telemetry::spawn;
+pub use assessment::Assessment;
 pub use baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
 pub use calibration::{Calibration, CsiCalibration, Expected, RewardLevels};
 pub use config::{MonitorConfig, OverrideError, RunConfig, StatisticsConfig};
@@ -42,7 +44,9 @@ use journal::Journal;
 pub use journal::{JournalConfig, JournalError};
 use run::Run;
 pub use run::{Latest, RunView};
-pub use sample::{Observation, Origin, Role, Sample, Subject, fingerprint, prompt_fingerprint};
+pub use sample::{
+    Observation, Origin, Role, Sample, Subject, Watched, fingerprint, prompt_fingerprint,
+};
 use shaping::ShapingParameters;
 use statistics::mahalanobis::Mahalanobis;
 pub use window::Window;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Input, Message};
+use crate::model::Latent;
 
 /// What an answer is to its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -78,6 +79,44 @@ pub struct Sample {
     pub request: Arc<str>,
     /// Which input of that request, from 0.
     pub index: u32,
+}
+
+/// What is known of a sequence before it is scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watched {
+    tokens: u32,
+    sequence: u64,
+    index: u32,
+    subject: Subject,
+}
+
+impl Watched {
+    /// Of a sequence's token ids; it is the input `index` of its request.
+    pub fn new(ids: &[u32], index: usize, subject: Subject) -> Self {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        Self {
+            tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),
+            sequence: fingerprint(&bytes),
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+            subject,
+        }
+    }
+
+    /// With its reward and latent, as part of a request with this id.
+    pub fn scored(self, reward: f32, latent: &Latent, request: Arc<str>) -> Sample {
+        Sample {
+            latent: latent.mean.clone(),
+            sigma: latent.sigma.iter().sum::<f32>() / latent.sigma.len().max(1) as f32,
+            divergence: latent.divergence(),
+            reward,
+            tokens: self.tokens,
+            response_characters: self.subject.response_characters,
+            prompt: self.subject.prompt,
+            sequence: self.sequence,
+            request,
+            index: self.index,
+        }
+    }
 }
 
 /// The scored answers of one request.

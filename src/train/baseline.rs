@@ -170,7 +170,7 @@ impl BaselineSettings<'_> {
 }
 
 /// The encoder's words are for those who send a request.
-fn reason(error: &EncodeError) -> String {
+pub(super) fn reason(error: &EncodeError) -> String {
     match error {
         EncodeError::TooLong { tokens, limit } => {
             format!("{tokens} tokens, more than the model's context of {limit}")
@@ -179,7 +179,7 @@ fn reason(error: &EncodeError) -> String {
     }
 }
 
-fn read_answer(row: &Value, origin: &Origin) -> anyhow::Result<(Input, Origin)> {
+pub(super) fn read_answer(row: &Value, origin: &Origin) -> anyhow::Result<(Input, Origin)> {
     ensure!(row.is_object(), "expected an object with {ANSWER_FORMS}");
     let input = answer(row)?.with_context(|| format!("needs {ANSWER_FORMS}"))?;
     if let Input::Messages(messages) = &input {

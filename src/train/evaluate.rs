@@ -9,7 +9,7 @@ use super::config::FeatureConfig;
 use super::data::EncodedPair;
 use super::features::{Depth, FeatureStore, entering};
 use crate::checkpoint::Checkpoint;
-use crate::model::{RewardModel, Score, ScoreError, Scorer};
+use crate::model::{RewardModel, Score, ScoreError, Scorer, variance};
 use crate::ops::cpu::CpuOps;
 use crate::ops::{Ops, Packing};
 
@@ -188,12 +188,23 @@ fn batches(texts: &[&[u32]]) -> Vec<Range<usize>> {
     batches
 }
 
+/// The 0.975 quantile of the standard normal distribution.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// The 95 % interval of a mean by the central limit theorem; `None` for fewer than two values.
+pub(super) fn mean_interval(values: &[f64]) -> Option<(f64, f64)> {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    // The variance has divisor n; of a sample it is an estimate with n - 1.
+    let spread = Z * (variance(values) / (count - 1.0)).sqrt();
+    (values.len() >= 2).then(|| (mean - spread, mean + spread))
+}
+
 /// The 95 % score interval of a share (Wilson 1927).
 pub fn wilson_interval(successes: usize, count: usize) -> (f64, f64) {
     if count == 0 {
         return (0.0, 1.0);
     }
-    const Z: f64 = 1.959_963_984_540_054;
     let n = count as f64;
     let share = successes as f64 / n;
     let centre = share + Z * Z / (2.0 * n);

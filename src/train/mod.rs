@@ -3,6 +3,7 @@
 mod adapter;
 mod answers;
 mod baseline;
+mod best_of_n;
 mod card;
 mod config;
 mod data;
@@ -35,6 +36,10 @@ mod trained;
 
 pub(crate) use answers::{ANSWER_FORMS, answer};
 pub use baseline::{BaselineReport, BaselineSettings, CALIBRATION_FILE, make_baseline};
+pub use best_of_n::{
+    BestOfN, BestOfNReport, BestOfNRow, Estimate, ProxyReport, ScoredBy, best_of_n_kl,
+    expected_best,
+};
 pub use config::{FeatureConfig, FitConfig, WeightedFile};
 pub use data::{BadLines, EncodedPair, Origin, Pair, PairLimits, Split, encode_pairs, read_pairs};
 pub use diagnostics::LatentDiagnostics;
