@@ -197,7 +197,7 @@ pub(super) fn mean_interval(values: &[f64]) -> Option<(f64, f64)> {
     let mean = values.iter().sum::<f64>() / count;
     // The variance has divisor n; of a sample it is an estimate with n - 1.
     let spread = Z * (variance(values) / (count - 1.0)).sqrt();
-    (values.len() >= 2).then(|| (mean - spread, mean + spread))
+    (values.len() >= 2).then_some((mean - spread, mean + spread))
 }
 
 /// The 95 % score interval of a share (Wilson 1927).

@@ -65,7 +65,7 @@ pub(super) fn read_samples(files: &[PathBuf], least: usize) -> anyhow::Result<Ve
         prompts.entry(prompt_fingerprint(response.prompt())).or_default().push(response);
     }
     ensure!(!prompts.is_empty(), "--samples: no sample in {files:?}");
-    for responses in prompts.values().filter(|responses| responses.len() < least) {
+    if let Some(responses) = prompts.values().find(|responses| responses.len() < least) {
         let prompt = responses[0].prompt().last().map_or("", |message| message.content.as_str());
         let shown: String = prompt.chars().take(SHOWN).collect();
         let more = if shown.len() < prompt.len() { ".." } else { "" };
