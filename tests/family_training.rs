@@ -296,7 +296,15 @@ fn gguf_files_are_trained_and_exported() {
         init_head(&workshop.path(&file), &folder, &head, 1).unwrap();
 
         let (output, _) = workshop.fit(&file, MODES[0], NO_STEP).unwrap();
-        assert_eq!(backbone(&output), backbone(&folder), "{name}");
+        let (found, expected) = (backbone(&output), backbone(&folder));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!((&found.0, &found.1), (&expected.0, &expected.1), "{name}");
+            // Quantised weights have zeros, which such a step does change.
+            let same =
+                |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() < 1e-20;
+            assert!(found.2.iter().zip(&expected.2).all(same), "{name}: {}", found.0);
+        }
         assert_eq!(keys(&output), keys(&folder), "{name}");
 
         let (output, report) = workshop.fit(&file, MODES[0], 1e-2).unwrap();
@@ -312,7 +320,7 @@ fn gguf_files_are_trained_and_exported() {
             weight_type: None,
         };
         export(&settings).unwrap();
-        assert_eq!(backbone(&exported), backbone(&output), "{name}");
+        assert!(backbone(&exported) == backbone(&output), "{name}");
         let checkpoint = Checkpoint::open(&exported).unwrap();
         assert_eq!(checkpoint.config.decoder, ModelConfig::read(&folder).unwrap().decoder);
     }

@@ -30,7 +30,7 @@ SAMPLES = TEXTS + [
     "   three spaces  and two, 2024 or 7",
     "\n\n  line feeds\n      and spaces\n\n\n",
     "\tone\t\ttwo \t three\t\t\t",
-    "<|im_start|>user\n Is it 12?<|im_end|>\n<|im_start|>assistant\nIt is.<|im_end|>\n",
+    "<|im_start|>user\n Is it 12?<|im_end|>\n<|im_start|>assistant\nIt is.",
     "<s><|user|>\n Is it 12?<|end|>\n<|assistant|>\nIt is.<|end|>\n\n</s>  Really. <|endoftext|> No.",
     "<bos><start_of_turn>user\n Is it 12?<end_of_turn>\n<start_of_turn>model\nIt is.<end_of_turn>\n",
 ]

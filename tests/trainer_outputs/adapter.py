@@ -1,11 +1,11 @@
 """Adapters that `mode = "lora"` wrote, read by PEFT: the base with them gives what the merged checkpoint gives.
 
-    pip install peft==0.21.2 torch==2.15 transformers==5.24
+    pip install -r tests/trained_families/requirements.txt
     cargo build --release
     python tests/trainer_outputs/adapter.py
 
 Prints how far the adapters move the demo checkpoint's hidden states, and the largest difference between the two ways.
-Not among what `.ci/run` runs: torch is large.
+`.ci/run` runs it where `TRANSFORMERS_PYTHON` names a Python that has these packages.
 """
 
 import json
