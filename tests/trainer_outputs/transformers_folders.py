@@ -1,6 +1,6 @@
 """What `trainer export` and `trainer merge` write, beside transformers and torch.
 
-    pip install -r tests/trainer_outputs/transformers.txt
+    pip install -r tests/trained_families/requirements.txt
     cargo build --release
     python tests/trainer_outputs/transformers_folders.py
 
