@@ -25,12 +25,14 @@ use crate::verify::Verified;
 /// # Errors
 /// A checkpoint that cannot be served, two models of one name, settings out of range, or a machine without threads left.
 pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
+    let started = Instant::now();
     let keys = Arc::new(keys(&config)?);
     let draining = Arc::new(AtomicBool::new(false));
     let mut apps: Vec<App> = Vec::with_capacity(config.models.len() + 1);
-    for (name, own) in config.each_model() {
+    // One that cannot be opened is known before any is started.
+    for (name, own, served) in open(&config)? {
         let several = !config.models.is_empty();
-        let app = build_one(own, name, several, (keys.clone(), draining.clone()));
+        let app = build_one(own, name, served, several, started, (keys.clone(), draining.clone()));
         apps.push(match name {
             Some(name) => app.with_context(|| format!("models: {name}"))?,
             None => app?,
@@ -41,18 +43,28 @@ pub fn build(config: ServerConfig) -> anyhow::Result<AppState> {
     Ok(AppState::new(first, others))
 }
 
+/// Opens every model: its name where it is not the first one, its settings, and its checkpoints.
+fn open(config: &ServerConfig) -> anyhow::Result<Vec<(Option<&str>, ServerConfig, ServedModel)>> {
+    let models = config.each_model().into_iter().map(|(name, own)| {
+        let at = || name.map_or_else(|| "model".to_owned(), |name| format!("models: {name}"));
+        let served = ServedModel::open(&own).with_context(at)?;
+        if name.is_none() {
+            config.check_first_name(&served.checkpoint.name)?;
+        }
+        Ok((name, own, served))
+    });
+    models.collect()
+}
+
 /// Loads one model. Where there are several, its metrics and its threads' logs have its name.
 fn build_one(
     config: ServerConfig,
     name: Option<&str>,
+    served: ServedModel,
     several: bool,
+    started: Instant,
     (keys, draining): (Arc<Keys>, Arc<AtomicBool>),
 ) -> anyhow::Result<App> {
-    let started = Instant::now();
-    let served = ServedModel::open(&config)?;
-    if name.is_none() {
-        config.check_first_name(&served.checkpoint.name)?;
-    }
     let Devices { scorers, name: device, precision } = Devices::load(&config, &served)?;
     let ensemble = served.ensemble_info();
     let ServedModel { checkpoint, objectives, weights, .. } = served;
@@ -125,13 +137,7 @@ fn keys(config: &ServerConfig) -> anyhow::Result<Keys> {
 pub fn check(config: &ServerConfig) -> anyhow::Result<()> {
     telemetry::filter(&config.log)?;
     keys(config)?;
-    for (name, own) in config.each_model() {
-        let at = || name.map_or_else(|| "model".to_owned(), |name| format!("models: {name}"));
-        let served = ServedModel::open(&own).with_context(at)?;
-        if name.is_none() {
-            config.check_first_name(&served.checkpoint.name)?;
-        }
-    }
+    open(config)?;
     println!("{} would be served on {}:{}", config.model.display(), config.host, config.port);
     Ok(())
 }
