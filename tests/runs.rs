@@ -573,3 +573,21 @@ fn a_window_that_is_too_small_judges_nothing() {
     send(&server, "r", None, &texts);
     assert_eq!(evaluate(&server, "r")["csi_change"], 0.0);
 }
+
+/// More neighbours than there are latents are no neighbours, and cost no memory.
+#[test]
+fn a_run_may_ask_for_more_neighbours_than_there_are() {
+    let server = Server::start(&[]);
+    let most = (1_u64 << 53) - 1;
+    let csi = json!({"eps_mode": "calibrated", "min_samples": most});
+    server.put("/runs/r/config", &json!({"csi": csi, "statistics": {"neighbours": most}})).ok();
+    server.reward(&json!({"inputs": answers(), "run": "r"}));
+    let evaluation = evaluate(&server, "r");
+    assert!(evaluation["knn_distance"].is_null() && evaluation["csi"].is_null(), "{evaluation}");
+    assert!(evaluation["mahalanobis_mean"].is_number(), "{evaluation}");
+    for beyond in
+        [json!({"csi": {"min_samples": most + 1}}), json!({"statistics": {"neighbours": most + 1}})]
+    {
+        assert_eq!(server.put("/runs/r/config", &beyond).status, 422);
+    }
+}

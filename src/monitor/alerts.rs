@@ -89,7 +89,11 @@ impl AlertParameters {
                 "length_ratio",
                 "must be above 1",
             ),
-            (self.length_windows > 0, "length_windows", "must be at least 1"),
+            (
+                (1..1 << 53).contains(&(self.length_windows as u64)),
+                "length_windows",
+                "must be at least 1 and below 2^53",
+            ),
         ] {
             if !right {
                 return Err(AlertParametersError { setting, message });

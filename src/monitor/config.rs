@@ -172,8 +172,8 @@ impl MonitorConfig {
             ("max_pending", self.max_pending),
             ("statistics.neighbours", self.statistics.neighbours),
         ] {
-            if value == 0 {
-                return wrong(setting, "must be at least 1".to_owned());
+            if !(1..1 << 53).contains(&(value as u64)) {
+                return wrong(setting, "must be at least 1 and below 2^53".to_owned());
             }
         }
         for (setting, value) in [("window", self.window), ("min_window", self.min_window)] {

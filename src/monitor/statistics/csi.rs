@@ -155,8 +155,8 @@ pub enum CsiError {
         /// `min_samples`.
         min_samples: usize,
     },
-    /// `min_samples` is 0.
-    #[error("min_samples must be at least 1: a latent is its own neighbour")]
+    /// `min_samples` is 0, or more than JSON holds exactly.
+    #[error("min_samples must be at least 1, since a latent is its own neighbour, and below 2^53")]
     MinSamples,
 }
 
@@ -172,7 +172,7 @@ impl CsiParameters {
         if !(0.0..=1.0).contains(&self.eps_quantile) {
             return Err(CsiError::EpsQuantile(self.eps_quantile));
         }
-        if self.min_samples == 0 {
+        if !(1..1 << 53).contains(&(self.min_samples as u64)) {
             return Err(CsiError::MinSamples);
         }
         Ok(())

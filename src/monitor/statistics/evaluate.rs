@@ -92,12 +92,13 @@ fn evaluate_latents(
 
     let centred = reference.centre(latents.view());
     let window = Points { plain: centred.rows(), centred: &centred };
-    let k = parameters.neighbours.max(1);
+    // Of a baseline with fewer latents than are asked for, only the nearest one is looked for.
+    let has_enough = parameters.neighbours <= reference.points().centred.len();
+    let k = if has_enough { parameters.neighbours.max(1) } else { 1 };
     let found = between(window, reference.points(), k, true);
     statistics.energy =
         Some(combine(average(&found.mean_distances), mean_distance, reference.mean_distance()));
-    // Infinite, and so absent, where the baseline has fewer than k latents.
-    statistics.knn_distance = Some(average(&kth(&found.nearest, k)));
+    statistics.knn_distance = has_enough.then(|| average(&kth(&found.nearest, k)));
     if let Some(clustering) = clustering {
         let nearest: Vec<f64> = found.nearest.iter().step_by(k).copied().collect();
         let csi = clustering.separation(&centred, reference.points().centred, Some(&nearest));

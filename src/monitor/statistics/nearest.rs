@@ -34,10 +34,14 @@ pub fn k_nearest_distances(
     between_plain(queries, set, k, false).nearest
 }
 
-/// The distance within which each point of a set has `k` neighbours, itself included; `[M]`.
+/// The distance within which each point of a set has `k` neighbours, itself included; `[M]`. Infinite where there are
+/// fewer.
 ///
 /// Costs `2 M^2 d` floating-point operations.
 pub fn k_distances(set: ArrayView2<'_, f64>, k: usize) -> Vec<f64> {
+    if k > set.nrows() {
+        return vec![f64::INFINITY; set.nrows()];
+    }
     kth(&k_nearest_distances(set, set, k), k)
 }
 

@@ -53,13 +53,18 @@ impl Reference {
         let origin = mean(latents);
         let centred = Centred::new(latents, &origin);
         let points = Points { plain: centred.rows(), centred: &centred };
-        let found = between(points, points, min_samples, true);
+        let count = points.centred.len();
+        let k = if min_samples <= count { min_samples } else { 0 };
+        let found = between(points, points, k, true);
         let rewards: Option<Vec<f64>> =
             rewards.map(|rewards| rewards.iter().map(|&reward| f64::from(reward)).collect());
         Self {
             held_out: held_out(latents),
             mean_distance: average(&found.mean_distances),
-            k_distances: kth(&found.nearest, min_samples),
+            k_distances: match k {
+                0 => vec![f64::INFINITY; count],
+                k => kth(&found.nearest, k),
+            },
             mean_distances: found.mean_distances,
             min_samples,
             total_variance: total_variance(latents),
