@@ -169,8 +169,8 @@ impl Replay<'_> {
         let baseline = self.baseline.map(Answers::read).transpose()?;
         let mut config = self.config;
         // Offline nothing is too late, and all of it is wanted.
-        config.monitor.max_pending = usize::MAX;
-        config.monitor.history = usize::MAX;
+        config.monitor.max_pending = u32::MAX as usize;
+        config.monitor.history = u32::MAX as usize;
         // That is the server's.
         config.monitor.journal.path = std::path::PathBuf::new();
         if let Some(baseline) = &baseline {
