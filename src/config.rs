@@ -9,6 +9,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+use crate::encoder::{EncoderChoice, EncoderConfig};
 use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
 use crate::served::{EnsembleConfig, LATENTS, NamedModel, ObjectivesConfig};
@@ -39,6 +40,10 @@ pub struct ServerConfig {
     pub threads: usize,
     /// GPUs.
     pub cuda: CudaConfig,
+    /// What computes hidden states.
+    pub encoder: EncoderChoice,
+    /// mistral.rs as the encoder.
+    pub mistralrs: EncoderConfig,
     /// Time that accepted requests have to finish at a shutdown, in milliseconds.
     pub shutdown_grace_ms: u64,
     /// What a request may ask.
@@ -70,6 +75,8 @@ impl Default for ServerConfig {
             dtype: DtypeChoice::Auto,
             threads: 0,
             cuda: CudaConfig::default(),
+            encoder: EncoderChoice::default(),
+            mistralrs: EncoderConfig::default(),
             shutdown_grace_ms: 60_000,
             limits: Limits::default(),
             auth: AuthConfig::default(),
@@ -277,6 +284,7 @@ impl ServerConfig {
             ("engine.token_budget", self.engine.token_budget),
             ("engine.turn_tokens", self.engine.turn_tokens),
             ("engine.queue_tokens", self.engine.queue_tokens),
+            ("mistralrs.sequences", self.mistralrs.sequences),
         ] {
             anyhow::ensure!(value > 0, "{key}: must be at least 1");
         }

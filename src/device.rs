@@ -3,6 +3,7 @@
 use anyhow::Context;
 
 use crate::config::{DeviceChoice, DtypeChoice, ServerConfig};
+use crate::encoder::{self, EncoderChoice, EncoderInfo, Loaded};
 use crate::model::Scorer;
 use crate::ops::cpu::{CpuOps, Precision};
 use crate::served::ServedModel;
@@ -16,6 +17,8 @@ pub struct Devices {
     pub name: String,
     /// Precision of products.
     pub precision: Precision,
+    /// What computes hidden states, where it is not this program.
+    pub encoder: Option<EncoderInfo>,
 }
 
 impl Devices {
@@ -25,6 +28,15 @@ impl Devices {
     /// # Errors
     /// A device or precision that cannot be had, naming the setting; a checkpoint that does not fit.
     pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Self> {
+        if config.encoder == EncoderChoice::MistralRs {
+            let Loaded { scorer, device, precision, info } = encoder::load(config, served)?;
+            return Ok(Self {
+                scorers: vec![scorer],
+                name: device,
+                precision,
+                encoder: Some(info),
+            });
+        }
         match &config.device {
             DeviceChoice::Cpu => cpu(config, served),
             DeviceChoice::Cuda(ordinals) => gpu::load(config, served, ordinals).context("device"),
@@ -46,7 +58,7 @@ fn cpu(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Devices> {
     let name =
         format!("cpu ({}, {} threads, {})", ops.isa().name(), ops.threads(), precision.name());
     let model = served.load(ops)?;
-    Ok(Devices { scorers: vec![model], name, precision })
+    Ok(Devices { scorers: vec![model], name, precision, encoder: None })
 }
 
 #[cfg(feature = "cuda")]
@@ -107,7 +119,8 @@ mod gpu {
             );
             scorers.push(model);
         }
-        Ok(Devices { scorers, name: names.join(", "), precision: Precision::Bf16 })
+        let name = names.join(", ");
+        Ok(Devices { scorers, name, precision: Precision::Bf16, encoder: None })
     }
 }
 

@@ -65,7 +65,8 @@ fn build_one(
     started: Instant,
     (keys, draining): (Arc<Keys>, Arc<AtomicBool>),
 ) -> anyhow::Result<App> {
-    let Devices { scorers, name: device, precision } = Devices::load(&config, &served)?;
+    let Devices { scorers, name: device, precision, encoder: foreign_encoder } =
+        Devices::load(&config, &served)?;
     let ensemble = served.ensemble_info();
     let ServedModel { checkpoint, objectives, weights, .. } = served;
     if let Some(scorer) = scorers.first() {
@@ -117,6 +118,7 @@ fn build_one(
         baseline_samples,
         device,
         dtype: precision.name(),
+        foreign_encoder,
         keys,
         plots: Arc::default(),
         config,

@@ -44,6 +44,9 @@ struct Arguments {
     /// Precision of products: f32, bf16, or auto: f32 on the CPU, bf16 on GPUs [default: auto]
     #[arg(long)]
     dtype: Option<String>,
+    /// What computes hidden states: own, or mistralrs where this program was built with it [default: own]
+    #[arg(long)]
+    encoder: Option<String>,
     /// Threads of the CPU device; 0 for one a processor [default: 0]
     #[arg(long)]
     threads: Option<String>,
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         ("port", arguments.port),
         ("device", arguments.device),
         ("dtype", arguments.dtype),
+        ("encoder", arguments.encoder),
         ("threads", arguments.threads),
     ];
     let mut flags = arguments.set;

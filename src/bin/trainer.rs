@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
-use inform::checkpoint::{DecodeKind, HeadConfig, WeightType};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, WeightType};
 use inform::config::ServerConfig;
+use inform::generate::{GeneratorSettings, Sampling};
 use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
     BadLines, BaselineSettings, BestOfN, Evaluation, EvaluationSettings, ExportSettings,
-    FeatureConfig, FitConfig, MergeSettings, SweepConfig, WeightedFile, export, fit, init_head,
-    make_baseline, merge, side_by_side, sweep,
+    FeatureConfig, FitConfig, MergeSettings, SampleReport, SampleSettings, SweepConfig,
+    WeightedFile, export, fit, init_head, make_baseline, merge, open_with_latents, sample,
+    side_by_side, sweep,
 };
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -92,14 +94,36 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
     },
+    /// Let a language model answer prompts; a run that was stopped goes on where it was
+    Sample {
+        /// The model: a folder, a GGUF file, or owner/name of a hub
+        #[arg(long, value_name = "MODEL")]
+        model: PathBuf,
+        /// Prompts, one a line: JSONL, JSONL.gz or Parquet
+        #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+        prompts: Vec<PathBuf>,
+        /// File to write, JSONL
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+        /// Samples of each prompt
+        #[arg(long, default_value_t = 1)]
+        samples: usize,
+        /// Seed: each sample follows from it, the prompt and the sample's number
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        #[command(flatten)]
+        writing: Writing,
+    },
     /// Put SFT answers into a checkpoint as the baseline that its runs are compared with
     Baseline {
         /// Checkpoint folder; its weights are not touched
         #[arg(long, value_name = "DIR")]
         model: PathBuf,
-        /// SFT answers, one a line, JSONL or JSONL.gz
+        /// SFT answers, one a line, JSONL or JSONL.gz; with --sample-from the file where they are kept
         #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
         data: Vec<PathBuf>,
+        #[command(flatten)]
+        sampled: Sampled,
         /// Answers to use; of more, so many are drawn
         #[arg(long, default_value_t = 1024)]
         samples: usize,
@@ -138,9 +162,14 @@ enum Command {
     },
     /// Proxy and gold reward of the best of n samples, from a file of samples
     BestOfN {
-        /// Several responses to each prompt: JSONL, JSONL.gz or Parquet
+        /// Several responses to each prompt: JSONL, JSONL.gz or Parquet; with --sample-from the file where they are kept
         #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
         samples: Vec<PathBuf>,
+        #[command(flatten)]
+        sampled: Sampled,
+        /// Seed of the samples
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
         /// Checkpoints by which the best is chosen
         #[arg(long, value_name = "MODEL", num_args = 1.., required = true)]
         proxy: Vec<PathBuf>,
@@ -220,6 +249,78 @@ enum Command {
         #[arg(long, value_enum)]
         weight_type: Option<StoredAs>,
     },
+}
+
+/// How a language model writes.
+#[derive(Debug, Args)]
+struct Writing {
+    /// Divides the logits; 0 takes the most probable token each time
+    #[arg(long, default_value_t = Sampling::default().temperature)]
+    temperature: f64,
+    /// Tokens are drawn from the fewest most probable ones that have this probability together
+    #[arg(long, default_value_t = Sampling::default().top_p)]
+    top_p: f64,
+    /// Most tokens of a response
+    #[arg(long, default_value_t = Sampling::default().max_new_tokens)]
+    max_new_tokens: usize,
+    /// Quantise the weights when they are loaded: q8_0, q6k, q5k, q4k, or another type of mistral.rs
+    #[arg(long, value_name = "TYPE")]
+    quantise: Option<String>,
+    /// Use the CPU even where this program can use a GPU
+    #[arg(long)]
+    cpu: bool,
+}
+
+/// Responses that are drawn before they are used.
+#[derive(Debug, Args)]
+struct Sampled {
+    /// Language model that answers --prompts first
+    #[arg(long, value_name = "MODEL", requires = "prompts")]
+    sample_from: Option<PathBuf>,
+    /// Prompts for --sample-from, one a line: JSONL, JSONL.gz or Parquet
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "sample_from")]
+    prompts: Vec<PathBuf>,
+    #[command(flatten)]
+    writing: Writing,
+}
+
+impl Writing {
+    /// Draws samples and says what they are on standard error.
+    fn sample(
+        self,
+        model: PathBuf,
+        prompts: &[PathBuf],
+        output: &Path,
+        samples: usize,
+        seed: u64,
+    ) -> anyhow::Result<SampleReport> {
+        let Self { temperature, top_p, max_new_tokens, quantise, cpu } = self;
+        sample(&SampleSettings {
+            generator: GeneratorSettings { model, quantise, cpu },
+            prompts,
+            samples,
+            sampling: Sampling { temperature, top_p, max_new_tokens, seed },
+            output,
+        })
+    }
+}
+
+impl Sampled {
+    /// Draws `samples` of each prompt into the only file of `files`, where a model is to; once `check` has found that they can
+    /// be used.
+    fn draw(
+        self,
+        flag: &str,
+        files: &[PathBuf],
+        samples: usize,
+        seed: u64,
+        check: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let Some(model) = self.sample_from else { return Ok(()) };
+        let [file] = files else { anyhow::bail!("{flag}: with --sample-from it is one file") };
+        check()?;
+        self.writing.sample(model, &self.prompts, file, samples, seed).map(|_| ())
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -355,7 +456,22 @@ fn run(command: Command) -> anyhow::Result<()> {
             anyhow::ensure!(failed.is_empty(), "these runs failed: {}", failed.join(", "));
             Ok(())
         }
-        Command::Baseline { model, data, samples, seed, drop_bad_lines, threads, dtype } => {
+        Command::Sample { model, prompts, output, samples, seed, writing } => {
+            let report = writing.sample(model, &prompts, &output, samples, seed)?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
+            Ok(())
+        }
+        Command::Baseline {
+            model,
+            data,
+            sampled,
+            samples,
+            seed,
+            drop_bad_lines,
+            threads,
+            dtype,
+        } => {
+            sampled.draw("--data", &data, 1, seed, || open_with_latents(&model).map(|_| ()))?;
             let report = make_baseline(&BaselineSettings {
                 model: &model,
                 data: &data,
@@ -384,6 +500,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::BestOfN {
             samples,
+            sampled,
+            seed,
             proxy,
             gold,
             n,
@@ -394,6 +512,15 @@ fn run(command: Command) -> anyhow::Result<()> {
             plots,
             json,
         } => {
+            let most = n.iter().copied().max().unwrap_or(1);
+            let check = || {
+                let open = |model: &PathBuf| {
+                    Checkpoint::open_without_baseline(model)
+                        .with_context(|| model.display().to_string())
+                };
+                proxy.iter().chain([&gold]).try_for_each(|model| open(model).map(|_| ()))
+            };
+            sampled.draw("--samples", &samples, most, seed, check)?;
             let report = BestOfN {
                 samples: &samples,
                 proxies: &proxy,

@@ -56,7 +56,7 @@ impl ChatTemplate {
         Ok(Self { environment })
     }
 
-    /// The conversation as the template writes it.
+    /// The conversation as the template writes it; with what begins the assistant's next turn where one is to come.
     ///
     /// # Errors
     /// Why the template refuses the messages, or cannot be carried out.
@@ -64,13 +64,14 @@ impl ChatTemplate {
         &self,
         messages: &[Message],
         tokens: &SpecialTokens<'_>,
+        answer_comes: bool,
     ) -> Result<String, String> {
         let template = self.environment.get_template(NAME).map_err(|error| error.to_string())?;
         let rendered = template.render(context! {
             messages => messages,
             bos_token => tokens.bos,
             eos_token => tokens.eos,
-            add_generation_prompt => false,
+            add_generation_prompt => answer_comes,
             tools => (),
             documents => (),
         });

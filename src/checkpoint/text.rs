@@ -299,6 +299,10 @@ impl TextEncoder {
     /// # Errors
     /// Where the checkpoint has no template, or the template rejects the messages.
     pub fn render(&self, messages: &[Message]) -> Result<String, EncodeError> {
+        self.rendered(messages, false)
+    }
+
+    fn rendered(&self, messages: &[Message], answer_comes: bool) -> Result<String, EncodeError> {
         let Some(template) = &self.template else {
             return Err(EncodeError::Template(
                 "this checkpoint has no chat template; send `text` or `input_ids`".to_owned(),
@@ -306,7 +310,37 @@ impl TextEncoder {
         };
         let bos = self.policy.bos.as_ref().map(|bos| bos.text.as_str()).unwrap_or_default();
         let tokens = SpecialTokens { bos, eos: &self.policy.eos.text };
-        template.render(messages, &tokens).map_err(EncodeError::Template)
+        template.render(messages, &tokens, answer_comes).map_err(EncodeError::Template)
+    }
+
+    /// Token ids after which a language model writes the assistant's answer: the conversation as the chat template writes
+    /// it, with what begins the answer.
+    ///
+    /// # Errors
+    /// See [`EncodeError`]; ids that leave no room for an answer of one token are too long.
+    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, EncodeError> {
+        if messages.iter().all(|message| message.content.trim().is_empty()) {
+            return Err(EncodeError::Empty);
+        }
+        let text = self.rendered(messages, true)?;
+        let encoding = self.tokenizer.encode_fast(text, false);
+        let ids = encoding.map_err(|e| EncodeError::Tokenizer(e.to_string()))?.get_ids().to_vec();
+        self.known(&ids)?;
+        match ids.len() {
+            0 => Err(EncodeError::Empty),
+            tokens if tokens >= self.limit => {
+                Err(EncodeError::TooLong { tokens, limit: self.limit - 1 })
+            }
+            _ => Ok(ids),
+        }
+    }
+
+    /// The text of token ids, without special tokens.
+    ///
+    /// # Errors
+    /// An id that the tokenizer cannot write.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, EncodeError> {
+        self.tokenizer.decode(ids, true).map_err(|e| EncodeError::Tokenizer(e.to_string()))
     }
 
     /// Token ids of an input, exactly as they are scored: with one EOS at the end, and with BOS where
@@ -345,9 +379,7 @@ impl TextEncoder {
         if ids.is_empty() {
             return Err(EncodeError::Empty);
         }
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocabulary) {
-            return Err(EncodeError::UnknownToken { id, vocabulary: self.vocabulary });
-        }
+        self.known(&ids)?;
         let eos = self.policy.eos.id;
         if ids.last() != Some(&eos) {
             ids.push(eos);
@@ -360,6 +392,13 @@ impl TextEncoder {
             ids.drain(..ids.len() - self.limit);
         }
         Ok(Encoding { ids, truncated })
+    }
+
+    fn known(&self, ids: &[u32]) -> Result<(), EncodeError> {
+        match ids.iter().find(|&&id| id as usize >= self.vocabulary) {
+            Some(&id) => Err(EncodeError::UnknownToken { id, vocabulary: self.vocabulary }),
+            None => Ok(()),
+        }
     }
 
     fn tokenise(&self, text: &str) -> Result<Vec<u32>, EncodeError> {

@@ -44,6 +44,7 @@ use utoipa_axum::routes;
 
 use crate::checkpoint::{HeadConfig, Message};
 use crate::config::ServerConfig;
+use crate::encoder::EncoderInfo;
 use crate::engine::{Engine, Tokeniser};
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
@@ -82,6 +83,8 @@ pub struct App {
     pub device: String,
     /// Precision of products.
     pub dtype: &'static str,
+    /// What computes hidden states, where it is not this program.
+    pub foreign_encoder: Option<EncoderInfo>,
     pub keys: Arc<Keys>,
     pub plots: Arc<PlotCache>,
 }

@@ -16,6 +16,7 @@ use super::error::{ApiError, ErrorAnswer, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, encode, inputs};
 use super::models::ModelQuery;
 use crate::checkpoint::{HeadConfig, TextPolicy};
+use crate::encoder::EncoderInfo;
 use crate::metrics::Metrics;
 use crate::served::{EnsembleInfo, Objective};
 
@@ -77,6 +78,10 @@ pub(super) struct Info {
     baseline_samples: usize,
     device: String,
     dtype: &'static str,
+    /// Only where this program does not compute hidden states itself
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    encoder: Option<EncoderInfo>,
     /// Only where there are several models: all of them, the first one first
     #[serde(skip_serializing_if = "Vec::is_empty")]
     models: Vec<ModelInfo>,
@@ -123,6 +128,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
         baseline_samples: state.baseline_samples,
         device: state.device.clone(),
         dtype: state.dtype,
+        encoder: state.foreign_encoder.clone(),
         limits: state.config.limits.clone(),
         engine: state.config.engine.clone(),
     })

@@ -27,6 +27,9 @@ pub enum ScoreError {
     /// The device failed.
     #[error(transparent)]
     Ops(#[from] OpsError),
+    /// What computes hidden states failed.
+    #[error("the encoder failed: {0}")]
+    Encoder(String),
 }
 
 /// The result for one sequence.

@@ -90,10 +90,7 @@ struct Answer {
 pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<BaselineReport> {
     let BaselineSettings { model, data, samples, dtype, .. } = settings;
     ensure!(*samples > 0, "--samples: must be at least 1");
-    let checkpoint = Checkpoint::open_without_baseline(model)?;
-    let dimension = checkpoint.config.head.latent_dim().with_context(|| {
-        format!("{}: a standard reward head has no latents to compare with", model.display())
-    })?;
+    let (checkpoint, dimension) = open_with_latents(model)?;
     let (answers, left_out) = settings.answers(&checkpoint.encoder)?;
     name_left_out(&left_out);
     let found = answers.len();
@@ -130,6 +127,18 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
     };
     replace_file(&file, card::with_baseline(old.as_deref(), &report)?.as_bytes())?;
     Ok(report)
+}
+
+/// Opens a checkpoint that can have a baseline, whatever baseline it has, and says the dimension of its latents.
+///
+/// # Errors
+/// A checkpoint that cannot be opened, or one without latents.
+pub fn open_with_latents(model: &Path) -> anyhow::Result<(Checkpoint, usize)> {
+    let checkpoint = Checkpoint::open_without_baseline(model)?;
+    let dimension = checkpoint.config.head.latent_dim().with_context(|| {
+        format!("{}: a standard reward head has no latents to compare with", model.display())
+    })?;
+    Ok((checkpoint, dimension))
 }
 
 impl BaselineSettings<'_> {

@@ -27,6 +27,7 @@ mod parquet;
 mod plots;
 mod progress;
 mod rows;
+mod sample;
 mod schedule;
 mod scratch;
 mod side_by_side;
@@ -35,7 +36,9 @@ mod tensorboard;
 mod trained;
 
 pub(crate) use answers::{ANSWER_FORMS, answer};
-pub use baseline::{BaselineReport, BaselineSettings, CALIBRATION_FILE, make_baseline};
+pub use baseline::{
+    BaselineReport, BaselineSettings, CALIBRATION_FILE, make_baseline, open_with_latents,
+};
 pub use best_of_n::{
     BestOfN, BestOfNReport, BestOfNRow, Estimate, ProxyReport, ScoredBy, best_of_n_kl,
     expected_best,
@@ -57,6 +60,7 @@ pub use loss::{
 pub use merge::{Distance, MERGE_FILE, MergeRecord, MergeSettings, MergedInput, merge};
 pub use optimiser::{AdamW, OptimiserConfig};
 pub(crate) use rows::lines;
+pub use sample::{SampleRecord, SampleReport, SampleSettings, sample};
 pub use schedule::{ScheduleConfig, ScheduleKind};
 pub use side_by_side::side_by_side;
 pub use sweep::{

@@ -14,7 +14,7 @@ use super::super::plots::{RunMap, Snapshot, nothing_yet};
 use crate::checkpoint::HeadConfig;
 use crate::monitor::alerts::{Alert, AlertKind};
 use crate::monitor::{Evaluation, Monitor, MonitorError, RunView};
-use crate::plots::{Curve, Projection, Size, short, sparkline};
+use crate::plots::{Curve, PlotError, Projection, Size, short, sparkline};
 
 /// Small enough that its text is readable where the page is as narrow as a phone.
 const FIGURE: Size = Size { width: 420, height: 250 };
@@ -104,8 +104,15 @@ enum PageError {
     Other(ApiError),
 }
 
-impl<E: Into<ApiError>> From<E> for PageError {
-    fn from(error: E) -> Self {
+// One for each: a blanket one conflicts with what the crates of the feature `mistralrs` may implement.
+impl From<MonitorError> for PageError {
+    fn from(error: MonitorError) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+impl From<PlotError> for PageError {
+    fn from(error: PlotError) -> Self {
         Self::Other(error.into())
     }
 }
