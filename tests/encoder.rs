@@ -63,9 +63,12 @@ mod with_mistralrs {
 
     fn scores(model: &Path, flags: &[(&str, &str)], texts: &[Vec<u32>]) -> (Vec<Score>, Devices) {
         let named = [("model", model.to_str().unwrap())];
-        let flags: Vec<_> =
-            named.iter().chain(flags).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let config = ServerConfig::read(None, &flags.collect::<Vec<_>>()).unwrap();
+        let flags: Vec<(String, String)> = named
+            .iter()
+            .chain(flags)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let config = ServerConfig::read(None, &flags).unwrap();
         let served = ServedModel::open(&config).unwrap();
         let devices = Devices::load(&config, &served).unwrap();
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
@@ -109,7 +112,7 @@ mod with_mistralrs {
         let config = ModelConfig { decoder, head, reward_scale: None };
         let contents = CheckpointFiles {
             config: &config,
-            other_keys: Map::new(),
+            other_keys: keys,
             tensors: &tensors,
             weight_type: WeightType::F32,
             files: files.to_vec(),
@@ -138,7 +141,7 @@ mod with_mistralrs {
                 let (found, devices) = scores(&model, &flags, &texts);
                 let worst = difference(&found, &expected);
                 println!("{}: within {worst:.1e}, rewards span {spread:.3}", model.display());
-                assert!(worst < 1e-4 && spread > 1e-2, "{worst}, {spread}");
+                assert!(worst < 1e-5 && spread > 1e-2, "{worst}, {spread}");
                 assert!(
                     devices.name.starts_with("mistral.rs 0.8.1 (cpu, f32)"),
                     "{}",
@@ -202,7 +205,7 @@ mod with_mistralrs {
             answer["rewards"].as_array().unwrap().iter().map(|r| r.as_f64().unwrap()).collect()
         };
         for (found, expected) in rewards(&server).into_iter().zip(rewards(&own)) {
-            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
         }
     }
 

@@ -28,6 +28,8 @@ struct EncodedModel {
     /// Without layers: final norm and head.
     readout: RewardModel<CpuOps>,
     hidden: usize,
+    /// Of the final norm.
+    epsilon: f32,
     sequences: usize,
 }
 
@@ -65,7 +67,9 @@ pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Loade
     let decoder = &checkpoint.config.decoder;
     let (layers, hidden) = (decoder.num_hidden_layers, decoder.hidden_size);
     let readout = RewardModel::load_from(ops, &checkpoint.config, &checkpoint.tensors, layers)?;
-    let model = EncodedModel { engine, runtime, readout, hidden, sequences: *sequences };
+    let epsilon = decoder.rms_norm_eps;
+    let sequences = *sequences;
+    let model = EncodedModel { engine, runtime, readout, hidden, epsilon, sequences };
     // Whatever would fail in every batch fails before serving.
     model.score(&[&[0], &[0]]).context("encoder: mistral.rs cannot compute")?;
     let (device, precision) = match on_cpu {
@@ -77,7 +81,7 @@ pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Loade
         engine: "mistral.rs",
         version: VERSION,
         quantise: (!quantise.is_empty()).then(|| quantise.clone()),
-        sequences: *sequences,
+        sequences,
         shares_prefixes: false,
     };
     let device = format!("mistral.rs {VERSION} ({device}, {weights})");
@@ -122,7 +126,7 @@ fn on_cpu(device: &DeviceChoice) -> anyhow::Result<bool> {
 }
 
 impl EncodedModel {
-    /// Mean and last of the hidden states of some texts, after the final norm: `2 * hidden` numbers each.
+    /// Sum and last of the hidden states of some texts, after the final norm: `2 * hidden` numbers each.
     async fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, String> {
         let sender = self.engine.inner().get_sender(None).map_err(|error| error.to_string())?;
         let mut waiting = Vec::with_capacity(texts.len());
@@ -165,9 +169,18 @@ impl EncodedModel {
     }
 }
 
+/// Gives back what a norm has taken: `y` that came out of `x / sqrt(mean(x^2) + epsilon)` becomes `c y`, of which the same
+/// norm makes `y` again. `c^2 = epsilon / (1 - mean(y^2))`; where epsilon was nothing beside `x`, any large one will do.
+fn stretch(y: &mut [f32], epsilon: f32) {
+    let squares = y.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+    let missing = (1.0 - squares / y.len() as f64).max(1e-12);
+    let factor = (f64::from(epsilon) / missing).sqrt();
+    y.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+}
+
 impl Scorer for EncodedModel {
     /// Texts of one length go together, as many as the settings say: mistral.rs pads no batch of hidden states. A text of
-    /// one token makes its engine panic; it goes twice, and of the mean and the last hidden state follows the first.
+    /// one token makes its engine panic; it goes twice, and of the sum and the last hidden state follows the first.
     fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
         let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         let mut texts: Vec<Vec<u32>> = (0..packing.sequences())
@@ -188,11 +201,12 @@ impl Scorer for EncodedModel {
                     .collect();
                 let found = self.runtime.block_on(self.embed(&own)).map_err(ScoreError::Encoder)?;
                 for (&index, states) in indices.iter().zip(&found) {
-                    let (mean, last) = states.split_at(self.hidden);
+                    let (sum, last) = states.split_at(self.hidden);
                     let target = &mut pooled[index * self.hidden..][..self.hidden];
-                    for ((target, mean), last) in target.iter_mut().zip(mean).zip(last) {
-                        *target = if length == 1 { 2.0 * mean - last } else { *last };
+                    for ((target, sum), last) in target.iter_mut().zip(sum).zip(last) {
+                        *target = if length == 1 { sum - last } else { *last };
                     }
+                    stretch(target, self.epsilon);
                 }
             }
         }

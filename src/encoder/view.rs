@@ -19,8 +19,7 @@ use crate::ops::RopeScaling;
 const POOLING: &str = "1_Pooling";
 /// Prefix of a decoder's tensors, which mistral.rs's embedding models do without.
 const PREFIX: &str = "model.";
-/// The final norm's scale there: ones, since this program's own norm follows, and to normalise twice is to
-/// normalise once.
+/// The final norm's scale there: ones, since this program's own norm follows, with the scale.
 const FINAL_NORM: &str = "norm.weight";
 
 /// Writes the folder; it goes when it is dropped. Weights are stored as f32: none of them loses anything.
@@ -43,7 +42,7 @@ pub(super) fn write(checkpoint: &Checkpoint) -> anyhow::Result<TempDir> {
     };
     let modules = json!([module(0, "Transformer", ""), module(1, "Pooling", POOLING)]);
     put("modules.json", serde_json::to_vec(&modules)?)?;
-    // The mean besides the last: of two tokens they give the first one's, see `mistral.rs`.
+    // The mean, which 0.8.1 does not divide, besides the last: of two tokens they give the first one's, see `mistral.rs`.
     let pooling = json!({
         "word_embedding_dimension": decoder.hidden_size,
         "pooling_mode_cls_token": false,

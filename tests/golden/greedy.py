@@ -1,9 +1,9 @@
 """What transformers writes greedily: tests/golden/greedy.json.
 
     pip install torch==2.15.0 transformers==5.24.0
-    python3 tests/golden/greedy.py SMOLLM2_FOLDER
+    python3 -P tests/golden/greedy.py SMOLLM2_FOLDER
 
-SMOLLM2_FOLDER is SmolLM2-135M-Instruct as a folder, dequantised from its Q4_1 GGUF.
+-P: statistics.py beside this file is not the one that transformers imports. SMOLLM2_FOLDER is SmolLM2-135M-Instruct as a folder, dequantised from its Q4_1 GGUF.
 """
 
 import json
