@@ -90,7 +90,7 @@ def divide(source, work):
     rows = {}
     with gzip.open(source, "rt") as lines:
         for line in lines:
-            rows.setdefault(json.loads(line)["prompt"], []).append(line)
+            rows.setdefault(json.dumps({"prompt": json.loads(line)["prompt"]}), []).append(line)
     prompts, begin, files = list(rows), 0, {}
     for name, count in (("proxy", PROXY), ("gold", GOLD), ("sft", SFT), ("asked", ASKED)):
         own = prompts[begin : begin + count]
@@ -98,7 +98,7 @@ def divide(source, work):
         files[name] = work / f"{name}.jsonl"
         lines = [line for prompt in own for line in rows[prompt]]
         if name in ("sft", "asked"):
-            lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in own]
+            lines = [prompt + "\n" for prompt in own]
         files[name].write_text("".join(lines))
     return files
 
