@@ -27,6 +27,8 @@ pub mod config;
 pub mod device;
 pub mod engine;
 pub mod http;
+#[cfg(feature = "judge")]
+pub mod judge;
 pub mod metrics;
 pub mod model;
 pub mod monitor;
