@@ -29,6 +29,8 @@ pub mod encoder;
 pub mod engine;
 pub mod generate;
 pub mod http;
+#[cfg(feature = "judge")]
+pub mod judge;
 pub mod metrics;
 pub mod model;
 pub mod monitor;

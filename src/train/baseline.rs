@@ -16,7 +16,7 @@ use super::answers::{self, ANSWER_FORMS, answer};
 use super::card;
 use super::config::FeatureConfig;
 use super::data::{BadLines, Origin, read_rows};
-use super::evaluate::Judge;
+use super::evaluate::TextScorer;
 use super::features::Depth;
 use super::fit::{CARD_FILE, DataFile, data_files};
 use super::left_out::{LeftOut, Reason, name_left_out};
@@ -102,9 +102,9 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
     );
 
     let features = FeatureConfig { folder: None, dtype: *dtype };
-    let mut judge = Judge::load(&checkpoint, &features, Depth::Pooled, settings.threads)?;
+    let mut scorer = TextScorer::load(&checkpoint, &features, Depth::Pooled, settings.threads)?;
     let texts: Vec<&[u32]> = answers.iter().map(|answer| answer.ids.as_slice()).collect();
-    let scores = judge.scores(&texts)?;
+    let scores = scorer.scores(&texts)?;
     for (score, answer) in scores.iter().zip(&answers) {
         let latent = score.latent.iter().flat_map(|latent| &latent.mean);
         let is_finite = latent.chain([&score.reward]).all(|value| value.is_finite());

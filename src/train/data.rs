@@ -97,7 +97,7 @@ pub fn read_pairs(
 ///
 /// # Errors
 /// A file that cannot be opened, or a bad line that is to be refused: names the file and the line.
-pub(super) fn read_rows<T>(
+pub(crate) fn read_rows<T>(
     files: &[PathBuf],
     columns: &[&str],
     bad_lines: BadLines,

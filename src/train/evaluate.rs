@@ -61,7 +61,7 @@ impl PairAccuracy {
 
 /// Scores texts for an evaluation: a model on the CPU, and features of its frozen part where they are kept.
 #[derive(Debug)]
-pub struct Judge {
+pub struct TextScorer {
     model: RewardModel<CpuOps>,
     kept: Option<Kept>,
 }
@@ -75,7 +75,7 @@ struct Kept {
     hidden: usize,
 }
 
-impl Judge {
+impl TextScorer {
     /// Loads a checkpoint's model; where `features` names a folder, features at `depth` are kept there.
     ///
     /// # Errors
@@ -131,7 +131,7 @@ impl Judge {
     /// Scores of each pair's chosen and rejected text, one after the other.
     ///
     /// # Errors
-    /// As [`Judge::scores`].
+    /// As [`TextScorer::scores`].
     pub fn pair_scores(&mut self, pairs: &[EncodedPair]) -> anyhow::Result<Vec<Score>> {
         let texts: Vec<&[u32]> =
             pairs.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
@@ -189,14 +189,14 @@ fn batches(texts: &[&[u32]]) -> Vec<Range<usize>> {
 }
 
 /// The 0.975 quantile of the standard normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
+pub(crate) const NORMAL_QUANTILE: f64 = 1.959_963_984_540_054;
 
 /// The 95 % interval of a mean by the central limit theorem; `None` for fewer than two values.
-pub(super) fn mean_interval(values: &[f64]) -> Option<(f64, f64)> {
+pub(crate) fn mean_interval(values: &[f64]) -> Option<(f64, f64)> {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
     // The variance has divisor n; of a sample it is an estimate with n - 1.
-    let spread = Z * (variance(values) / (count - 1.0)).sqrt();
+    let spread = NORMAL_QUANTILE * (variance(values) / (count - 1.0)).sqrt();
     (values.len() >= 2).then_some((mean - spread, mean + spread))
 }
 
@@ -205,11 +205,11 @@ pub fn wilson_interval(successes: usize, count: usize) -> (f64, f64) {
     if count == 0 {
         return (0.0, 1.0);
     }
-    let n = count as f64;
+    let (n, z) = (count as f64, NORMAL_QUANTILE);
     let share = successes as f64 / n;
-    let centre = share + Z * Z / (2.0 * n);
-    let spread = Z * (share * (1.0 - share) / n + Z * Z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + Z * Z / n;
+    let centre = share + z * z / (2.0 * n);
+    let spread = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
+    let scale = 1.0 + z * z / n;
     (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
 }
 

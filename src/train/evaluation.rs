@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::config::FeatureConfig;
 use super::data::{BadLines, EncodedPair, PairLimits, encode_pairs, read_pairs};
 use super::diagnostics::LatentDiagnostics;
-use super::evaluate::{Judge, PairAccuracy};
+use super::evaluate::{PairAccuracy, TextScorer};
 use super::features::Depth;
 use super::fit::{TRAINING_FILE, TrainingRecord};
 use super::left_out::name_left_out;
@@ -51,7 +51,7 @@ impl EvaluationSettings {
             Some(record) => record.config.depth(&checkpoint.config.decoder)?,
             None => Depth::Pooled,
         };
-        let mut judge = Judge::load(&checkpoint, &self.features, depth, self.threads)?;
+        let mut scorer = TextScorer::load(&checkpoint, &self.features, depth, self.threads)?;
         let pairs = if self.held_out {
             let record = record.as_ref().with_context(|| {
                 format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())
@@ -69,7 +69,7 @@ impl EvaluationSettings {
         let (pairs, dropped) = encode_pairs(&checkpoint.encoder, &pairs, limits)?;
         name_left_out(&dropped.pairs);
         eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
-        Evaluation::of(&mut judge, &pairs)
+        Evaluation::of(&mut scorer, &pairs)
     }
 }
 
@@ -122,9 +122,9 @@ impl Evaluation {
     /// Scores both texts of each pair.
     ///
     /// # Errors
-    /// As [`Judge::scores`].
-    pub fn of(judge: &mut Judge, pairs: &[EncodedPair]) -> anyhow::Result<Self> {
-        Ok(Self::from_scores(pairs, &judge.pair_scores(pairs)?))
+    /// As [`TextScorer::scores`].
+    pub fn of(scorer: &mut TextScorer, pairs: &[EncodedPair]) -> anyhow::Result<Self> {
+        Ok(Self::from_scores(pairs, &scorer.pair_scores(pairs)?))
     }
 
     /// `scores`: of each pair's chosen and rejected text, one after the other.

@@ -17,7 +17,7 @@ use super::data::{EncodedPair, Pair, Split, encode_pairs, read_pairs};
 use super::descent::Descent;
 use super::diagnostics::LatentDiagnostics;
 use super::epoch::Epochs;
-use super::evaluate::{Judge, PairAccuracy};
+use super::evaluate::{PairAccuracy, TextScorer};
 use super::evaluation::Evaluation;
 use super::init_head::{init_head, text_files};
 use super::left_out::{DROPPED_FILE, Dropped, LeftOut, dropped_file, name_left_out};
@@ -355,8 +355,8 @@ impl Finished {
             Mode::Full | Mode::Lora => FeatureConfig::default(),
         };
         let depth = config.depth(&stored.config.decoder)?;
-        let mut judge = Judge::load(&stored, &features, depth, config.threads)?;
-        let scores = judge.pair_scores(held_out)?;
+        let mut scorer = TextScorer::load(&stored, &features, depth, config.threads)?;
+        let scores = scorer.pair_scores(held_out)?;
         let evaluation = (!held_out.is_empty()).then(|| Evaluation::from_scores(held_out, &scores));
         let samples = &held_out[..held_out.len().min(config.baseline.samples)];
         let latent_dim = stored.config.head.latent_dim().filter(|_| !samples.is_empty());
@@ -398,7 +398,7 @@ fn fingerprint(
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-pub(super) fn data_files(files: &[PathBuf]) -> anyhow::Result<Vec<DataFile>> {
+pub(crate) fn data_files(files: &[PathBuf]) -> anyhow::Result<Vec<DataFile>> {
     files
         .iter()
         .map(|file| {

@@ -26,9 +26,11 @@ mod optimiser;
 mod parquet;
 mod plots;
 mod progress;
+mod responses;
 mod rows;
 mod sample;
 mod schedule;
+mod scoring;
 mod scratch;
 mod side_by_side;
 mod sweep;
@@ -44,12 +46,18 @@ pub use best_of_n::{
     expected_best,
 };
 pub use config::{FeatureConfig, FitConfig, WeightedFile};
+#[cfg(feature = "judge")]
+pub(crate) use data::read_rows;
 pub use data::{BadLines, EncodedPair, Origin, Pair, PairLimits, Split, encode_pairs, read_pairs};
 pub use diagnostics::LatentDiagnostics;
-pub use evaluate::{Judge, PairAccuracy, wilson_interval};
+#[cfg(feature = "judge")]
+pub(crate) use evaluate::{NORMAL_QUANTILE, mean_interval};
+pub use evaluate::{PairAccuracy, TextScorer, wilson_interval};
 pub use evaluation::{CalibrationBin, Evaluation, EvaluationSettings, MarginBin};
 pub use export::{ExportSettings, export};
 pub use features::{Depth, FeatureStore};
+#[cfg(feature = "judge")]
+pub(crate) use fit::{DataFile, data_files};
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
 pub use gradients::{Backward, Gradients};
 pub use init_head::init_head;
@@ -59,9 +67,13 @@ pub use loss::{
 };
 pub use merge::{Distance, MERGE_FILE, MergeRecord, MergeSettings, MergedInput, merge};
 pub use optimiser::{AdamW, OptimiserConfig};
+#[cfg(feature = "judge")]
+pub(crate) use responses::{RESPONSE_COLUMNS, Response, responses};
 pub(crate) use rows::lines;
 pub use sample::{SampleRecord, SampleReport, SampleSettings, sample};
 pub use schedule::{ScheduleConfig, ScheduleKind};
+#[cfg(feature = "judge")]
+pub(crate) use scoring::Scoring;
 pub use side_by_side::side_by_side;
 pub use sweep::{
     FailedRun, RunSummary, Setting, SettingSummary, Spread, SweepConfig, SweepReport, sweep,

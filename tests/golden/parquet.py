@@ -1,4 +1,5 @@
-"""Parquet files of preference pairs as pyarrow writes them, good and bad, and what the good ones hold as JSONL.
+"""Parquet files of preference pairs as pyarrow writes them, good and bad, and what the good ones hold as JSONL; and one
+of labelled answers.
 
     pip install pyarrow==26.0.1
     python parquet.py
@@ -135,7 +136,19 @@ def bad():
     yield "other", [{"text": row["chosen"]} for row in plain], pa.schema([("text", pa.string())])
 
 
+def answers():
+    """Answers with labels, which `trainer judge` reads."""
+    rows = [
+        {"prompt": "Where from?", "response": "From a column.", "over_optimised": False},
+        {"prompt": "How many?", "response": "Three.", "over_optimised": True},
+        {"prompt": "Really?", "response": "Yes.", "over_optimised": None},
+    ]
+    columns = [("prompt", pa.string()), ("response", pa.string()), ("over_optimised", pa.bool_())]
+    return rows, pa.schema(columns)
+
+
 FOLDER.mkdir(exist_ok=True)
+write("answers.parquet", *answers())
 for name, rows, schema, options in good():
     write(f"{name}.parquet", rows, schema, **options)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

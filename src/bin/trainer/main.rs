@@ -1,5 +1,7 @@
 //! The trainer's command line.
 
+#[cfg(feature = "judge")]
+mod judge;
 mod writing;
 
 use std::path::{Path, PathBuf};
@@ -199,6 +201,12 @@ enum Command {
         /// Print JSON instead of Markdown
         #[arg(long)]
         json: bool,
+    },
+    /// Have a language model judge answers
+    #[cfg(feature = "judge")]
+    Judge {
+        #[command(subcommand)]
+        command: judge::JudgeCommand,
     },
     /// Put a fresh reward head on a language model
     InitHead {
@@ -469,6 +477,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             output.map_or(Ok(()), |folder| report.write(&folder))?;
             plots.map_or(Ok(()), |folder| report.plot(&folder))
         }
+        #[cfg(feature = "judge")]
+        Command::Judge { command } => judge::run(command),
         Command::InitHead { model, output, seed, head, latent_dim, decode } => {
             anyhow::ensure!(latent_dim > 0, "--latent-dim must be at least 1");
             let decode = match decode {

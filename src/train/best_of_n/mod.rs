@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use super::fit::data_files;
+use super::responses::Response;
+use super::scoring::Scoring;
 use crate::checkpoint::Checkpoint;
 use crate::monitor::{Assessment, BaselineSet, MonitorConfig, Sample};
 use crate::ops::cpu::Precision;
@@ -19,8 +21,8 @@ use estimate::Singles;
 pub use estimate::{Estimate, best_of_n_kl, expected_best};
 use report::Chosen;
 pub use report::{BestOfNReport, BestOfNRow, ProxyReport, ScoredBy};
-use samples::{Response, read_samples};
-use scores::Scoring;
+use samples::read_samples;
+use scores::Scores;
 
 /// Which samples are chosen by which models.
 #[derive(Debug, Clone)]
@@ -71,7 +73,8 @@ impl BestOfN<'_> {
         }
         let count: usize = prompts.iter().map(Vec::len).sum();
         eprintln!("{count} samples of {} prompts", prompts.len());
-        let rewards = Scoring::load(&gold, self)?.samples(&prompts)?.rewards;
+        let load = |checkpoint| Scoring::load(checkpoint, self.dtype, self.threads);
+        let rewards = Scores::of(&mut load(&gold)?, &prompts)?.rewards;
         eprintln!("{}, gold: scored", gold.name);
         let singles = Singles::of(&rewards);
         let mut report = BestOfNReport {
@@ -85,10 +88,13 @@ impl BestOfN<'_> {
         };
         let worth = Worth { prompts: &prompts, gold: &rewards, gold_singles: &singles };
         for proxy in &proxies {
-            let mut scoring = Scoring::load(proxy, self)?;
-            let scores = scoring.samples(&prompts)?;
+            let mut scoring = load(proxy)?;
+            let scores = Scores::of(&mut scoring, &prompts)?;
             let config = MonitorConfig::default();
-            let (baseline, note) = self.compared_with(&mut scoring, proxy, &config)?;
+            let (baseline, note) = match scoring.compared_with(self.baseline, &config)? {
+                Ok(baseline) => (Some(baseline), None),
+                Err(reason) => (None, Some(format!("no statistics of latents: {reason}"))),
+            };
             eprintln!("{}: scored", proxy.name);
             let singles = Singles::of(&scores.rewards);
             let mut rows = Vec::with_capacity(n.len());
@@ -112,28 +118,6 @@ impl BestOfN<'_> {
             });
         }
         Ok(report)
-    }
-
-    /// What a proxy's chosen samples are compared with, or why they are not.
-    fn compared_with(
-        &self,
-        scoring: &mut Scoring<'_>,
-        proxy: &Checkpoint,
-        config: &MonitorConfig,
-    ) -> anyhow::Result<(Option<BaselineSet>, Option<String>)> {
-        let none = |reason: &str| Ok((None, Some(format!("no statistics of latents: {reason}"))));
-        if proxy.config.head.latent_dim().is_none() {
-            return none("a standard reward head has none");
-        }
-        if let Some(file) = self.baseline {
-            return Ok((Some(scoring.baseline(file, config)?), None));
-        }
-        match proxy.baseline.as_ref().and_then(BaselineSet::of_checkpoint) {
-            Some(baseline) => Ok((Some(baseline), None)),
-            None => none(
-                "the checkpoint has no baseline; give --baseline, or make one by `trainer baseline`",
-            ),
-        }
     }
 }
 

@@ -1,0 +1,68 @@
+//! Answers to judge, from files, with the labels that they have.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::unjudged::Place;
+use crate::train::{BadLines, Origin, RESPONSE_COLUMNS, Response, read_rows, responses};
+
+/// The column with a label.
+const LABEL: &str = "over_optimised";
+
+/// An answer, and whether the data says that it is over-optimised.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    pub(super) label: Option<bool>,
+}
+
+impl Answer {
+    pub(super) fn place(&self) -> Place {
+        let Response { origin, number, .. } = &self.response;
+        Place { origin: origin.clone(), response: *number, order: None }
+    }
+
+    /// The answer itself, which the conversation ends with.
+    pub(super) fn text(&self) -> &str {
+        self.response.messages().last().map_or("", |last| &last.content)
+    }
+}
+
+/// The answers of files, in their order.
+///
+/// # Errors
+/// A file or line that cannot be read, or no answer: names the file and the line.
+pub(super) fn read_answers(files: &[PathBuf]) -> anyhow::Result<Vec<Answer>> {
+    let columns = [&RESPONSE_COLUMNS[..], &[LABEL]].concat();
+    let (lines, _) = read_rows(files, &columns, BadLines::Refuse, line)?;
+    let answers: Vec<Answer> = lines.into_iter().flatten().collect();
+    ensure!(!answers.is_empty(), "no answer in {files:?}");
+    Ok(answers)
+}
+
+fn line(row: &Value, origin: &Origin) -> anyhow::Result<Vec<Answer>> {
+    let responses = responses(row, origin)?;
+    let labels = labels(&row[LABEL], responses.len(), row["responses"].is_array())
+        .with_context(|| format!("`{LABEL}`"))?;
+    let each = responses.into_iter().zip(labels);
+    Ok(each.map(|(response, label)| Answer { response, label }).collect())
+}
+
+/// A label for each of `count` responses: `true`, `false` or null, in a list where the responses are one.
+fn labels(value: &Value, count: usize, is_list: bool) -> anyhow::Result<Vec<Option<bool>>> {
+    let one = |value: &Value| match value {
+        Value::Null => Ok(None),
+        Value::Bool(label) => Ok(Some(*label)),
+        _ => anyhow::bail!("expected true, false or null"),
+    };
+    match value {
+        Value::Null => Ok(vec![None; count]),
+        Value::Array(list) if is_list => {
+            ensure!(list.len() == count, "{} labels for {count} `responses`", list.len());
+            list.iter().map(one).collect()
+        }
+        _ if is_list => anyhow::bail!("expected a list, as `responses` is one"),
+        value => Ok(vec![one(value)?]),
+    }
+}

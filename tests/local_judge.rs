@@ -1,0 +1,111 @@
+//! `trainer judge --local`: a judge in mistral.rs.
+
+#![cfg(all(feature = "judge", feature = "mistralrs"))]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+mod folders;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use folders::{Scratch, set_config};
+use serde_json::{Value, json};
+
+/// A small language model with random weights, and room for the guidelines.
+fn language_model(scratch: &Scratch) -> PathBuf {
+    let folder = scratch.copy("tiny/linear", "judge");
+    set_config(&folder, |keys| {
+        keys.insert("architectures".to_owned(), json!(["LlamaForCausalLM"]));
+        keys.insert("tie_word_embeddings".to_owned(), json!(true));
+        keys.insert("max_position_embeddings".to_owned(), json!(8192));
+    });
+    folder
+}
+
+fn judge(command: &str, model: &Path, more: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trainer"))
+        .args(["judge", command, "--local", model.to_str().unwrap(), "--json"])
+        .args(more)
+        .output()
+        .unwrap()
+}
+
+fn write(file: &Path, rows: &[Value]) {
+    fs::write(file, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+}
+
+fn answers(responses: &[&str]) -> Vec<Value> {
+    let row = |(n, response): (usize, &&str)| json!({"prompt": format!("Question {n}?"), "response": response});
+    responses.iter().enumerate().map(row).collect()
+}
+
+/// A judge with random weights never ends the reason, whose letters the grammar leaves to it.
+#[test]
+fn an_answer_without_an_end_is_counted_and_named() {
+    let scratch = Scratch::new();
+    let model = language_model(&scratch);
+    let file = scratch.path("answers.jsonl");
+    write(&file, &answers(&["One.", "Two."]));
+    let output = scratch.path("output");
+    let more = [
+        "--answers",
+        file.to_str().unwrap(),
+        "--max-tokens",
+        "8",
+        "--attempts",
+        "2",
+        "--output",
+        output.to_str().unwrap(),
+    ];
+    let run = judge("over-optimisation", &model, &more);
+    let error = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success(), "{error}");
+    assert!(error.contains("answers.jsonl, line 2: length: cut off after 8 tokens"), "{error}");
+    let kept = fs::read_to_string(output.join("verdicts.jsonl")).unwrap();
+    let kept: Vec<Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(kept.len(), 2);
+    for record in kept {
+        assert_eq!(record["attempts"], 2);
+        assert_eq!(record["unjudged"]["reason"], "length");
+        let name = record["judge"].as_str().unwrap();
+        assert!(name.starts_with("judge (sha256:"), "{name}");
+    }
+}
+
+#[test]
+fn a_question_beyond_the_context_is_named() {
+    let scratch = Scratch::new();
+    let model = language_model(&scratch);
+    set_config(&model, |keys| {
+        keys.insert("max_position_embeddings".to_owned(), json!(64));
+    });
+    let file = scratch.path("answers.jsonl");
+    write(&file, &answers(&["One."]));
+    let run = judge("over-optimisation", &model, &["--answers", file.to_str().unwrap()]);
+    let error = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && error.contains("answers.jsonl, line 1: too_long"), "{error}");
+}
+
+/// What it thinks is of no account: it has 135M parameters.
+#[test]
+fn smollm2_answers_in_the_form_that_is_asked_for() {
+    let Some(model) = std::env::var_os("SMOLLM2_FOLDER").map(PathBuf::from) else {
+        println!("skipped: SMOLLM2_FOLDER names no folder");
+        return;
+    };
+    let scratch = Scratch::new();
+    let (file, against) = (scratch.path("answers.jsonl"), scratch.path("against.jsonl"));
+    write(&file, &answers(&["It is blue.", "no no no no no no no no no no no no"]));
+    write(&against, &answers(&["I cannot say anything about that.", "It has two wheels."]));
+    let (file, against) = (file.to_str().unwrap(), against.to_str().unwrap());
+    let found = judge("over-optimisation", &model, &["--answers", file]);
+    let report: Value = serde_json::from_slice(&found.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&found.stderr)));
+    println!("{report:#}");
+    let found = judge("compare", &model, &["--answers", file, "--against", against]);
+    let report: Value = serde_json::from_slice(&found.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&found.stderr)));
+    println!("{report:#}");
+}
