@@ -97,15 +97,26 @@ fn smollm2_answers_in_the_form_that_is_asked_for() {
     };
     let scratch = Scratch::new();
     let (file, against) = (scratch.path("answers.jsonl"), scratch.path("against.jsonl"));
-    write(&file, &answers(&["It is blue.", "no no no no no no no no no no no no"]));
-    write(&against, &answers(&["I cannot say anything about that.", "It has two wheels."]));
+    write(&file, &answers(&["It is blue."]));
+    write(&against, &answers(&["no no no no no no no no no no no no"]));
     let (file, against) = (file.to_str().unwrap(), against.to_str().unwrap());
-    let found = judge("over-optimisation", &model, &["--answers", file]);
-    let report: Value = serde_json::from_slice(&found.stdout)
-        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&found.stderr)));
-    println!("{report:#}");
-    let found = judge("compare", &model, &["--answers", file, "--against", against]);
-    let report: Value = serde_json::from_slice(&found.stdout)
-        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&found.stderr)));
-    println!("{report:#}");
+    let verdicts = |command: &str, more: &[&str]| -> Vec<Value> {
+        let output = scratch.path(command);
+        let common = ["--answers", file, "--max-tokens", "160", "--attempts", "2", "--output"];
+        judge(command, &model, &[&common, &[output.to_str().unwrap()], more].concat());
+        let kept = fs::read_to_string(output.join("verdicts.jsonl")).unwrap();
+        kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let found = verdicts("over-optimisation", &[]);
+    assert_eq!(found.len(), 1);
+    // The form does not keep it from contradicting itself.
+    let contradicts = found[0]["unjudged"]["reason"] == "inconsistent";
+    assert!(found[0]["verdict"]["over_optimised"].is_boolean() || contradicts, "{found:?}");
+    let found = verdicts("compare", &["--against", against]);
+    assert_eq!(found.len(), 2);
+    for record in found {
+        let preferred = record["verdict"]["preferred"].as_str();
+        let is_one = preferred.is_some_and(|p| ["first", "second", "tie"].contains(&p));
+        assert!(is_one, "{record}");
+    }
 }

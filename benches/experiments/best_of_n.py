@@ -16,7 +16,7 @@ import json
 import subprocess
 from pathlib import Path
 
-PROXY, GOLD, SFT, ASKED = 30, 40, 128, 24
+PROXY, GOLD, SFT, ASKED = 30, 40, 64, 24
 NEW_TOKENS = 64
 N = [1, 2, 4, 8, 16]
 TEMPLATE = """

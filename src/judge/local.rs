@@ -1,6 +1,7 @@
 //! A judge on this machine: a language model in mistral.rs, which a grammar lets write nothing but the answer's form.
 
 use anyhow::ensure;
+use serde_json::json;
 
 use super::unjudged::{Unjudged, UnjudgedReason};
 use super::{AskError, Judge, Question};
@@ -64,8 +65,12 @@ impl Judge for LocalJudge {
             seed,
             ..Sampling::default()
         };
-        let schema = &question.schema.schema;
-        let written = self.generator.generate(&prompt, &sampling, 0, Some(schema));
+        let mut schema = question.schema.schema.clone();
+        // Small models find no end of a reason. A character is a quarter of a token, and a token at the worst.
+        if let Some(reason) = schema.pointer_mut("/properties/reason") {
+            reason["maxLength"] = json!(self.max_tokens);
+        }
+        let written = self.generator.generate(&prompt, &sampling, 0, Some(&schema));
         let written = written.map_err(|error| AskError::Fatal(format!("{error:#}")))?;
         match written.finish {
             Finish::Stop => Ok(written.text),
