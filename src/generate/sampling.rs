@@ -96,7 +96,7 @@ mod tests {
             (0.5, [0.0, 1.0, 0.0, 0.0]),
             (0.0, [0.0, 1.0, 0.0, 0.0]),
         ] {
-            let mut counts = [0.0; 4];
+            let mut counts = [0.0_f64; 4];
             for step in 0..1000 {
                 let token = sampling(1.0, top_p).draw(&logits, (f64::from(step) + 0.5) / 1000.0);
                 counts[token.expect("a token") as usize] += 1e-3;
@@ -116,7 +116,7 @@ mod tests {
             });
             drawn.count() as f64 / 1e3
         };
-        for temperature in [0.5, 1.0, 2.0] {
+        for temperature in [0.5_f64, 1.0, 2.0] {
             let expected = 1.0 / (1.0 + (-1.0 / temperature).exp());
             assert!((share(temperature) - expected).abs() < 2e-3, "{temperature}");
         }
