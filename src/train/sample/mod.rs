@@ -151,12 +151,13 @@ pub fn sample(settings: &SampleSettings<'_>) -> anyhow::Result<SampleReport> {
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..model.sequences()).map(|_| scope.spawn(work)).collect();
-        let ended = threads.into_iter().map(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(anyhow::anyhow!("a thread that draws samples panicked")))
-        });
-        ended.fold(Ok(()), |first, ended| first.and(ended))
+        let join = |thread: thread::ScopedJoinHandle<'_, anyhow::Result<()>>| {
+            let panicked = || anyhow::anyhow!("a thread that draws samples panicked");
+            thread.join().unwrap_or_else(|_| Err(panicked()))
+        };
+        // All are waited for, whichever fails.
+        let ended: Vec<_> = threads.into_iter().map(join).collect();
+        ended.into_iter().collect::<anyhow::Result<()>>()
     })?;
     bar.finish();
     let (kept, _) = written.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
