@@ -632,7 +632,7 @@ fn verdicts_are_compared_with_labels_and_with_a_reward_model() {
     // Both in lists and alone; the judge differs from the label in every fifth, and every seventh has none.
     let label = |number: usize| match number % 7 {
         6 => Value::Null,
-        _ => json!((number % 3 == 0) != (number % 5 == 4)),
+        _ => json!((number.is_multiple_of(3)) != (number % 5 == 4)),
     };
     let mut rows: Vec<Value> = (0..30)
         .map(|number| {
