@@ -1,8 +1,9 @@
 //! A judge on this machine: a language model in mistral.rs, which a grammar lets write nothing but the answer's form.
 
 use anyhow::ensure;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::reading::shown;
 use super::unjudged::{Unjudged, UnjudgedReason};
 use super::{AskError, Judge, Question};
 use crate::checkpoint::{EncodeError, Message};
@@ -70,14 +71,23 @@ impl Judge for LocalJudge {
         if let Some(reason) = schema.pointer_mut("/properties/reason") {
             reason["maxLength"] = json!(self.max_tokens);
         }
+        // Nor of a list.
+        if let Some(list) = schema.pointer_mut("/properties/behaviours") {
+            let kinds = list.pointer("/items/enum").and_then(Value::as_array).map_or(1, Vec::len);
+            list["maxItems"] = json!(kinds);
+        }
+        schema["x-guidance"] = json!({"whitespace_flexible": false});
         let written = self.generator.generate(&prompt, &sampling, 0, Some(&schema));
         let written = written.map_err(|error| AskError::Fatal(format!("{error:#}")))?;
+        // The engine goes on, with special tokens, where the grammar has ended.
+        let is_whole = serde_json::from_str::<Value>(&written.text).is_ok();
         match written.finish {
             Finish::Stop => Ok(written.text),
+            Finish::Length if is_whole => Ok(written.text),
             // Another draw may come to its end.
             Finish::Length => Err(AskError::Again(Unjudged::new(
                 UnjudgedReason::Length,
-                format!("cut off after {} tokens", written.tokens.len()),
+                format!("cut off after {} tokens: {}", written.tokens.len(), shown(&written.text)),
             ))),
         }
     }
