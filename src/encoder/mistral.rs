@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use mistralrs::{
-    Constraint, EmbeddingModelBuilder, Model, ModelDType, NormalRequest, Request, RequestMessage,
-    ResponseOk, SamplingParams, parse_isq_value,
+    EmbeddingModelBuilder, Model, ModelDType, NormalRequest, Request, RequestMessage, ResponseOk,
+    SamplingParams, parse_isq_value,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -132,23 +132,10 @@ impl EncodedModel {
         let mut waiting = Vec::with_capacity(texts.len());
         for text in texts {
             let (response, answer) = mpsc::channel(1);
-            let request = Request::Normal(Box::new(NormalRequest {
-                messages: RequestMessage::EmbeddingTokens { prompt: text.clone() },
-                sampling_params: SamplingParams::deterministic(),
-                response,
-                return_logprobs: false,
-                is_streaming: false,
-                id: 0,
-                constraint: Constraint::None,
-                suffix: None,
-                tools: None,
-                tool_choice: None,
-                logits_processors: None,
-                return_raw_logits: false,
-                web_search_options: None,
-                model_id: None,
-                truncate_sequence: false,
-            }));
+            let messages = RequestMessage::EmbeddingTokens { prompt: text.clone() };
+            let sampling = SamplingParams::deterministic();
+            let request = NormalRequest::new_simple(messages, sampling, response, 0, None, None);
+            let request = Request::Normal(Box::new(request));
             sender.send(request).await.map_err(|_| "its engine is gone".to_owned())?;
             waiting.push(answer);
         }

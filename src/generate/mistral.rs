@@ -169,24 +169,14 @@ impl Generator {
             stop_toks: Some(StopTokens::Ids(vec![eos])),
             ..SamplingParams::deterministic()
         };
-        let request = Request::Normal(Box::new(NormalRequest {
-            messages: RequestMessage::CompletionTokens(prompt.to_vec()),
-            sampling_params,
-            response,
-            return_logprobs: false,
-            is_streaming: false,
-            id: 0,
-            constraint: schema
-                .map_or(Constraint::None, |schema| Constraint::JsonSchema(schema.clone())),
-            suffix: None,
-            tools: None,
-            tool_choice: None,
-            logits_processors: Some(vec![drawing.clone()]),
-            return_raw_logits: false,
-            web_search_options: None,
-            model_id: None,
-            truncate_sequence: false,
-        }));
+        let messages = RequestMessage::CompletionTokens(prompt.to_vec());
+        let mut request =
+            NormalRequest::new_simple(messages, sampling_params, response, 0, None, None);
+        request.logits_processors = Some(vec![drawing.clone()]);
+        if let Some(schema) = schema {
+            request.constraint = Constraint::JsonSchema(schema.clone());
+        }
+        let request = Request::Normal(Box::new(request));
         let sender = self.model.inner().get_sender(None).map_err(anyhow::Error::msg)?;
         sender.send(request).await.map_err(|_| anyhow::anyhow!("its engine is gone"))?;
         let answer = answers.recv().await.context("its engine gave no answer")?;
