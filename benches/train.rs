@@ -15,12 +15,14 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 use inform::checkpoint::Checkpoint;
-use inform::model::{RewardModel, Scorer, standard_normal};
+use inform::config::DeviceChoice;
+use inform::model::{RewardModel, standard_normal};
 use inform::ops::Packing;
 use inform::ops::autograd::AutogradOps;
-use inform::ops::cpu::{CpuOps, Precision};
+use inform::ops::cpu::Precision;
 use inform::train::{
-    AdamW, Backward, Depth, FeatureStore, Gradients, LossConfig, OptimiserConfig, pair_loss,
+    AdamW, Backward, Compute, Depth, FeatureStore, Gradients, LossConfig, OptimiserConfig,
+    pair_loss,
 };
 use serde_json::json;
 
@@ -132,19 +134,21 @@ fn features(
     const BATCH_TOKENS: usize = 8192;
     let mut texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
     texts.sort_unstable();
-    let ops = CpuOps::new(arguments.threads, precision)?;
-    let model = RewardModel::load(ops, &checkpoint.config, &checkpoint.tensors)?;
+    let compute =
+        Compute { device: DeviceChoice::Cpu, dtype: precision, threads: arguments.threads };
+    let model = compute.load(checkpoint, 0)?;
     let tokens = (texts.len() * arguments.tokens) as f64;
     for round in 0..=arguments.steps {
         let begun = Instant::now();
         let (config, tensors) = (&checkpoint.config, &checkpoint.tensors);
-        let mut store = FeatureStore::open(None, config, tensors, model.ops(), Depth::Pooled)?;
+        let mut store =
+            FeatureStore::open(None, config, tensors, model.arithmetic(), Depth::Pooled)?;
         let opened = begun.elapsed().as_secs_f64();
-        store.numbers(&model, &texts)?;
+        store.numbers(model.as_ref(), &texts)?;
         let features = begun.elapsed().as_secs_f64() - opened;
         let begun = Instant::now();
         for batch in texts.chunks((BATCH_TOKENS / arguments.tokens).max(1)) {
-            model.score(batch)?;
+            model.scorer().score(batch)?;
         }
         let scores = begun.elapsed().as_secs_f64();
         if round > 0 {

@@ -124,11 +124,13 @@ mod gpu {
     }
 }
 
+/// What a build without the feature says.
+#[cfg(not(feature = "cuda"))]
+pub(crate) const NO_GPU: &str = "this build knows no GPU: build it with `--features cuda`";
+
 #[cfg(not(feature = "cuda"))]
 mod gpu {
     use super::*;
-
-    const NO_GPU: &str = "this build knows no GPU: build it with `--features cuda`";
 
     pub(super) fn serving(_: &ServerConfig, _: &ServedModel) -> anyhow::Result<Option<Devices>> {
         if std::path::Path::new("/proc/driver/nvidia").exists() {

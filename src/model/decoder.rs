@@ -6,8 +6,7 @@ use crate::checkpoint::{
     Architecture, Biases, CheckpointError, DecoderConfig, DecoderTensors, MlpKind, NormKind,
     Residual, TensorSource,
 };
-use crate::ops::autograd::AutogradOps;
-use crate::ops::{AttentionShape, Gelu, Ops, OpsError, Packing};
+use crate::ops::{AttentionShape, Gelu, Ops, OpsError, Packing, TrainingOps};
 
 /// A decoder: token embedding, layers, final norm.
 #[derive(Debug)]
@@ -270,6 +269,11 @@ impl<O: Ops> Decoder<O> {
         (&self.norm, self.config.rms_norm_eps)
     }
 
+    /// Columns of the hidden states.
+    pub fn hidden_size(&self) -> usize {
+        self.config.hidden_size
+    }
+
     /// The layers that are loaded.
     pub fn layers(&self) -> Range<usize> {
         self.first_layer..self.config.num_hidden_layers
@@ -392,7 +396,10 @@ impl<O: Ops> Decoder<O> {
     }
 }
 
-impl Decoder<AutogradOps> {
+impl<O: TrainingOps> Decoder<O>
+where
+    O::Matrix: Clone,
+{
     /// One layer, not the last, for every row: from what enters it to what enters the next. What it keeps in between
     /// can be had again from `x` alone.
     ///
@@ -400,11 +407,11 @@ impl Decoder<AutogradOps> {
     /// A failing operation.
     pub fn layer(
         &self,
-        ops: &AutogradOps,
+        ops: &O,
         index: usize,
-        x: &<AutogradOps as Ops>::Matrix,
-        layout: &<AutogradOps as Ops>::Layout,
-    ) -> Result<<AutogradOps as Ops>::Matrix, OpsError> {
+        x: &O::Matrix,
+        layout: &O::Layout,
+    ) -> Result<O::Matrix, OpsError> {
         let layer = &self.layers[index - self.first_layer];
         let attended = ops.attention(&layer.project(ops, x)?, layout, &layer.attention)?;
         layer.finish(ops, &attended, x.clone())

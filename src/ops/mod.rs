@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
 
+mod adamw;
 pub mod autograd;
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -20,6 +21,7 @@ mod noise;
 mod packing;
 mod rotary;
 
+pub use adamw::{AdamWStep, Kept};
 use head::InformHead;
 pub use noise::standard_normal;
 pub use packing::{Packing, Segment};
@@ -381,4 +383,19 @@ pub trait Ops: Debug {
 
     /// Copies to host memory, row-major.
     fn read(&self, x: &Self::Matrix) -> Result<Vec<f32>>;
+}
+
+/// What training needs of a device beside [`Ops`]: a layer by itself, so that it can be computed again.
+pub trait TrainingOps: Ops {
+    /// Attention of every row, of `[q | k | v]` before their rotary embedding: `[rows, qkv_columns]` to
+    /// `[rows, output_columns]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn attention(
+        &self,
+        projected: &Self::Matrix,
+        layout: &Self::Layout,
+        shape: &AttentionShape,
+    ) -> Result<Self::Operand>;
 }

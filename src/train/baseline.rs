@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::answers::{self, ANSWER_FORMS, answer};
+use super::backbone::Compute;
 use super::card;
-use super::config::FeatureConfig;
 use super::data::{BadLines, Origin, read_rows};
 use super::evaluate::TextScorer;
 use super::features::Depth;
@@ -68,10 +68,8 @@ pub struct BaselineSettings<'a> {
     pub seed: u64,
     /// What to do with a line that is no answer, or one too long for the model.
     pub bad_lines: BadLines,
-    /// Precision of products.
-    pub dtype: Precision,
-    /// Threads; 0 for one a processor.
-    pub threads: usize,
+    /// Where and how answers are scored.
+    pub compute: Compute,
 }
 
 /// An answer that can be scored.
@@ -88,7 +86,7 @@ struct Answer {
 /// A checkpoint without latents, no usable answer, a bad line that is to be refused (names file and line), a score that
 /// is not finite, or a folder that cannot be written.
 pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<BaselineReport> {
-    let BaselineSettings { model, data, samples, dtype, .. } = settings;
+    let BaselineSettings { model, data, samples, compute, .. } = settings;
     ensure!(*samples > 0, "--samples: must be at least 1");
     let (checkpoint, dimension) = open_with_latents(model)?;
     let (answers, left_out) = settings.answers(&checkpoint.encoder)?;
@@ -101,8 +99,7 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
         answers.len()
     );
 
-    let features = FeatureConfig { folder: None, dtype: *dtype };
-    let mut scorer = TextScorer::load(&checkpoint, &features, Depth::Pooled, settings.threads)?;
+    let mut scorer = TextScorer::load(&checkpoint, compute, None, Depth::Pooled)?;
     let texts: Vec<&[u32]> = answers.iter().map(|answer| answer.ids.as_slice()).collect();
     let scores = scorer.scores(&texts)?;
     for (score, answer) in scores.iter().zip(&answers) {
@@ -113,7 +110,7 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
     let source = format!("{} of {found} answers of {}", answers.len(), names(data));
     let prompts = answers.iter().map(|answer| answer.prompt).collect();
     let baseline = baseline_of(&scores, dimension, prompts, &checkpoint.weights, source);
-    let report = BaselineReport::of(&baseline, data_files(data)?, *dtype)
+    let report = BaselineReport::of(&baseline, data_files(data)?, compute.dtype)
         .context("a baseline without latents")?;
 
     // The only one that is served goes first: what describes it may be late, but never early.

@@ -9,12 +9,14 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::backbone::Compute;
 use super::data::{BadLines, PairLimits};
 use super::features::Depth;
 use super::loss::LossConfig;
 use super::optimiser::OptimiserConfig;
 use super::schedule::ScheduleConfig;
 use crate::checkpoint::{DecodeKind, DecoderConfig, HeadConfig, WeightType};
+use crate::config::DeviceChoice;
 use crate::ops::autograd::LoraConfig;
 use crate::ops::cpu::Precision;
 
@@ -33,6 +35,9 @@ pub struct FitConfig {
     /// Threads; 0 for one a processor.
     #[serde(default)]
     pub threads: usize,
+    /// Where the decoder is trained, or the features of its frozen part are computed: `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "default_device")]
+    pub device: DeviceChoice,
     /// Precision of the decoder's products while training. Weights, moments and the head are f32.
     #[serde(default)]
     pub dtype: Precision,
@@ -294,6 +299,10 @@ impl<'de> Deserialize<'de> for WeightedFile {
     }
 }
 
+fn default_device() -> DeviceChoice {
+    DeviceChoice::Cpu
+}
+
 fn default_max_tokens() -> usize {
     2048
 }
@@ -378,6 +387,16 @@ impl FitConfig {
         Ok(Depth::Entering(layers - self.last_layers))
     }
 
+    /// Where and how a model is computed that is not trained: the frozen part, or what the run gave.
+    pub(super) fn compute(&self) -> Compute {
+        let dtype = match (self.mode, &self.device) {
+            (Mode::Head | Mode::LastLayers, _) => self.features.dtype,
+            (Mode::Full | Mode::Lora, DeviceChoice::Cuda(_)) => self.dtype,
+            (Mode::Full | Mode::Lora, _) => Precision::F32,
+        };
+        Compute { device: self.device.clone(), dtype, threads: self.threads }
+    }
+
     /// These settings without what may change between an interrupted run and its continuation.
     pub(super) fn decisive(&self) -> Self {
         Self {
@@ -408,6 +427,12 @@ impl FitConfig {
         if self.mode == Mode::Lora {
             self.lora.check()?;
         }
+        let prefix =
+            if matches!(self.mode, Mode::Head | Mode::LastLayers) { "features." } else { "" };
+        self.compute().check().map_err(|error| match error.to_string() {
+            message if message.starts_with("dtype") => anyhow::anyhow!("{prefix}{message}"),
+            message => anyhow::anyhow!(message),
+        })?;
         anyhow::ensure!(
             !self.evaluation.keep_best || self.evaluation.every_steps > 0,
             "evaluation.keep_best: needs evaluation.every_steps"

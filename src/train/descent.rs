@@ -72,7 +72,7 @@ impl Descent<'_> {
         let mut epochs = Epochs::new(train, &config.data.files, config.seed)?;
         let steps_per_epoch = epochs.pairs().div_ceil(schedule.pairs_per_step);
         let steps = steps_per_epoch * schedule.epochs;
-        let mut optimiser = AdamW::new(config.optimiser.clone(), model.parameters());
+        let mut optimiser = model.optimiser(config.optimiser.clone());
         let mut state = progress.resume(&mut optimiser)?.unwrap_or_default();
         if state.steps > 0 {
             eprintln!("resumed after step {} of {steps}", state.steps);
@@ -127,7 +127,7 @@ impl Descent<'_> {
             let taken = state.steps;
             let is_due = |every: usize| every > 0 && taken.is_multiple_of(every);
             if is_due(config.evaluation.every_steps) && !self.held_out.is_empty() {
-                bar.suspend(|| self.evaluate(model, progress, &mut state))?;
+                bar.suspend(|| self.evaluate(model, &optimiser, progress, &mut state))?;
             }
             if is_due(config.progress.every_steps) && state.steps < steps {
                 progress.save(&state, &optimiser)?;
@@ -185,6 +185,7 @@ impl Descent<'_> {
     fn evaluate(
         &self,
         model: &mut Trained,
+        optimiser: &AdamW,
         progress: &mut Progress,
         state: &mut State,
     ) -> anyhow::Result<()> {
@@ -200,7 +201,7 @@ impl Descent<'_> {
         progress.log(&EvaluationRecord { step: state.steps, evaluation: found })?;
         if settings.keep_best && state.best.is_none_or(|best| accuracy > best.accuracy) {
             state.best = Some(Best { step: state.steps, accuracy });
-            progress.keep_best(&model.parameters())?;
+            progress.keep_best(optimiser)?;
         }
         Ok(())
     }

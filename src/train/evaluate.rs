@@ -1,17 +1,17 @@
 //! Pair accuracy of a reward model.
 
 use std::ops::Range;
+use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::config::FeatureConfig;
+use super::backbone::{Backbone, Compute};
 use super::data::EncodedPair;
 use super::features::{Depth, FeatureStore, entering};
 use crate::checkpoint::Checkpoint;
-use crate::model::{RewardModel, Score, ScoreError, Scorer, variance};
-use crate::ops::cpu::CpuOps;
-use crate::ops::{Ops, Packing};
+use crate::model::{Score, Scorer, variance};
+use crate::ops::Packing;
 
 /// Tokens of one batch of an evaluation.
 const TOKEN_BUDGET: usize = 8192;
@@ -59,49 +59,48 @@ impl PairAccuracy {
     }
 }
 
-/// Scores texts for an evaluation: a model on the CPU, and features of its frozen part where they are kept.
-#[derive(Debug)]
+/// Scores texts for an evaluation: a model, and features of its frozen part where they are kept.
+#[allow(missing_debug_implementations)]
 pub struct TextScorer {
-    model: RewardModel<CpuOps>,
+    model: Box<dyn Backbone>,
     kept: Option<Kept>,
 }
 
 /// Features, and the layers that come after them.
-#[derive(Debug)]
 struct Kept {
     features: FeatureStore,
     /// `None` where features are pooled.
-    last_layers: Option<RewardModel<CpuOps>>,
+    last_layers: Option<Box<dyn Backbone>>,
     hidden: usize,
 }
 
 impl TextScorer {
-    /// Loads a checkpoint's model; where `features` names a folder, features at `depth` are kept there.
+    /// Loads a checkpoint's model; where a folder is named, features at `depth` are kept there.
     ///
     /// # Errors
-    /// A precision that this processor has not, tensors that do not fit, or features that cannot be read.
+    /// A device or a precision that cannot be had, tensors that do not fit, or features that cannot be read.
     pub fn load(
         checkpoint: &Checkpoint,
-        features: &FeatureConfig,
+        compute: &Compute,
+        features: Option<&Path>,
         depth: Depth,
-        threads: usize,
     ) -> anyhow::Result<Self> {
-        let Checkpoint { config, tensors, .. } = checkpoint;
-        let ops = || CpuOps::new(threads, features.dtype);
-        let kept = match &features.folder {
+        let model = compute.load(checkpoint, 0)?;
+        let kept = match features {
             None => None,
             Some(folder) => {
                 let last_layers = match depth {
                     Depth::Pooled => None,
-                    Depth::Entering(layer) => {
-                        Some(RewardModel::load_from(ops()?, config, tensors, layer)?)
-                    }
+                    Depth::Entering(layer) => Some(compute.load(checkpoint, layer)?),
                 };
-                let features = FeatureStore::open(Some(folder), config, tensors, &ops()?, depth)?;
+                let Checkpoint { config, tensors, .. } = checkpoint;
+                let arithmetic = model.arithmetic();
+                let features =
+                    FeatureStore::open(Some(folder), config, tensors, arithmetic, depth)?;
                 Some(Kept { features, last_layers, hidden: config.decoder.hidden_size })
             }
         };
-        Ok(Self { model: RewardModel::load(ops()?, config, tensors)?, kept })
+        Ok(Self { model, kept })
     }
 
     /// A score for each text, in their order.
@@ -110,20 +109,16 @@ impl TextScorer {
     /// An empty text, a failing device, or a folder of features that cannot be written.
     pub fn scores(&mut self, texts: &[&[u32]]) -> anyhow::Result<Vec<Score>> {
         let Some(Kept { features, last_layers, hidden, .. }) = &mut self.kept else {
-            return scores(&self.model, texts);
+            return scores(self.model.scorer(), texts);
         };
-        let numbers = features.numbers(&self.model, texts)?;
+        let numbers = features.numbers(self.model.as_ref(), texts)?;
         if let Some(model) = last_layers {
-            return scores_from(model, features, &numbers, texts, *hidden);
+            return scores_from(model.as_ref(), features, &numbers, texts, *hidden);
         }
         let mut scores = Vec::with_capacity(texts.len());
         for numbers in numbers.chunks(FEATURE_ROWS) {
             let values = numbers.iter().flat_map(|&number| features.get(number)).copied().collect();
-            let ops = self.model.ops();
-            scores.extend(
-                ops.enter(|| self.model.score_pooled(&ops.upload(values, *hidden)?))
-                    .map_err(ScoreError::from)?,
-            );
+            scores.extend(self.model.score_pooled(values)?);
         }
         Ok(scores)
     }
@@ -150,7 +145,7 @@ pub(super) fn scores(scorer: &dyn Scorer, texts: &[&[u32]]) -> anyhow::Result<Ve
 
 /// Scores by the last layers of a model, of texts whose features before them have these numbers.
 pub(super) fn scores_from(
-    last_layers: &RewardModel<CpuOps>,
+    last_layers: &dyn Backbone,
     features: &FeatureStore,
     numbers: &[usize],
     texts: &[&[u32]],
@@ -160,19 +155,13 @@ pub(super) fn scores_from(
     for batch in batches(texts) {
         let packing = Packing::shared(&texts[batch.clone()]).context("an empty text")?;
         let states: Vec<&[f32]> = numbers[batch].iter().map(|&n| features.get(n)).collect();
-        let values = entering(&packing, &states, hidden);
-        let ops = last_layers.ops();
-        let found = ops.enter(|| {
-            let pooled = last_layers.pooled_from(&packing, ops.upload(values, hidden)?)?;
-            last_layers.score_pooled(&pooled)
-        });
-        scores.extend(found.map_err(ScoreError::from)?);
+        scores.extend(last_layers.score_entering(&packing, entering(&packing, &states, hidden))?);
     }
     Ok(scores)
 }
 
 /// Consecutive texts of at most [`TOKEN_BUDGET`] tokens together, or one.
-fn batches(texts: &[&[u32]]) -> Vec<Range<usize>> {
+pub(super) fn batches(texts: &[&[u32]]) -> Vec<Range<usize>> {
     let mut batches: Vec<Range<usize>> = Vec::new();
     let mut tokens = 0;
     for (index, text) in texts.iter().enumerate() {

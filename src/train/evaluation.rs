@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::config::FeatureConfig;
+use super::backbone::Compute;
 use super::data::{BadLines, EncodedPair, PairLimits, encode_pairs, read_pairs};
 use super::diagnostics::LatentDiagnostics;
 use super::evaluate::{PairAccuracy, TextScorer};
@@ -32,10 +32,10 @@ pub struct EvaluationSettings {
     pub bad_lines: BadLines,
     /// Longest sequence, in tokens; without it that of the training, or else the model's context.
     pub max_tokens: Option<usize>,
-    /// Where features are kept, and the precision of products.
-    pub features: FeatureConfig,
-    /// Threads; 0 for one a processor.
-    pub threads: usize,
+    /// Folder that keeps features of backbones.
+    pub features: Option<PathBuf>,
+    /// Where and how texts are scored.
+    pub compute: Compute,
 }
 
 impl EvaluationSettings {
@@ -51,7 +51,8 @@ impl EvaluationSettings {
             Some(record) => record.config.depth(&checkpoint.config.decoder)?,
             None => Depth::Pooled,
         };
-        let mut scorer = TextScorer::load(&checkpoint, &self.features, depth, self.threads)?;
+        let mut scorer =
+            TextScorer::load(&checkpoint, &self.compute, self.features.as_deref(), depth)?;
         let pairs = if self.held_out {
             let record = record.as_ref().with_context(|| {
                 format!("{}: no {TRAINING_FILE}, which says what was held out", model.display())

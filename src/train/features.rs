@@ -12,10 +12,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use super::backbone::Backbone;
 use crate::checkpoint::{FolderTensors, ModelConfig};
-use crate::model::RewardModel;
-use crate::ops::cpu::CpuOps;
-use crate::ops::{Ops, Packing};
+use crate::ops::Packing;
 
 /// Tokens of a batch; prefixes that texts share are computed once.
 const BATCH_TOKENS: usize = 8192;
@@ -83,8 +82,8 @@ impl Part {
 }
 
 impl FeatureStore {
-    /// Features at `depth` of the backbone in `config` and `tensors`, with products as `ops` takes them: those that
-    /// `folder` has already; without a folder, none are kept.
+    /// Features at `depth` of the backbone in `config` and `tensors`, computed by `arithmetic`, which names what the last
+    /// digits depend on: those that `folder` has already; without a folder, none are kept.
     ///
     /// # Errors
     /// A folder or a file in it that cannot be read, or a file that holds something else.
@@ -92,7 +91,7 @@ impl FeatureStore {
         folder: Option<&Path>,
         config: &ModelConfig,
         tensors: &FolderTensors,
-        ops: &CpuOps,
+        arithmetic: &str,
         depth: Depth,
     ) -> anyhow::Result<Self> {
         let hidden = config.decoder.hidden_size;
@@ -101,7 +100,7 @@ impl FeatureStore {
             None => Some(tempfile::tempdir().context("a temporary folder")?),
         };
         let parent = folder.or(scratch.as_ref().map(TempDir::path)).context("a folder")?;
-        let folder = parent.join(digest(config, tensors, ops, depth));
+        let folder = parent.join(digest(config, tensors, arithmetic, depth));
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let mut store = Self {
             folder,
@@ -131,7 +130,7 @@ impl FeatureStore {
     /// An empty text, a failing device, or a folder that cannot be written.
     pub fn numbers(
         &mut self,
-        model: &RewardModel<CpuOps>,
+        backbone: &dyn Backbone,
         texts: &[&[u32]],
     ) -> anyhow::Result<Vec<usize>> {
         let digests: Vec<TextDigest> = texts.iter().map(|text| text_digest(text)).collect();
@@ -142,7 +141,7 @@ impl FeatureStore {
         missing.sort_unstable();
         missing.dedup();
         if !missing.is_empty() {
-            self.compute(model, &missing)?;
+            self.compute(backbone, &missing)?;
         }
         Ok(digests.iter().map(|text| self.texts[text]).collect())
     }
@@ -153,7 +152,7 @@ impl FeatureStore {
         &self.parts[part].features()[first * self.hidden..][..rows * self.hidden]
     }
 
-    fn compute(&mut self, model: &RewardModel<CpuOps>, mut texts: &[&[u32]]) -> anyhow::Result<()> {
+    fn compute(&mut self, backbone: &dyn Backbone, mut texts: &[&[u32]]) -> anyhow::Result<()> {
         let bar = ProgressBar::new(texts.len() as u64).with_style(ProgressStyle::with_template(
             "features {bar:30} {pos}/{len} texts, {elapsed} + {eta}  {msg}",
         )?);
@@ -169,12 +168,8 @@ impl FeatureStore {
             let (batch, later) = texts.split_at(fitting.count().max(1));
             tokens += batch.iter().map(|text| text.len()).sum::<usize>();
             let packing = Packing::shared(batch).context("an empty text")?;
-            let ops = model.ops();
             let depth = self.depth;
-            let values = ops.enter(|| match depth {
-                Depth::Pooled => ops.read(&model.pooled(&packing)?),
-                Depth::Entering(layer) => ops.read(&model.entering(&packing, layer)?),
-            })?;
+            let values = backbone.features(&packing, depth)?;
             for (index, text) in batch.iter().enumerate() {
                 let rows = match depth {
                     Depth::Pooled => vec![index],
@@ -289,10 +284,10 @@ pub(super) fn entering(packing: &Packing, features: &[&[f32]], hidden: usize) ->
 }
 
 /// Names what features depend on besides the text: the weights before the cut and how products are rounded.
-fn digest(config: &ModelConfig, tensors: &FolderTensors, ops: &CpuOps, depth: Depth) -> String {
+fn digest(config: &ModelConfig, tensors: &FolderTensors, arithmetic: &str, depth: Depth) -> String {
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(&config.decoder).unwrap_or_default());
-    hash.update(format!("\n{} {}", ops.isa().name(), ops.precision().name()));
+    hash.update(format!("\n{arithmetic}"));
     if let Depth::Entering(layer) = depth {
         hash.update(format!("\nentering {layer}"));
     }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::baseline::{BaselineReport, baseline_of};
-use super::config::{FeatureConfig, FitConfig, Mode, Start};
+use super::config::{FitConfig, Mode, Start};
 use super::data::{EncodedPair, Pair, Split, encode_pairs, read_pairs};
 use super::descent::Descent;
 use super::diagnostics::LatentDiagnostics;
@@ -196,7 +196,6 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
     let data = data_files(&files)?;
     let mut progress = Progress::open(&config.output, fingerprint(config, &data, &checkpoint)?)?;
     let mut model = Trained::load(config, &checkpoint, &train)?;
-    let parameters = model.parameters();
     let mut report = FitReport {
         train_pairs: train.len(),
         train_dropped,
@@ -204,7 +203,7 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         bad_lines: bad_lines.len(),
         held_out_pairs: held_out.len(),
         held_out_dropped,
-        parameters: parameters.iter().map(|parameter| parameter.var.elem_count()).sum(),
+        parameters: model.optimiser(config.optimiser.clone()).counts().iter().sum(),
         steps: 0,
         epochs: Vec::new(),
         best_step: None,
@@ -350,12 +349,13 @@ impl Finished {
         held_out: &[EncodedPair],
     ) -> anyhow::Result<Self> {
         let stored = Checkpoint::open(folder)?;
+        let compute = config.compute();
         let features = match config.mode {
-            Mode::Head | Mode::LastLayers => config.features.clone(),
-            Mode::Full | Mode::Lora => FeatureConfig::default(),
+            Mode::Head | Mode::LastLayers => config.features.folder.as_deref(),
+            Mode::Full | Mode::Lora => None,
         };
         let depth = config.depth(&stored.config.decoder)?;
-        let mut scorer = TextScorer::load(&stored, &features, depth, config.threads)?;
+        let mut scorer = TextScorer::load(&stored, &compute, features, depth)?;
         let scores = scorer.pair_scores(held_out)?;
         let evaluation = (!held_out.is_empty()).then(|| Evaluation::from_scores(held_out, &scores));
         let samples = &held_out[..held_out.len().min(config.baseline.samples)];
@@ -371,7 +371,7 @@ impl Finished {
         });
         let report = baseline
             .as_ref()
-            .and_then(|baseline| BaselineReport::of(baseline, Vec::new(), features.dtype));
+            .and_then(|baseline| BaselineReport::of(baseline, Vec::new(), compute.dtype));
         Ok(Self { evaluation, baseline, report, weights: stored.weights })
     }
 }

@@ -2,12 +2,14 @@
 
 mod adapter;
 mod answers;
+mod backbone;
 mod baseline;
 mod best_of_n;
 mod card;
 mod config;
 mod data;
 mod descent;
+mod device;
 mod diagnostics;
 mod epoch;
 mod evaluate;
@@ -38,6 +40,7 @@ mod tensorboard;
 mod trained;
 
 pub(crate) use answers::{ANSWER_FORMS, answer};
+pub use backbone::{Backbone, Compute};
 pub use baseline::{
     BaselineReport, BaselineSettings, CALIBRATION_FILE, make_baseline, open_with_latents,
 };

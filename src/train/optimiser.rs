@@ -1,13 +1,16 @@
 //! AdamW with global-norm clipping.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::device::DeviceDecoder;
 use super::gradients::{Gradients, with_values};
 use crate::ops::autograd::Parameter;
+use crate::ops::{AdamWStep, Kept};
 
 /// Settings of AdamW (Loshchilov and Hutter 2019).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,11 +65,12 @@ impl OptimiserConfig {
     }
 }
 
-/// Moments of every parameter.
+/// Moments of every parameter, on the CPU and on the decoder's device, where it has one.
 #[derive(Debug)]
 pub struct AdamW {
     config: OptimiserConfig,
     parameters: Vec<(Parameter, Moments)>,
+    device: Option<Rc<dyn DeviceDecoder>>,
     steps: i32,
 }
 
@@ -74,6 +78,14 @@ pub struct AdamW {
 struct Moments {
     first: Vec<f32>,
     second: Vec<f32>,
+}
+
+/// All that a later step depends on of one parameter.
+#[derive(Debug)]
+pub(super) struct ParameterState {
+    pub(super) values: Vec<f32>,
+    pub(super) first: Vec<f32>,
+    pub(super) second: Vec<f32>,
 }
 
 impl AdamW {
@@ -87,27 +99,90 @@ impl AdamW {
                 (parameter, moments)
             })
             .collect();
-        Self { config, parameters, steps: 0 }
+        Self { config, parameters, device: None, steps: 0 }
     }
 
-    /// What it steps.
-    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        self.parameters.iter().map(|(parameter, _)| parameter)
+    /// The same, which steps the parameters of a device besides.
+    pub(super) fn with_device(self, device: Option<Rc<dyn DeviceDecoder>>) -> Self {
+        Self { device, ..self }
     }
 
-    /// Each parameter with its first and second moment.
-    pub(super) fn state(&self) -> impl Iterator<Item = (&Parameter, &[f32], &[f32])> {
-        self.parameters.iter().map(|(parameter, moments)| {
-            (parameter, moments.first.as_slice(), moments.second.as_slice())
-        })
+    /// Number of elements of each parameter: those on the CPU, then those on the device.
+    pub(super) fn counts(&self) -> Vec<usize> {
+        let host = self.parameters.iter().map(|(parameter, _)| parameter.var.elem_count());
+        let device = self.device.iter().flat_map(|device| device.parameters());
+        host.chain(device.map(|parts| parts.count())).collect()
     }
 
-    /// Goes on after `steps` steps that left these moments.
-    pub(super) fn restore(&mut self, steps: usize, moments: Vec<(Vec<f32>, Vec<f32>)>) {
-        self.steps = steps as i32;
-        for ((_, own), (first, second)) in self.parameters.iter_mut().zip(moments) {
-            *own = Moments { first, second };
+    /// Values of each parameter, in the order of [`AdamW::counts`].
+    pub(super) fn values(&self) -> anyhow::Result<Vec<Vec<f32>>> {
+        let mut values = Vec::new();
+        for (parameter, _) in &self.parameters {
+            values.push(parameter.var.flatten_all()?.to_vec1()?);
         }
+        for (device, index) in self.on_device() {
+            values.push(device.read(index, Kept::Values)?);
+        }
+        Ok(values)
+    }
+
+    /// Puts values in the place of those that are there.
+    pub(super) fn set_values(&self, values: Vec<Vec<f32>>) -> anyhow::Result<()> {
+        let mut values = values.into_iter();
+        for ((parameter, _), values) in self.parameters.iter().zip(&mut values) {
+            let shape = parameter.var.shape();
+            parameter.var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+        }
+        for ((device, index), values) in self.on_device().zip(values) {
+            device.write(index, Kept::Values, &values)?;
+        }
+        Ok(())
+    }
+
+    /// Values and moments of each parameter.
+    pub(super) fn state(&self) -> anyhow::Result<Vec<ParameterState>> {
+        let mut states = Vec::new();
+        for (parameter, Moments { first, second }) in &self.parameters {
+            let values = parameter.var.flatten_all()?.to_vec1()?;
+            states.push(ParameterState { values, first: first.clone(), second: second.clone() });
+        }
+        for (device, index) in self.on_device() {
+            let read = |kept| device.read(index, kept);
+            let (first, second) = (read(Kept::First)?, read(Kept::Second)?);
+            states.push(ParameterState { values: read(Kept::Values)?, first, second });
+        }
+        Ok(states)
+    }
+
+    /// Goes on after `steps` steps that left this.
+    pub(super) fn restore(
+        &mut self,
+        steps: usize,
+        states: Vec<ParameterState>,
+    ) -> anyhow::Result<()> {
+        self.steps = steps as i32;
+        let (mut all_values, mut all_moments) = (Vec::new(), Vec::new());
+        for ParameterState { values, first, second } in states {
+            all_values.push(values);
+            all_moments.push(Moments { first, second });
+        }
+        self.set_values(all_values)?;
+        let mut moments = all_moments.into_iter();
+        for ((_, own), found) in self.parameters.iter_mut().zip(&mut moments) {
+            *own = found;
+        }
+        for ((device, index), Moments { first, second }) in self.on_device().zip(moments) {
+            device.write(index, Kept::First, &first)?;
+            device.write(index, Kept::Second, &second)?;
+        }
+        Ok(())
+    }
+
+    /// The device once for each of its parameters, with the parameter's number.
+    fn on_device(&self) -> impl Iterator<Item = (&dyn DeviceDecoder, usize)> {
+        self.device.iter().flat_map(|device| {
+            (0..device.parameters().len()).map(move |index| (device.as_ref(), index))
+        })
     }
 
     /// Takes one step at `share` of the peak learning rate; returns the gradients' norm before
@@ -125,27 +200,32 @@ impl AdamW {
         for gradient in gradients.iter().flatten() {
             squares += with_values(gradient, sum_of_squares)?;
         }
+        if let Some(device) = &self.device {
+            squares += device.gradient_squares()?;
+        }
         let norm = squares.sqrt();
         anyhow::ensure!(norm.is_finite(), "the gradient is not finite");
-        let clip = (self.config.clip_norm / norm).min(1.0) as f32;
         self.steps += 1;
 
         let config = &self.config;
         let rate = config.learning_rate * share;
+        let step = AdamWStep {
+            keep: (1.0 - rate * config.weight_decay) as f32,
+            clip: (config.clip_norm / norm).min(1.0) as f32,
+            beta1: config.beta1 as f32,
+            beta2: config.beta2 as f32,
+            rate: (rate / (1.0 - config.beta1.powi(self.steps))) as f32,
+            root_correction: (1.0 - config.beta2.powi(self.steps)).sqrt() as f32,
+            epsilon: config.epsilon as f32,
+        };
+        if let Some(device) = &self.device {
+            device.step(&step)?;
+        }
         for ((parameter, moments), gradient) in self.parameters.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
-            let keep =
-                if parameter.decays { (1.0 - rate * config.weight_decay) as f32 } else { 1.0 };
-            let update = Update {
-                keep,
-                clip,
-                beta1: config.beta1 as f32,
-                beta2: config.beta2 as f32,
-                rate: (rate / (1.0 - config.beta1.powi(self.steps))) as f32,
-                root_correction: (1.0 - config.beta2.powi(self.steps)).sqrt() as f32,
-                epsilon: config.epsilon as f32,
-                moments: RefCell::new(moments),
-            };
+            let keep = if parameter.decays { step.keep } else { 1.0 };
+            let step = AdamWStep { keep, ..step };
+            let update = Update { step, moments: RefCell::new(moments) };
             parameter.var.inplace_op2(&gradient.contiguous()?, &update)?;
         }
         Ok(norm)
@@ -164,16 +244,7 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 
 /// A step of one parameter, in place: the first argument is its values, the second their gradient.
 struct Update<'a> {
-    /// What weight decay leaves.
-    keep: f32,
-    clip: f32,
-    beta1: f32,
-    beta2: f32,
-    /// The learning rate, corrected for the first moment's start at 0.
-    rate: f32,
-    /// The same for the root of the second moment.
-    root_correction: f32,
-    epsilon: f32,
+    step: AdamWStep,
     moments: RefCell<&'a mut Moments>,
 }
 
@@ -195,7 +266,7 @@ impl InplaceOp2 for Update<'_> {
         else {
             return Err(candle_core::Error::Msg("expected contiguous f32 values".to_owned()));
         };
-        let Self { keep, clip, beta1, beta2, rate, root_correction, epsilon, .. } = *self;
+        let AdamWStep { keep, clip, beta1, beta2, rate, root_correction, epsilon } = self.step;
         let mut moments = self.moments.borrow_mut();
         let Moments { first, second } = &mut **moments;
         values[own.0..own.1]

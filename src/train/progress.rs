@@ -6,16 +6,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fit::EpochMeans;
-use super::optimiser::AdamW;
+use super::optimiser::{AdamW, ParameterState};
 use super::plots;
 use super::tensorboard::Events;
-use crate::ops::autograd::Parameter;
 
 /// Appended to the output folder's name.
 const SUFFIX: &str = ".progress";
@@ -117,18 +115,17 @@ impl Progress {
             anyhow::ensure!(tensor.dtype() == Dtype::F32 && values.len() == count, damaged());
             Ok(values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
         };
-        let parameters: Vec<Parameter> = optimiser.parameters().cloned().collect();
-        let mut moments = Vec::with_capacity(parameters.len());
-        for (index, parameter) in parameters.iter().enumerate() {
-            let count = parameter.var.elem_count();
-            set(parameter, values(VALUES, index, count)?)?;
-            moments.push((values(FIRST, index, count)?, values(SECOND, index, count)?));
+        let counts = optimiser.counts();
+        let mut states = Vec::with_capacity(counts.len());
+        for (index, &count) in counts.iter().enumerate() {
+            let of = |kind| values(kind, index, count);
+            let (first, second) = (of(FIRST)?, of(SECOND)?);
+            states.push(ParameterState { values: of(VALUES)?, first, second });
         }
-        optimiser.restore(state.steps, moments);
+        optimiser.restore(state.steps, states)?;
         if state.best.is_some() {
-            let best = parameters.iter().enumerate();
-            let best =
-                best.map(|(index, parameter)| values(BEST, index, parameter.var.elem_count()));
+            let best = counts.iter().enumerate();
+            let best = best.map(|(index, &count)| values(BEST, index, count));
             self.best = Some(best.collect::<anyhow::Result<_>>()?);
         }
         self.cut_log(state.steps)?;
@@ -144,11 +141,11 @@ impl Progress {
         let metadata = HashMap::from([(STATE_KEY.to_owned(), serde_json::to_string(&stored)?)]);
         let mut tensors: Vec<(String, Vec<u8>)> = Vec::new();
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        for (index, (parameter, first, second)) in optimiser.state().enumerate() {
-            let values: Vec<f32> = parameter.var.flatten_all()?.to_vec1()?;
+        for (index, state) in optimiser.state()?.into_iter().enumerate() {
+            let ParameterState { values, first, second } = state;
             tensors.push((format!("{VALUES}.{index}"), bytes(&values)));
-            tensors.push((format!("{FIRST}.{index}"), bytes(first)));
-            tensors.push((format!("{SECOND}.{index}"), bytes(second)));
+            tensors.push((format!("{FIRST}.{index}"), bytes(&first)));
+            tensors.push((format!("{SECOND}.{index}"), bytes(&second)));
         }
         for (index, values) in self.best.iter().flatten().enumerate() {
             tensors.push((format!("{BEST}.{index}"), bytes(values)));
@@ -185,9 +182,8 @@ impl Progress {
     ///
     /// # Errors
     /// A failing tensor operation.
-    pub(super) fn keep_best(&mut self, parameters: &[Parameter]) -> candle_core::Result<()> {
-        let values = parameters.iter().map(|parameter| parameter.var.flatten_all()?.to_vec1());
-        self.best = Some(values.collect::<candle_core::Result<_>>()?);
+    pub(super) fn keep_best(&mut self, optimiser: &AdamW) -> anyhow::Result<()> {
+        self.best = Some(optimiser.values()?);
         Ok(())
     }
 
@@ -195,9 +191,8 @@ impl Progress {
     ///
     /// # Errors
     /// A failing tensor operation.
-    pub(super) fn put_best_back(&mut self, optimiser: &AdamW) -> candle_core::Result<()> {
-        let best = self.best.take().into_iter().flatten();
-        optimiser.parameters().zip(best).try_for_each(|(parameter, values)| set(parameter, values))
+    pub(super) fn put_best_back(&mut self, optimiser: &AdamW) -> anyhow::Result<()> {
+        self.best.take().map_or(Ok(()), |best| optimiser.set_values(best))
     }
 
     /// For the finished checkpoint, the log as it is, as TensorBoard's events and as plots: names and bytes.
@@ -263,8 +258,4 @@ impl Drop for Progress {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
-}
-
-fn set(parameter: &Parameter, values: Vec<f32>) -> candle_core::Result<()> {
-    parameter.var.set(&Tensor::from_vec(values, parameter.var.shape(), &Device::Cpu)?)
 }

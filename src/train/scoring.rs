@@ -7,8 +7,8 @@ use anyhow::{Context, ensure};
 use rayon::prelude::*;
 
 use super::answers;
+use super::backbone::Compute;
 use super::baseline::{read_answer, reason};
-use super::config::FeatureConfig;
 use super::data::{BadLines, Origin, read_rows};
 use super::evaluate::TextScorer;
 use super::features::Depth;
@@ -18,7 +18,6 @@ use crate::model::Score;
 use crate::monitor::{
     BaselineAnswers, BaselineOrigin, BaselineSet, MonitorConfig, Sample, Subject, Watched,
 };
-use crate::ops::cpu::Precision;
 
 /// A text to score, and what errors call it.
 struct Text<'a> {
@@ -34,14 +33,9 @@ pub(crate) struct Scoring<'a> {
 }
 
 impl<'a> Scoring<'a> {
-    /// Loads a checkpoint's model; `threads` is 0 for one a processor.
-    pub(crate) fn load(
-        checkpoint: &'a Checkpoint,
-        dtype: Precision,
-        threads: usize,
-    ) -> anyhow::Result<Self> {
-        let features = FeatureConfig { folder: None, dtype };
-        let scorer = TextScorer::load(checkpoint, &features, Depth::Pooled, threads)
+    /// Loads a checkpoint's model.
+    pub(crate) fn load(checkpoint: &'a Checkpoint, compute: &Compute) -> anyhow::Result<Self> {
+        let scorer = TextScorer::load(checkpoint, compute, None, Depth::Pooled)
             .with_context(|| checkpoint.folder.display().to_string())?;
         Ok(Self { checkpoint, scorer })
     }

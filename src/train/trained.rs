@@ -1,21 +1,25 @@
 //! What is trained: all of a model, adapters beside it, its last layers, or its head alone.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use anyhow::{Context, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 
-use super::config::{FeatureConfig, FitConfig, Mode};
+use super::backbone::{Backbone, Loaded};
+use super::config::{FitConfig, Mode};
 use super::data::EncodedPair;
+use super::device::{self, DeviceDecoder, DeviceParts};
 use super::evaluate;
 use super::features::{Depth, FeatureStore, entering};
 use super::gradients::{Backward, Gradients};
 use super::loss::{LossConfig, pair_loss};
+use super::optimiser::{AdamW, OptimiserConfig};
 use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
 use crate::model::{HeadOutput, RewardModel};
-use crate::ops::autograd::{AutogradOps, LoraConfig, Parameter, Trains, adapter_name};
+use crate::ops::autograd::{AutogradOps, LoraConfig, Trains, adapter_name};
 use crate::ops::cpu::{CpuOps, Precision};
-use crate::ops::{Ops, Packing};
+use crate::ops::{Kept, Ops, Packing};
 
 /// A model in training.
 pub(super) struct Trained {
@@ -32,13 +36,15 @@ enum Kind {
     Decoder { model: Box<RewardModel<AutogradOps>>, frozen: Option<Frozen> },
     /// A head over features of a whole decoder, of which the model has the final norm alone, frozen with the rest.
     Head { model: Box<RewardModel<AutogradOps>>, frozen: Frozen },
+    /// A decoder on a device of its own; the model has the final norm and the head.
+    Device { model: Box<RewardModel<AutogradOps>>, decoder: Rc<dyn DeviceDecoder> },
 }
 
 /// What is not trained.
 struct Frozen {
     features: FeatureStore,
     /// Computes features of texts that `features` has not.
-    engine: Box<RewardModel<CpuOps>>,
+    backbone: Box<dyn Backbone>,
     /// Numbers of each training pair's chosen and rejected text in `features`, one after the other.
     numbers: Vec<usize>,
 }
@@ -73,15 +79,22 @@ impl Trained {
         let frozen = || Frozen::load(config, checkpoint, train, depth);
         let kind = match config.mode {
             Mode::Full | Mode::Lora => {
-                let ops = match config.mode {
-                    Mode::Lora => ops.training(Trains::Adapters {
-                        lora: config.lora.clone(),
-                        seed: config.seed,
-                    }),
-                    _ => ops,
+                let trains = match config.mode {
+                    Mode::Lora => Trains::Adapters { lora: config.lora.clone(), seed: config.seed },
+                    _ => Trains::All,
                 };
-                let model = Box::new(RewardModel::load(ops, model, tensors)?);
-                Kind::Decoder { model, frozen: None }
+                let ops = ops.training(trains.clone());
+                match device::open(config, checkpoint, trains)? {
+                    Some(decoder) => {
+                        let layers = model.decoder.num_hidden_layers;
+                        let model = RewardModel::load_from(ops, model, tensors, layers)?;
+                        Kind::Device { model: Box::new(model), decoder }
+                    }
+                    None => {
+                        let model = Box::new(RewardModel::load(ops, model, tensors)?);
+                        Kind::Decoder { model, frozen: None }
+                    }
+                }
             }
             Mode::LastLayers => {
                 let frozen = frozen()?;
@@ -104,9 +117,9 @@ impl Trained {
             lora: (config.mode == Mode::Lora).then(|| config.lora.clone()),
             hidden,
         };
-        let mut names = trained.parameters().into_iter().flat_map(|parameter| parameter.parts);
+        let names = trained.trained_names();
         ensure!(
-            trained.lora.is_none() || names.any(|(name, _)| is_adapter(&name)),
+            trained.lora.is_none() || names.iter().any(|name| is_adapter(name)),
             "lora.targets: this {} model has none of {:?}",
             checkpoint.config.decoder.architecture.family,
             config.lora.targets
@@ -116,12 +129,29 @@ impl Trained {
 
     fn ops(&self) -> &AutogradOps {
         match &self.kind {
-            Kind::Decoder { model, .. } | Kind::Head { model, .. } => model.ops(),
+            Kind::Decoder { model, .. } | Kind::Head { model, .. } | Kind::Device { model, .. } => {
+                model.ops()
+            }
         }
     }
 
-    pub(super) fn parameters(&self) -> Vec<Parameter> {
-        self.ops().parameters()
+    /// The decoder's device, where it has one of its own.
+    fn device(&self) -> Option<&Rc<dyn DeviceDecoder>> {
+        match &self.kind {
+            Kind::Device { decoder, .. } => Some(decoder),
+            Kind::Decoder { .. } | Kind::Head { .. } => None,
+        }
+    }
+
+    /// An optimiser of all that is trained.
+    pub(super) fn optimiser(&self, config: OptimiserConfig) -> AdamW {
+        AdamW::new(config, self.ops().parameters()).with_device(self.device().cloned())
+    }
+
+    fn trained_names(&self) -> Vec<String> {
+        let host = self.ops().parameters().into_iter().flat_map(|parameter| parameter.parts);
+        let device = self.device().map(|device| device.parameters()).unwrap_or_default();
+        host.chain(device.into_iter().flat_map(|one| one.parts)).map(|(name, _)| name).collect()
     }
 
     /// Loss and gradients of the pairs with these numbers. `noise` `[2 B * d]` draws the latents of their chosen texts,
@@ -132,7 +162,8 @@ impl Trained {
         batch: &[usize],
         noise: Option<&[f32]>,
     ) -> anyhow::Result<(BatchResult, Gradients)> {
-        let mut gradients = Gradients::new(self.parameters());
+        let mut gradients = Gradients::new(self.ops().parameters());
+        self.device().map_or(Ok(()), |device| device.clear_gradients())?;
         let mut result = BatchResult::default();
         // Both are gathered side by side, and put one after the other at the end.
         let mut halves_of = [(); 2].map(|()| (Vec::new(), Vec::new()));
@@ -151,13 +182,16 @@ impl Trained {
                 loss.total = (loss.total * share)?;
                 Ok(loss)
             };
+            let packing = || {
+                let texts: Vec<&[u32]> = sides(pairs, |pair, side| match side {
+                    0 => train[pair].chosen.as_slice(),
+                    _ => &train[pair].rejected,
+                });
+                Packing::shared(&texts).context("an empty sequence")
+            };
             let (output, loss) = match &self.kind {
                 Kind::Decoder { model, frozen } => {
-                    let texts: Vec<&[u32]> = sides(pairs, |pair, side| match side {
-                        0 => train[pair].chosen.as_slice(),
-                        _ => &train[pair].rejected,
-                    });
-                    let packing = Packing::shared(&texts).context("an empty sequence")?;
+                    let packing = packing()?;
                     let entering = frozen
                         .as_ref()
                         .map(|frozen| {
@@ -183,6 +217,21 @@ impl Trained {
                     let loss = loss_of(&output)?;
                     gradients.add(&mut loss.total.backward()?)?;
                     (output, loss)
+                }
+                Kind::Device { model, decoder } => {
+                    let mut found = None;
+                    decoder.backward(&packing()?, self.recompute, &mut |pooled| {
+                        let x = Var::from_tensor(&model.ops().upload(pooled, self.hidden)?)?;
+                        let output = model.head_forward(x.as_tensor(), noise.as_deref())?;
+                        let loss = loss_of(&output)?;
+                        let mut known = loss.total.backward()?;
+                        gradients.add(&mut known)?;
+                        let gradient = known.remove(x.as_tensor());
+                        found = Some((output, loss));
+                        let gradient = gradient.context("a head that does not read its input")?;
+                        Ok(gradient.flatten_all()?.to_vec1()?)
+                    })?;
+                    found.context("a decoder that gave no hidden states")?
                 }
             };
             result.loss += f64::from(loss.total.to_scalar::<f32>()?);
@@ -214,7 +263,7 @@ impl Trained {
     fn micro_batches(&self, train: &[EncodedPair], batch: &[usize]) -> Vec<Range<usize>> {
         let limit = match (&self.kind, self.micro_batch_tokens) {
             (Kind::Head { .. }, _) | (_, 0) => usize::MAX,
-            (Kind::Decoder { .. }, limit) => limit,
+            (Kind::Decoder { .. } | Kind::Device { .. }, limit) => limit,
         };
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let mut tokens = 0;
@@ -244,7 +293,7 @@ impl Trained {
             pairs.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
         let stored = match &self.kind {
             Kind::Decoder { .. } => self.export(checkpoint)?,
-            Kind::Head { .. } => MemoryTensors::default(),
+            Kind::Head { .. } | Kind::Device { .. } => MemoryTensors::default(),
         };
         let cpu = || CpuOps::new(threads, Precision::F32);
         let scores = match &mut self.kind {
@@ -252,19 +301,24 @@ impl Trained {
                 let model = RewardModel::load(cpu()?, &checkpoint.config, &stored)?;
                 evaluate::scores(&model, &texts)?
             }
-            Kind::Decoder { model, frozen: Some(Frozen { features, engine, .. }) } => {
-                let numbers = features.numbers(engine, &texts)?;
+            Kind::Decoder { model, frozen: Some(Frozen { features, backbone, .. }) } => {
+                let numbers = features.numbers(backbone.as_ref(), &texts)?;
                 let first = model.decoder().layers().start;
-                let model = RewardModel::load_from(cpu()?, &checkpoint.config, &stored, first)?;
+                let model = Loaded::on_cpu(cpu()?, &checkpoint.config, &stored, first)?;
                 evaluate::scores_from(&model, features, &numbers, &texts, self.hidden)?
             }
-            Kind::Head { model, frozen } => {
-                let numbers = frozen.features.numbers(&frozen.engine, &texts)?;
-                let features = &frozen.features;
+            Kind::Head { model, frozen: Frozen { features, backbone, .. } } => {
+                let numbers = features.numbers(backbone.as_ref(), &texts)?;
                 let values = numbers.iter().flat_map(|&number| features.get(number)).copied();
-                let x = model.ops().upload(values.collect(), self.hidden)?;
-                let rewards = model.ops().read(&model.head_forward(&x, None)?.reward)?;
-                return Ok(rewards.into_iter().map(f64::from).collect());
+                return head_rewards(model, values.collect(), self.hidden);
+            }
+            Kind::Device { model, decoder } => {
+                let mut values = Vec::with_capacity(texts.len() * self.hidden);
+                for batch in evaluate::batches(&texts) {
+                    let packing = Packing::shared(&texts[batch]).context("an empty text")?;
+                    values.extend(decoder.pooled(&packing)?);
+                }
+                return head_rewards(model, values, self.hidden);
             }
         };
         Ok(scores.iter().map(|score| f64::from(score.reward)).collect())
@@ -275,7 +329,8 @@ impl Trained {
     pub(super) fn export(&self, checkpoint: &Checkpoint) -> anyhow::Result<MemoryTensors> {
         let trained = self.trained_tensors()?;
         let decoder = &checkpoint.config.decoder;
-        let replaces_all = matches!(&self.kind, Kind::Decoder { frozen: None, .. });
+        let replaces_all =
+            matches!(&self.kind, Kind::Decoder { frozen: None, .. } | Kind::Device { .. });
         let mut tensors = match (&self.lora, replaces_all) {
             (None, true) => MemoryTensors::default(),
             _ => checkpoint.tensors.to_memory()?,
@@ -317,12 +372,24 @@ impl Trained {
 
     /// Every trained tensor by its name.
     fn trained_tensors(&self) -> anyhow::Result<Vec<(String, Tensor)>> {
+        let mut stacks: Vec<(Vec<(String, usize)>, Tensor)> = self
+            .ops()
+            .parameters()
+            .into_iter()
+            .map(|parameter| (parameter.parts, parameter.var.as_detached_tensor()))
+            .collect();
+        if let Some(device) = self.device() {
+            for (index, DeviceParts { parts, shape }) in device.parameters().into_iter().enumerate()
+            {
+                let values = device.read(index, Kept::Values)?;
+                stacks.push((parts, Tensor::from_vec(values, shape, &Device::Cpu)?));
+            }
+        }
         let mut tensors = Vec::new();
-        for parameter in self.parameters() {
+        for (parts, stack) in stacks {
             let mut first = 0;
-            for (name, rows) in &parameter.parts {
-                let part = parameter.var.as_tensor().narrow(0, first, *rows)?.contiguous()?;
-                tensors.push((name.clone(), part.detach()));
+            for (name, rows) in parts {
+                tensors.push((name, stack.narrow(0, first, rows)?.contiguous()?));
                 first += rows;
             }
         }
@@ -338,21 +405,32 @@ impl Frozen {
         depth: Depth,
     ) -> anyhow::Result<Self> {
         let Checkpoint { config: model, tensors, .. } = checkpoint;
-        let FeatureConfig { folder, dtype } = &config.features;
-        let engine = CpuOps::new(config.threads, *dtype).context("features.dtype")?;
-        let mut features = FeatureStore::open(folder.as_deref(), model, tensors, &engine, depth)
+        let folder = config.features.folder.as_deref();
+        let backbone = config.compute().load(checkpoint, 0)?;
+        let arithmetic = backbone.arithmetic();
+        let mut features = FeatureStore::open(folder, model, tensors, arithmetic, depth)
             .context("features.folder")?;
         let texts: Vec<&[u32]> =
             train.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
-        let engine = Box::new(RewardModel::load(engine, model, tensors)?);
-        let numbers = features.numbers(&engine, &texts)?;
-        Ok(Self { features, engine, numbers })
+        let numbers = features.numbers(backbone.as_ref(), &texts)?;
+        Ok(Self { features, backbone, numbers })
     }
 
     /// Features of a training pair's chosen text, side 0, or its rejected one.
     fn of(&self, pair: usize, side: usize) -> &[f32] {
         self.features.get(self.numbers[2 * pair + side])
     }
+}
+
+/// Rewards of pooled hidden states `[n * hidden]`, by the latents' means.
+fn head_rewards(
+    model: &RewardModel<AutogradOps>,
+    pooled: Vec<f32>,
+    hidden: usize,
+) -> anyhow::Result<Vec<f64>> {
+    let x = model.ops().upload(pooled, hidden)?;
+    let rewards = model.ops().read(&model.head_forward(&x, None)?.reward)?;
+    Ok(rewards.into_iter().map(f64::from).collect())
 }
 
 fn is_adapter(name: &str) -> bool {

@@ -11,7 +11,7 @@ use inform::judge::{
     ResponseFormat,
 };
 
-use super::Dtype;
+use super::computing::Computing;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JudgeCommand {
@@ -28,12 +28,8 @@ pub(super) enum JudgeCommand {
         /// SFT answers that its latents are compared with, instead of its own baseline
         #[arg(long, value_name = "FILE", requires = "model")]
         baseline: Option<PathBuf>,
-        /// Threads that score; 0 for one a processor
-        #[arg(long, default_value_t = 0)]
-        threads: usize,
-        /// Precision of products
-        #[arg(long, value_enum, default_value_t = Dtype::F32)]
-        dtype: Dtype,
+        #[command(flatten)]
+        computing: Computing,
     },
     /// Whose answers are better: each pair of answers to the same prompt is judged in both orders
     Compare {
@@ -139,15 +135,14 @@ impl JudgeArguments {
 
 pub(super) fn run(command: JudgeCommand) -> anyhow::Result<()> {
     match command {
-        JudgeCommand::OverOptimisation { answers, judge, model, baseline, threads, dtype } => {
+        JudgeCommand::OverOptimisation { answers, judge, model, baseline, computing } => {
             let report = OverOptimisation {
                 answers: &answers,
                 judge: judge.judge()?.as_ref(),
                 persistence: judge.persistence(),
                 model: model.as_deref(),
                 baseline: baseline.as_deref(),
-                dtype: dtype.into(),
-                threads,
+                compute: computing.into(),
                 output: judge.output.as_deref(),
             }
             .run()?;

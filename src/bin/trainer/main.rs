@@ -1,5 +1,6 @@
 //! The trainer's command line.
 
+mod computing;
 #[cfg(feature = "judge")]
 mod judge;
 mod writing;
@@ -11,14 +12,14 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, WeightType};
 use inform::config::ServerConfig;
-use inform::ops::cpu::Precision;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, BaselineSettings, BestOfN, Evaluation, EvaluationSettings, ExportSettings,
-    FeatureConfig, FitConfig, MergeSettings, SweepConfig, WeightedFile, export, fit, init_head,
-    make_baseline, merge, open_with_latents, side_by_side, sweep,
+    BadLines, BaselineSettings, BestOfN, Evaluation, EvaluationSettings, ExportSettings, FitConfig,
+    MergeSettings, SweepConfig, WeightedFile, export, fit, init_head, make_baseline, merge,
+    open_with_latents, side_by_side, sweep,
 };
 
+use computing::Computing;
 use writing::{Sampled, Writing};
 
 /// Keeps freed memory for the next batch: returning it to the system costs as much as the arithmetic.
@@ -67,12 +68,8 @@ enum Command {
         /// Longest sequence, in tokens [default: that of the training, or else the model's context]
         #[arg(long)]
         max_tokens: Option<usize>,
-        /// Threads; 0 for one a processor
-        #[arg(long, default_value_t = 0)]
-        threads: usize,
-        /// Precision of products
-        #[arg(long, value_enum, default_value_t = Dtype::F32)]
-        dtype: Dtype,
+        #[command(flatten)]
+        computing: Computing,
         /// Folder that keeps features of backbones, as `features.folder` of a training
         #[arg(long, value_name = "DIR")]
         features: Option<PathBuf>,
@@ -137,12 +134,8 @@ enum Command {
         /// Leave out lines that are no answers or too long, and name them, instead of stopping at the first
         #[arg(long)]
         drop_bad_lines: bool,
-        /// Threads; 0 for one a processor
-        #[arg(long, default_value_t = 0)]
-        threads: usize,
-        /// Precision of products; that of serving
-        #[arg(long, value_enum, default_value_t = Dtype::F32)]
-        dtype: Dtype,
+        #[command(flatten)]
+        computing: Computing,
     },
     /// What the monitor would have said of a run, from a file of its answers
     MonitorReplay {
@@ -186,12 +179,8 @@ enum Command {
         /// SFT answers that the chosen are compared with, instead of the proxies' baselines
         #[arg(long, value_name = "FILE")]
         baseline: Option<PathBuf>,
-        /// Threads; 0 for one a processor
-        #[arg(long, default_value_t = 0)]
-        threads: usize,
-        /// Precision of products
-        #[arg(long, value_enum, default_value_t = Dtype::F32)]
-        dtype: Dtype,
+        #[command(flatten)]
+        computing: Computing,
         /// Folder for the table, the same as JSON, and the chosen samples
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
@@ -262,12 +251,6 @@ enum Command {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Dtype {
-    F32,
-    Bf16,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Head {
     Inform,
     Standard,
@@ -292,15 +275,6 @@ impl From<StoredAs> for WeightType {
             StoredAs::F32 => Self::F32,
             StoredAs::F16 => Self::F16,
             StoredAs::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl From<Dtype> for Precision {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::Bf16,
         }
     }
 }
@@ -341,8 +315,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             held_out,
             drop_bad_lines,
             max_tokens,
-            threads,
-            dtype,
+            computing,
             features,
             plots,
             json,
@@ -353,8 +326,8 @@ fn run(command: Command) -> anyhow::Result<()> {
                 held_out,
                 bad_lines: bad_lines(drop_bad_lines),
                 max_tokens,
-                features: FeatureConfig { folder: features, dtype: dtype.into() },
-                threads,
+                features,
+                compute: computing.into(),
             };
             let evaluate = |model: &PathBuf| {
                 let found =
@@ -399,16 +372,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
         }
-        Command::Baseline {
-            model,
-            data,
-            sampled,
-            samples,
-            seed,
-            drop_bad_lines,
-            threads,
-            dtype,
-        } => {
+        Command::Baseline { model, data, sampled, samples, seed, drop_bad_lines, computing } => {
             sampled.draw("--data", &data, 1, seed, || open_with_latents(&model).map(|_| ()))?;
             let report = make_baseline(&BaselineSettings {
                 model: &model,
@@ -416,8 +380,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 samples,
                 seed,
                 bad_lines: bad_lines(drop_bad_lines),
-                dtype: dtype.into(),
-                threads,
+                compute: computing.into(),
             })?;
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
@@ -444,8 +407,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             gold,
             n,
             baseline,
-            threads,
-            dtype,
+            computing,
             output,
             plots,
             json,
@@ -465,8 +427,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 gold: &gold,
                 n: &n,
                 baseline: baseline.as_deref(),
-                dtype: dtype.into(),
-                threads,
+                compute: computing.into(),
             }
             .run()?;
             if json {

@@ -11,8 +11,7 @@ use anyhow::ensure;
 use super::answers::read_answers;
 use super::run::{Asked, Run, unjudged};
 use super::{Judge, Persistence};
-use crate::ops::cpu::Precision;
-use crate::train::data_files;
+use crate::train::{Compute, data_files};
 use guidelines::OverOptimised;
 pub use outliers::AnswerStatistics;
 use outliers::RewardModelSettings;
@@ -30,10 +29,8 @@ pub struct OverOptimisation<'a> {
     pub model: Option<&'a Path>,
     /// SFT answers that its latents are compared with, instead of its own baseline.
     pub baseline: Option<&'a Path>,
-    /// Precision of products.
-    pub dtype: Precision,
-    /// Threads; 0 for one a processor.
-    pub threads: usize,
+    /// Where and how that scores.
+    pub compute: Compute,
     /// Folder of the verdicts.
     pub output: Option<&'a Path>,
 }
@@ -55,8 +52,8 @@ impl OverOptimisation<'_> {
         let outliers = match self.model {
             None => None,
             Some(model) => {
-                let Self { baseline, dtype, threads, .. } = *self;
-                let settings = RewardModelSettings { model, baseline, dtype, threads };
+                let Self { baseline, compute, .. } = self;
+                let settings = RewardModelSettings { model, baseline: *baseline, compute };
                 Some(settings.outliers(&answers)?)
             }
         };
@@ -78,7 +75,7 @@ impl OverOptimisation<'_> {
             self.judge.name(),
             unjudged,
             rows,
-            outliers.map(|outliers| (outliers, self.dtype)),
+            outliers.map(|outliers| (outliers, self.compute.dtype)),
         ))
     }
 }

@@ -12,8 +12,7 @@ use crate::monitor::statistics::StatisticsParameters;
 use crate::monitor::statistics::nearest::{k_nearest_distances, nearest_distances};
 use crate::monitor::statistics::neighbours::NeighbourGraph;
 use crate::monitor::{BaselineSet, MonitorConfig, Sample};
-use crate::ops::cpu::Precision;
-use crate::train::Scoring;
+use crate::train::{Compute, Scoring};
 
 /// What a reward model says of an answer. What takes latents or a baseline is absent without.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -53,8 +52,7 @@ pub(super) struct RewardModelSettings<'a> {
     pub(super) model: &'a Path,
     /// SFT answers instead of the checkpoint's baseline.
     pub(super) baseline: Option<&'a Path>,
-    pub(super) dtype: Precision,
-    pub(super) threads: usize,
+    pub(super) compute: &'a Compute,
 }
 
 /// What a reward model says of all answers.
@@ -80,7 +78,7 @@ impl RewardModelSettings<'_> {
             Some(_) => Checkpoint::open_without_baseline,
         };
         let checkpoint = open(self.model).with_context(|| self.model.display().to_string())?;
-        let mut scoring = Scoring::load(&checkpoint, self.dtype, self.threads)?;
+        let mut scoring = Scoring::load(&checkpoint, self.compute)?;
         let config = MonitorConfig::default();
         let compared_with = scoring.compared_with(self.baseline, &config)?;
         let scored = scoring.responses(answers.iter().map(|answer| &answer.response))?;

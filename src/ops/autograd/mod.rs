@@ -19,7 +19,7 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
-use super::{AttentionShape, Gelu, Ops, OpsError, Packing, Result};
+use super::{AttentionShape, Gelu, Ops, OpsError, Packing, Result, TrainingOps};
 use crate::checkpoint::{CheckpointError, TensorSource};
 pub use norm::NormWeight;
 pub use parameters::{Parameter, Trains};
@@ -113,20 +113,6 @@ impl AutogradOps {
         }
     }
 
-    /// Attention of every row, of `[q | k | v]` before their rotary embedding: `[rows, qkv_columns]` to
-    /// `[rows, output_columns]`.
-    ///
-    /// # Errors
-    /// A failing operation.
-    pub fn attention(
-        &self,
-        qkv: &Tensor,
-        layout: &Arc<TrainingLayout>,
-        shape: &AttentionShape,
-    ) -> Result<Tensor> {
-        Ok(qkv.apply_op1(self.packed_attention(layout, shape))?)
-    }
-
     fn packed_attention(
         &self,
         layout: &Arc<TrainingLayout>,
@@ -163,6 +149,17 @@ impl AutogradOps {
 
     fn gated(&self, gate_up: &Tensor, gelu: Option<Gelu>) -> Result<Tensor> {
         Ok(gate_up.apply_op1(gated::Gated { cpu: self.cpu.clone(), gelu })?)
+    }
+}
+
+impl TrainingOps for AutogradOps {
+    fn attention(
+        &self,
+        projected: &Tensor,
+        layout: &Arc<TrainingLayout>,
+        shape: &AttentionShape,
+    ) -> Result<Tensor> {
+        Ok(projected.apply_op1(self.packed_attention(layout, shape))?)
     }
 }
 

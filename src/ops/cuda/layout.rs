@@ -34,17 +34,21 @@ pub(super) struct Tiles {
 
 /// The tables in host memory.
 #[derive(Debug, PartialEq, Eq)]
-struct Tables {
+pub(super) struct Tables {
     positions: Vec<i32>,
     last_positions: Vec<i32>,
-    tiles: Vec<[i32; 4]>,
-    last_tiles: Vec<[i32; 4]>,
+    pub(super) tiles: Vec<[i32; 4]>,
+    pub(super) last_tiles: Vec<[i32; 4]>,
     path_starts: Vec<i32>,
     stretches: Vec<[i32; 2]>,
 }
 
 impl Tables {
-    fn new(packing: &Packing, group: usize) -> Self {
+    pub(super) fn new(packing: &Packing, shape: &AttentionShape) -> Self {
+        Self::of_group(packing, shape.heads / shape.key_value_heads)
+    }
+
+    fn of_group(packing: &Packing, group: usize) -> Self {
         let positions: Vec<i32> = packing.positions().iter().map(|&p| p as i32).collect();
         let segments = packing.segments();
         let (mut tiles, mut path_starts, mut stretches) = (Vec::new(), vec![0], Vec::new());
@@ -77,11 +81,10 @@ impl Tables {
 impl CudaLayout {
     pub(super) fn new(
         memory: &Arc<Memory>,
-        packing: &Packing,
+        tables: &Tables,
         shape: &AttentionShape,
         rotation: Arc<Rotation>,
     ) -> Result<Self, CudaError> {
-        let tables = Tables::new(packing, shape.heads / shape.key_value_heads);
         let mut values = Vec::new();
         let mut place = |table: &[i32]| {
             // The kernel reads four numbers at a time.
@@ -132,7 +135,7 @@ mod tests {
             .collect();
         for packing in [Packing::new(&texts).unwrap(), Packing::shared(&texts).unwrap()] {
             for group in [1, 3, 4] {
-                let tables = Tables::new(&packing, group);
+                let tables = Tables::of_group(&packing, group);
                 let row_at = |path: i32, position: i32| {
                     let bounds = &tables.path_starts[path as usize..][..2];
                     let path = &tables.stretches[bounds[0] as usize..bounds[1] as usize];

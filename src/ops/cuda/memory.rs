@@ -140,6 +140,31 @@ impl Memory {
         copied.map_err(CudaError::driver(failed))
     }
 
+    /// Fills elements with zeros.
+    pub(super) fn clear<T>(&self, buffer: &Buffer<T>, count: usize) -> Result<(), CudaError> {
+        let failed = "clearing memory of the GPU";
+        self.stream.context().bind_to_thread().map_err(CudaError::driver(failed))?;
+        let bytes = count * size_of::<T>();
+        // SAFETY: the buffer has that many bytes, and zeros are numbers.
+        unsafe { result::memset_d8_async(buffer.address, 0, bytes, self.stream.cu_stream()) }
+            .map_err(CudaError::driver(failed))
+    }
+
+    /// Copies elements on the device.
+    pub(super) fn copy<T>(
+        &self,
+        to: &Buffer<T>,
+        from: &Buffer<T>,
+        count: usize,
+    ) -> Result<(), CudaError> {
+        let failed = "a copy on the GPU";
+        self.stream.context().bind_to_thread().map_err(CudaError::driver(failed))?;
+        let (bytes, stream) = (count * size_of::<T>(), self.stream.cu_stream());
+        // SAFETY: both have that many bytes.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, stream) }
+            .map_err(CudaError::driver(failed))
+    }
+
     /// Waits for all work, and copies the first `count` elements to the host.
     pub(super) fn read<T: DeviceRepr + Clone + Default>(
         &self,

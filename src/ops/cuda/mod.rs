@@ -6,15 +6,17 @@
 
 mod error;
 mod kernels;
+mod launch;
 mod layout;
 mod matrices;
 mod memory;
 mod products;
+pub mod training;
 
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg, sys};
+use cudarc::driver::{CudaContext, CudaStream, sys};
 use half::bf16;
 use parking_lot::Mutex;
 
@@ -24,9 +26,10 @@ use super::{AttentionShape, Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, DecoderConfig, Part, TensorSource, TensorValues};
 
 pub use error::CudaError;
-use kernels::{Kernels, THREADS, attention_shared_bytes};
+use kernels::{Kernels, attention_shared_bytes};
+use launch::launch;
 pub use layout::CudaLayout;
-use layout::Tiles;
+use layout::{Tables, Tiles};
 use matrices::Rotation;
 pub use matrices::{CudaHeadWeight, CudaMatrix, CudaProjection, CudaTable, CudaWeight};
 pub use memory::Buffer;
@@ -56,23 +59,6 @@ impl fmt::Debug for CudaOps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CudaOps({})", self.name)
     }
-}
-
-/// Queues a kernel; a macro since every argument is a place in memory.
-macro_rules! launch {
-    ($ops:expr, $kernel:expr, ($x:expr, $y:expr), $shared:expr, [$($argument:expr),* $(,)?]) => {{
-        let config = LaunchConfig {
-            grid_dim: ($x as u32, $y as u32, 1),
-            block_dim: (THREADS, 1, 1),
-            shared_mem_bytes: $shared as u32,
-        };
-        let kernel: &CudaFunction = $kernel;
-        // SAFETY: the arguments are those of the kernel's declaration, and every address holds what the head of its
-        // file asks for.
-        unsafe { $ops.stream.launch_builder(kernel)$(.arg(&$argument))*.launch(config) }
-            .map(drop)
-            .map_err(CudaError::driver("launching a kernel"))
-    }};
 }
 
 impl CudaOps {
@@ -159,11 +145,13 @@ impl CudaOps {
         )?)
     }
 
-    /// Rotary embedding of the first `rotated` heads of rows at the given positions, and rounding of all.
+    /// Rotary embedding of the first `rotated` heads of rows at the given positions, and rounding of all. `sine` is that of
+    /// the layout, or its negative, which turns back.
     fn rotate(
         &self,
         x: &CudaMatrix<f32>,
         layout: &CudaLayout,
+        sine: &Buffer<f32>,
         positions: u64,
         rotated: usize,
     ) -> Result<CudaMatrix<bf16>> {
@@ -179,7 +167,7 @@ impl CudaOps {
                 out.values.address(),
                 x.values.address(),
                 layout.rotation.cosine.address(),
-                layout.rotation.sine.address(),
+                sine.address(),
                 positions,
                 rotated as i32,
                 plain as i32,
@@ -187,6 +175,20 @@ impl CudaOps {
             ]
         )?;
         Ok(out)
+    }
+
+    /// The rotary tables of a batch on the device.
+    fn rotation(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<Rotation>> {
+        let host = self.rotary.get(packing.length(), shape);
+        let mut known = self.rotation.lock();
+        Ok(match known.as_ref().filter(|known| Arc::ptr_eq(&known.host, &host)) {
+            Some(rotation) => rotation.clone(),
+            None => {
+                let (cosine, sine) = host.tables();
+                let (cosine, sine) = (self.memory.upload(cosine)?, self.memory.upload(sine)?);
+                known.insert(Arc::new(Rotation { host, cosine, sine })).clone()
+            }
+        })
     }
 
     /// Attention of the queries that `tiles` name, `rows` of them.
@@ -320,17 +322,8 @@ impl Ops for CudaOps {
     }
 
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<CudaLayout> {
-        let host = self.rotary.get(packing.length(), shape);
-        let mut known = self.rotation.lock();
-        let rotation = match known.as_ref().filter(|known| Arc::ptr_eq(&known.host, &host)) {
-            Some(rotation) => rotation.clone(),
-            None => {
-                let (cosine, sine) = host.tables();
-                let (cosine, sine) = (self.memory.upload(cosine)?, self.memory.upload(sine)?);
-                known.insert(Arc::new(Rotation { host, cosine, sine })).clone()
-            }
-        };
-        Ok(CudaLayout::new(&self.memory, packing, shape, rotation)?)
+        let tables = Tables::new(packing, shape);
+        Ok(CudaLayout::new(&self.memory, &tables, shape, self.rotation(packing, shape)?)?)
     }
 
     fn embed(&self, table: &CudaTable, ids: &[u32]) -> Result<CudaMatrix<f32>> {
@@ -423,7 +416,8 @@ impl Ops for CudaOps {
         let (x, projected) = work(self, attended, x)?;
         let query_heads = if asks { shape.heads } else { 0 };
         let rotated = query_heads + shape.key_value_heads;
-        let values = self.rotate(&projected, layout, layout.positions, rotated)?;
+        let values =
+            self.rotate(&projected, layout, &layout.rotation.sine, layout.positions, rotated)?;
         Ok((x, CudaProjection { values, query_columns: query_heads * shape.head_dim }))
     }
 
@@ -434,7 +428,8 @@ impl Ops for CudaOps {
         layout: &CudaLayout,
     ) -> Result<CudaMatrix<bf16>> {
         let heads = layout.shape.heads;
-        let queries = self.rotate(&queries, layout, layout.last_positions, heads)?;
+        let queries =
+            self.rotate(&queries, layout, &layout.rotation.sine, layout.last_positions, heads)?;
         self.attend(&queries, projection, layout, layout.last_tiles)
     }
 

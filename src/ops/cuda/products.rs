@@ -35,6 +35,54 @@ impl Destination {
     fn bytes(self) -> usize {
         if self == Self::Bf16 { 2 } else { 4 }
     }
+
+    fn data_type(self) -> cudaDataType_t {
+        match self {
+            Self::Bf16 => cudaDataType_t::CUDA_R_16BF,
+            Self::F32 | Self::Added => cudaDataType_t::CUDA_R_32F,
+        }
+    }
+}
+
+/// Part of a row-major matrix, whole rows or some of their columns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Block {
+    pub(super) address: u64,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Elements from one row to the next.
+    pub(super) stride: usize,
+}
+
+/// A factor of a product, bf16: a block, or its transpose.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Factor {
+    block: Block,
+    is_transposed: bool,
+}
+
+impl Block {
+    pub(super) fn plain(self) -> Factor {
+        Factor { block: self, is_transposed: false }
+    }
+
+    pub(super) fn transposed(self) -> Factor {
+        Factor { block: self, is_transposed: true }
+    }
+}
+
+impl Factor {
+    fn shape(&self) -> (usize, usize) {
+        let Block { rows, columns, .. } = self.block;
+        if self.is_transposed { (columns, rows) } else { (rows, columns) }
+    }
+
+    fn operation(&self) -> cublasOperation_t {
+        match self.is_transposed {
+            true => cublasOperation_t::CUBLAS_OP_T,
+            false => cublasOperation_t::CUBLAS_OP_N,
+        }
+    }
 }
 
 /// A weight `[outputs, columns]`, bf16, row-major.
@@ -113,10 +161,6 @@ impl Products {
         let Weight { address, outputs, columns } = weight;
         let (one, zero) = (1f32, 0f32);
         let kept = if into == Destination::Added { &one } else { &zero };
-        let out_type = match into {
-            Destination::Bf16 => cudaDataType_t::CUDA_R_16BF,
-            Destination::F32 | Destination::Added => cudaDataType_t::CUDA_R_32F,
-        };
         let x = x + (first * columns * size_of::<bf16>()) as u64;
         let out = out + (first * outputs * into.bytes()) as u64;
         let context = self.stream.context();
@@ -140,8 +184,52 @@ impl Products {
                 columns as i32,
                 std::ptr::from_ref(kept).cast(),
                 out as *mut _,
-                out_type,
+                into.data_type(),
                 outputs as i32,
+                cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }?;
+        Ok(())
+    }
+
+    /// `out = a b`, or `out += a b` where the destination says so, in one call of the batch's own shape: for training, whose
+    /// gradients are sums over a batch anyway. The same call gives the same bits.
+    pub(super) fn product(
+        &self,
+        a: Factor,
+        b: Factor,
+        out: Block,
+        into: Destination,
+    ) -> Result<(), CudaError> {
+        let (rows, depth) = a.shape();
+        let (of_b, columns) = b.shape();
+        debug_assert_eq!(depth, of_b);
+        let (one, zero) = (1f32, 0f32);
+        let kept = if into == Destination::Added { &one } else { &zero };
+        let context = self.stream.context();
+        context.bind_to_thread().map_err(CudaError::driver("the GPU"))?;
+        // cuBLAS counts by columns: what is row-major here is transposed there, so `out^T = b^T a^T`.
+        // SAFETY: the addresses hold matrices of these shapes; the factors are read before the call returns.
+        unsafe {
+            result::gemm_ex(
+                *self.blas.handle(),
+                b.operation(),
+                a.operation(),
+                columns as i32,
+                rows as i32,
+                depth as i32,
+                (&raw const one).cast(),
+                b.block.address as *const _,
+                cudaDataType_t::CUDA_R_16BF,
+                b.block.stride as i32,
+                a.block.address as *const _,
+                cudaDataType_t::CUDA_R_16BF,
+                a.block.stride as i32,
+                std::ptr::from_ref(kept).cast(),
+                out.address as *mut _,
+                into.data_type(),
+                out.stride as i32,
                 cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
+use super::backbone::Compute;
 use super::fit::data_files;
 use super::responses::Response;
 use super::scoring::Scoring;
 use crate::checkpoint::Checkpoint;
 use crate::monitor::{Assessment, BaselineSet, MonitorConfig, Sample};
-use crate::ops::cpu::Precision;
 use estimate::Singles;
 pub use estimate::{Estimate, best_of_n_kl, expected_best};
 use report::Chosen;
@@ -37,10 +37,8 @@ pub struct BestOfN<'a> {
     pub n: &'a [usize],
     /// SFT answers that the chosen are compared with, instead of the checkpoints' baselines.
     pub baseline: Option<&'a Path>,
-    /// Precision of products.
-    pub dtype: Precision,
-    /// Threads; 0 for one a processor.
-    pub threads: usize,
+    /// Where and how samples are scored.
+    pub compute: Compute,
 }
 
 impl BestOfN<'_> {
@@ -73,7 +71,7 @@ impl BestOfN<'_> {
         }
         let count: usize = prompts.iter().map(Vec::len).sum();
         eprintln!("{count} samples of {} prompts", prompts.len());
-        let load = |checkpoint| Scoring::load(checkpoint, self.dtype, self.threads);
+        let load = |checkpoint| Scoring::load(checkpoint, &self.compute);
         let rewards = Scores::of(&mut load(&gold)?, &prompts)?.rewards;
         eprintln!("{}, gold: scored", gold.name);
         let singles = Singles::of(&rewards);
@@ -81,7 +79,7 @@ impl BestOfN<'_> {
             data: data_files(self.samples)?,
             prompts: prompts.len(),
             samples: count,
-            dtype: self.dtype,
+            dtype: self.compute.dtype,
             gold: ScoredBy::of(&gold, &singles),
             proxies: Vec::with_capacity(proxies.len()),
             chosen: Vec::new(),

@@ -1,0 +1,192 @@
+//! Where models run that are not trained: they give features of a frozen part, and scores.
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::features::Depth;
+use crate::checkpoint::{Checkpoint, CheckpointError, ModelConfig, TensorSource};
+use crate::config::DeviceChoice;
+use crate::model::{RewardModel, Score, ScoreError, Scorer};
+use crate::ops::cpu::{CpuOps, Precision};
+use crate::ops::{Ops, OpsError, Packing};
+
+/// Where and how hidden states are computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compute {
+    /// The processor, or a GPU.
+    pub device: DeviceChoice,
+    /// Precision of products; bf16 on a GPU.
+    pub dtype: Precision,
+    /// Threads of the processor; 0 for one each.
+    pub threads: usize,
+}
+
+impl Compute {
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match &self.device {
+            DeviceChoice::Cpu => Ok(()),
+            DeviceChoice::Auto => {
+                anyhow::bail!(
+                    "device: say `cpu` or `cuda`: what is computed differs in the last digits"
+                )
+            }
+            DeviceChoice::Cuda(ordinals) => {
+                anyhow::ensure!(
+                    ordinals.len() <= 1,
+                    "device: the trainer uses one GPU, {} are named",
+                    ordinals.len()
+                );
+                anyhow::ensure!(
+                    self.dtype == Precision::Bf16,
+                    "dtype: GPUs multiply in bf16: say `bf16`, or `cpu` for the device"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Loads a checkpoint's model, from `first_layer` on.
+    ///
+    /// # Errors
+    /// A setting that [`Compute::check`] refuses, a device that cannot be had, or tensors that do not fit.
+    pub fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        first_layer: usize,
+    ) -> anyhow::Result<Box<dyn Backbone>> {
+        self.check()?;
+        match &self.device {
+            DeviceChoice::Cuda(ordinals) => {
+                gpu::load(ordinals.first().copied().unwrap_or(0), checkpoint, first_layer)
+            }
+            DeviceChoice::Cpu | DeviceChoice::Auto => {
+                let ops = CpuOps::new(self.threads, self.dtype).context("dtype")?;
+                let Checkpoint { config, tensors, .. } = checkpoint;
+                Ok(Box::new(Loaded::on_cpu(ops, config, tensors, first_layer)?))
+            }
+        }
+    }
+}
+
+/// A model that is not trained, on whatever device. Every function fails where its device does.
+pub trait Backbone {
+    /// Names what the last digits of hidden states depend on.
+    fn arithmetic(&self) -> &str;
+
+    /// The whole model, where all of it is loaded.
+    fn scorer(&self) -> &dyn Scorer;
+
+    /// Hidden states at `depth`: `[sequences * hidden]`, or `[rows * hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn features(&self, packing: &Packing, depth: Depth) -> Result<Vec<f32>, OpsError>;
+
+    /// Scores of pooled hidden states `[n * hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn score_pooled(&self, pooled: Vec<f32>) -> Result<Vec<Score>, ScoreError>;
+
+    /// Scores of what enters the first layer that is loaded, `[rows * hidden]`.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn score_entering(
+        &self,
+        packing: &Packing,
+        entering: Vec<f32>,
+    ) -> Result<Vec<Score>, ScoreError>;
+}
+
+/// A model in memory.
+pub(super) struct Loaded<O: Ops> {
+    model: RewardModel<O>,
+    arithmetic: String,
+}
+
+impl Loaded<CpuOps> {
+    pub(super) fn on_cpu(
+        ops: CpuOps,
+        config: &ModelConfig,
+        source: &dyn TensorSource,
+        first_layer: usize,
+    ) -> Result<Self, CheckpointError> {
+        let arithmetic = format!("{} {}", ops.isa().name(), ops.precision().name());
+        let model = RewardModel::load_from(ops, config, source, first_layer)?;
+        Ok(Self { model, arithmetic })
+    }
+}
+
+impl<O: Ops + Send + Sync> Loaded<O> {
+    fn hidden(&self) -> usize {
+        self.model.decoder().hidden_size()
+    }
+}
+
+impl<O: Ops + Send + Sync> Backbone for Loaded<O> {
+    fn arithmetic(&self) -> &str {
+        &self.arithmetic
+    }
+
+    fn scorer(&self) -> &dyn Scorer {
+        &self.model
+    }
+
+    fn features(&self, packing: &Packing, depth: Depth) -> Result<Vec<f32>, OpsError> {
+        let (model, ops) = (&self.model, self.model.ops());
+        ops.enter(|| match depth {
+            Depth::Pooled => ops.read(&model.pooled(packing)?),
+            Depth::Entering(layer) => ops.read(&model.entering(packing, layer)?),
+        })
+    }
+
+    fn score_pooled(&self, pooled: Vec<f32>) -> Result<Vec<Score>, ScoreError> {
+        let (model, ops) = (&self.model, self.model.ops());
+        Ok(ops.enter(|| model.score_pooled(&ops.upload(pooled, self.hidden())?))?)
+    }
+
+    fn score_entering(
+        &self,
+        packing: &Packing,
+        entering: Vec<f32>,
+    ) -> Result<Vec<Score>, ScoreError> {
+        let (model, ops) = (&self.model, self.model.ops());
+        Ok(ops.enter(|| {
+            let pooled = model.pooled_from(packing, ops.upload(entering, self.hidden())?)?;
+            model.score_pooled(&pooled)
+        })?)
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::*;
+    use crate::config::CudaConfig;
+    use crate::ops::cuda::CudaOps;
+
+    pub(super) fn load(
+        ordinal: usize,
+        checkpoint: &Checkpoint,
+        first_layer: usize,
+    ) -> anyhow::Result<Box<dyn Backbone>> {
+        let ops = CudaOps::new(ordinal, &CudaConfig::default().product_rows).context("device")?;
+        let arithmetic = format!("cuda {} bf16", ops.name());
+        let Checkpoint { config, tensors, .. } = checkpoint;
+        let model = RewardModel::load_from(ops, config, tensors, first_layer).context("device")?;
+        Ok(Box::new(Loaded { model, arithmetic }))
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod gpu {
+    use super::*;
+
+    pub(super) fn load(_: usize, _: &Checkpoint, _: usize) -> anyhow::Result<Box<dyn Backbone>> {
+        anyhow::bail!("device: {}", crate::device::NO_GPU)
+    }
+}
