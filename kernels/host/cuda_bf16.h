@@ -53,6 +53,7 @@ inline To same_bits(From from) {
 inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
 inline unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <typename T>
 inline T __ldcg(const T* from) { return *from; }

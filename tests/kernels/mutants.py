@@ -1,9 +1,23 @@
 """Seeded faults of the kernels, for the runs in ptx/ and host/."""
 
-KERNELS = ("gated_mlp", "head", "inform_head", "latent_distance", "norm", "packed_attention", "rotary", "rows")
+KERNELS = ("adamw", "gated_mlp", "gated_mlp_backward", "head", "inform_head", "latent_distance", "norm", "packed_attention", "rotary", "rows",
+           "rows_backward")
 
 # (kernel, what is wrong, text, its replacement). The text must be there once.
 MUTANTS = [
+    ("adamw", "decay that is left out", "value = product(value, settings.keep) -", "value = value -"),
+    ("adamw", "gradient not clipped", "product(gradient, settings.clip)", "gradient"),
+    ("adamw", "root not corrected", "sqrtf(second) / settings.root_correction", "sqrtf(second)"),
+    ("adamw", "epsilon within the root", "sqrtf(second) / settings.root_correction + settings.epsilon", "sqrtf(second + settings.epsilon) / settings.root_correction"),
+    ("adamw", "a sum that is fused", "first = product(settings.beta1, first) + product(1.0f - settings.beta1, g);", "first = fmaf(settings.beta1, first, product(1.0f - settings.beta1, g));"),
+    ("adamw", "second moment not kept", ", store(second + i, square);", ";"),
+    ("adamw", "last element left out", "j < count; ++j) single(j);", "j < count - 1; ++j) single(j);"),
+    ("adamw", "writes beyond the end", "if (i + PIECE <= count) {", "if (i + 1 <= count) {"),
+    ("adamw", "blocks that go on too far", "static_cast<long long>(gridDim.x) * THREADS * PIECE", "static_cast<long long>(gridDim.x + 1) * THREADS * PIECE"),
+    ("adamw", "sum of half the lanes", "int distance = 16; distance > 0", "int distance = 8; distance > 0"),
+    ("adamw", "no barrier before the warps are added", "partial[threadIdx.x / 32] = sum;\n    __syncthreads();", "partial[threadIdx.x / 32] = sum;"),
+    ("adamw", "squares in f32", "sum += static_cast<double>(value[j]) * value[j];", "sum += value[j] * value[j];"),
+    ("adamw", "factor left out of the tail", "__float2bfloat16_rn(factor * x[i])", "__float2bfloat16_rn(x[i])"),
     ("gated_mlp", "gate and up exchanged", "gate_up + static_cast<size_t>(blockIdx.x) * 2 * inner;\n    const bf16* const up = gate + inner;", "gate_up + static_cast<size_t>(blockIdx.x) * 2 * inner + inner;\n    const bf16* const up = gate - inner;"),
     ("gated_mlp", "wrong stride of the rows", "static_cast<size_t>(blockIdx.x) * 2 * inner", "static_cast<size_t>(blockIdx.x) * inner"),
     ("gated_mlp", "last element left out", "for (int column = threadIdx.x; column < inner;", "for (int column = threadIdx.x; column < inner - 1;"),
@@ -79,4 +93,16 @@ MUTANTS = [
     ("latent_distance", "wrong stride", "STRIDE = TILE + 4", "STRIDE = TILE + 2"),
     ("latent_distance", "columns counted from their tile", "static_cast<unsigned>(column);", "static_cast<unsigned>(place(threadIdx.x % 16, j));"),
     ("latent_distance", "last row left out", "row < n && column < m) out", "row < n - 1 && column < m) out"),
+    ("gated_mlp_backward", "gate and up exchanged", "of_gate;\n            *reinterpret_cast<uint4*>(d_up + column) = of_up;", "of_up;\n            *reinterpret_cast<uint4*>(d_up + column) = of_gate;"),
+    ("gated_mlp_backward", "a slope without the sigmoid's", "s * fmaf(g, 1.0f - s, 1.0f)", "s"),
+    ("gated_mlp_backward", "a product that overflows before a 0", "2.0f * (d_out * (0.5f * slope) * up)", "d_out * up * slope"),
+    ("gated_mlp_backward", "NaN of large gates", "d_out * (g * s)", "d_out * (g / (1.0f + expf(-g)) + g * expf(-g) * 0.0f)"),
+    ("gated_mlp_backward", "pieces of 8 where they do not fit", "inner % 8 == 0", "inner % 8 != 1"),
+    ("gated_mlp_backward", "last element left out", "for (int column = threadIdx.x; column < inner;", "for (int column = threadIdx.x; column < inner - 1;"),
+    ("rows_backward", "what was there is lost", "to[piece] = plus(to[piece], sum);", "to[piece] = sum;"),
+    ("rows_backward", "the last source left out", "for (; i < end; ++i)", "for (; i < end - 1; ++i)"),
+    ("rows_backward", "reads beyond the sources", "for (; i + AHEAD <= end; i += AHEAD)", "for (; i < end; i += AHEAD)"),
+    ("rows_backward", "targets in order", "static_cast<size_t>(targets[blockIdx.x])", "static_cast<size_t>(blockIdx.x + 0 * targets[0])"),
+    ("rows_backward", "pieces of 4 where they do not fit", "columns % 4 == 0", "columns % 4 != 1"),
+    ("rows_backward", "blocks that do not share a row", "int piece = blockIdx.y * THREADS + threadIdx.x", "int piece = threadIdx.x"),
 ]
