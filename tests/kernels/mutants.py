@@ -1,7 +1,7 @@
 """Seeded faults of the kernels, for the runs in ptx/ and host/."""
 
-KERNELS = ("adamw", "gated_mlp", "gated_mlp_backward", "head", "inform_head", "latent_distance", "norm", "packed_attention", "rotary", "rows",
-           "rows_backward")
+KERNELS = ("adamw", "gated_mlp", "gated_mlp_backward", "head", "inform_head", "latent_distance", "norm", "norm_backward", "packed_attention",
+           "packed_attention_backward", "rotary", "rows", "rows_backward")
 
 # (kernel, what is wrong, text, its replacement). The text must be there once.
 MUTANTS = [
@@ -82,6 +82,30 @@ MUTANTS = [
     ("packed_attention", "rows without a query read beyond the tile", "const int query = min(row / group, queries - 1);", "const int query = row / group;"),
     ("packed_attention", "last block of a warp skipped", "if (first_key <= warp_last) {", "if (first_key < warp_last) {"),
     ("packed_attention", "blocks aligned to the segment, not the position", "const int position = block * KEY_BLOCK + key;", "const int position = block * KEY_BLOCK + (key ^ (first_row & 8));"),
+    ("packed_attention_backward", "no barrier before a stage is read", "cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();"),
+    ("packed_attention_backward", "no barrier before a stage is overwritten", "// The next turn overwrites this stage.\n        __syncthreads();", ""),
+    ("packed_attention_backward", "no barrier before queries are overwritten", "// The last turn's readers of shared memory must be done.\n        __syncthreads();", ""),
+    ("packed_attention_backward", "no barrier before queries are read", "        cp_async_wait<0>();\n        __syncthreads();\n        // No query", "        cp_async_wait<0>();\n        // No query"),
+    ("packed_attention_backward", "no guard at the tail of the keys", "const bool exists = position <= last_position;", "const bool exists = true;"),
+    ("packed_attention_backward", "rows without a query read beyond the tile", "const int query = min(row / group, queries - 1);", "const int query = row / group;"),
+    ("packed_attention_backward", "rows without a query have a position", "{0.0f, 0.0f, -1}", "{0.0f, 0.0f, tile.z}"),
+    ("packed_attention_backward", "keys beyond the tile written", "if (key >= count) continue;", ""),
+    ("packed_attention_backward", "window one too long", "behind < window) ?", "behind <= window) ?"),
+    ("packed_attention_backward", "walk begins at the last query's window", "first_position - problem.window + 1) : 0", "last_position - problem.window + 1) : 0"),
+    ("packed_attention_backward", "a reader left out one position early", "(first_position + count - 1) >= problem.window", "(first_position + count - 1) >= problem.window - 1"),
+    ("packed_attention_backward", "a reader left out at the warp's first key", "tile.z + tile.y - 1 < warp_key", "tile.z + tile.y - 1 <= warp_key"),
+    ("packed_attention_backward", "last piece of a warp left out", "if (first_key > warp_last) break;", "if (first_key >= warp_last) break;"),
+    ("packed_attention_backward", "slope of the cap left out", "gradient * (1.0f - ratio * ratio)", "gradient * 1.0f"),
+    ("packed_attention_backward", "a key that is not seen has an endless slope", "fmaxf(score * inverse_cap, -1.0f)", "score * inverse_cap"),
+    ("packed_attention_backward", "along left out of the gradients of keys", "gradients[tile8][i] - row.along", "gradients[tile8][i] - 0.0f * row.along"),
+    ("packed_attention_backward", "along of half the columns", "dot[half] += __shfl_xor_sync(0xffffffffu, dot[half], 2);", ""),
+    ("packed_attention_backward", "sums not rescaled", "sums[tile8][2 * half + 1] *= shrink;", ""),
+    ("packed_attention_backward", "log-sum without the scale", "maximum[half] * problem.scale;", "maximum[half];"),
+    ("packed_attention_backward", "log-sum to the base of e", "log_sum[index] * LOG2_E", "log_sum[index]"),
+    ("packed_attention_backward", "heads counted in a group", "const int heads = gridDim.y * group;\n\n", "const int heads = group;\n\n"),
+    ("packed_attention_backward", "query rows taken for positions", "in_q = query * problem.q_stride", "in_q = (query - tile.x + tile.z) * problem.q_stride"),
+    ("packed_attention_backward", "second piece of rows left out", "piece < rows; piece += PIECE", "piece < min(rows, PIECE); piece += PIECE"),
+    ("packed_attention_backward", "gradient of keys without the scale", "d_keys[tile8][2 * half] * problem.scale", "d_keys[tile8][2 * half]"),
     ("latent_distance", "no barrier before a stage is read", "keep(shared.y[stage], next_y);\n        __syncthreads();", "keep(shared.y[stage], next_y);"),
     ("latent_distance", "one stage", "first += DEPTH_STEP, stage ^= 1", "first += DEPTH_STEP"),
     ("latent_distance", "no guard at the tail of the rows", "row < rows && channel < depth", "channel < depth"),
