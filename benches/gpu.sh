@@ -25,6 +25,7 @@ section "Tests on the device"
 export REQUIRE_CUDA=1 CUDA_TRIAL=${CUDA_TRIAL:-50}
 fenced cargo test --release --locked --features cuda --test cuda -- --nocapture --test-threads 1
 fenced cargo test --release --locked --features cuda --test invariance on_a_gpu -- --nocapture
+fenced cargo test --release --locked --features cuda --test cuda_training -- --nocapture --test-threads 1
 
 section "Operations and whole batches"
 cargo bench --locked --features cuda --bench gpu -- --device "$device" | tee -a "$report"
@@ -37,6 +38,18 @@ if [ -n "${SMOLLM2_FOLDER:-}" ]; then
   folder=target/gpu-smollm2
   [ -d "$folder" ] || cargo run --release --locked --bin trainer -- init-head --model "$SMOLLM2_FOLDER" --output "$folder" --seed 0
   fenced serve offline --model "$folder" --texts 4096 ${PAIRS:+--data "$PAIRS"}
+fi
+
+# Pairs a second stand in the line of each epoch.
+if [ -n "${SMOLLM2_FOLDER:-}" ] && [ -n "${PAIRS:-}" ]; then
+  section "Training"
+  for mode in 'mode = "full"' 'mode = "lora"' 'recompute = true'; do
+    rm -rf target/gpu-trained
+    printf 'output = "target/gpu-trained"\ndevice = "cuda:%s"\ndtype = "bf16"\n%s\n' "$device" "$mode" >target/gpu-fit.toml
+    printf 'start.folder = "%s"\ndata = { files = ["%s"], train_pairs = 1000 }\n' "$SMOLLM2_FOLDER" "$PAIRS" >>target/gpu-fit.toml
+    printf 'schedule = { epochs = 2, pairs_per_step = 32, micro_batch_tokens = 32768 }\n' >>target/gpu-fit.toml
+    fenced cargo run --release --locked --features cuda --bin trainer -- fit --config target/gpu-fit.toml
+  done
 fi
 
 section "Peers"
