@@ -355,7 +355,7 @@ __device__ __forceinline__ void of_queries(
 struct Asking {
     float log_sum;  // to the base of 2
     float along;
-    int position;  // -1 where the row holds no query: it sees no key
+    int position;  // -1 where the row holds no query: it sees no key, and its q and d_out are zeros
 };
 
 template <int HEAD_DIM>

@@ -88,7 +88,6 @@ MUTANTS = [
     ("packed_attention_backward", "no barrier before queries are read", "        cp_async_wait<0>();\n        __syncthreads();\n        // No query", "        cp_async_wait<0>();\n        // No query"),
     ("packed_attention_backward", "no guard at the tail of the keys", "const bool exists = position <= last_position;", "const bool exists = true;"),
     ("packed_attention_backward", "rows without a query read beyond the tile", "const int query = min(row / group, queries - 1);", "const int query = row / group;"),
-    ("packed_attention_backward", "rows without a query have a position", "{0.0f, 0.0f, -1}", "{0.0f, 0.0f, tile.z}"),
     ("packed_attention_backward", "keys beyond the tile written", "if (key >= count) continue;", ""),
     ("packed_attention_backward", "window one too long", "behind < window) ?", "behind <= window) ?"),
     ("packed_attention_backward", "walk begins at the last query's window", "first_position - problem.window + 1) : 0", "last_position - problem.window + 1) : 0"),

@@ -389,13 +389,23 @@ int main(int count, char** arguments) {
         static const int head_dims[] = {16, 32, 48, 64, 80, 96, 128};
         Shape shape{};
         shape.head_dim = head_dims[index % 7];
-        shape.group = index % 11 == 10 ? random.between(9, 64) : index / 2 % 5 + 1;
-        shape.key_value_heads = shape.group < 4 ? random.between(1, 2) : 1;
-        shape.window = random.chance(0.4) ? random.between(1, 80) : 0;
+        // Some paths of more than two blocks of keys, some large groups; few rows with either.
+        const bool lengthy = index % 4 == 1, wide = index % 11 == 10;
+        shape.group = lengthy ? 1 : wide ? random.between(9, 64) : index / 2 % 5 + 1;
+        shape.key_value_heads = !lengthy && shape.group < 4 ? random.between(1, 2) : 1;
+        shape.window = random.chance(lengthy ? 0.6 : 0.4) ? random.between(1, 80) : 0;
         shape.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
         shape.soft_cap = random.chance(0.4) ? random.between(1, 50) : 0.0f;
         shape.spread = random.chance(0.3) ? 6.0f : 1.7f;
-        const Question question(random, grow(random, shape.group > 8 ? 17 : random.chance(0.3) ? 65 : 31));
+        Forest forest;
+        auto longest = [&] {
+            int tokens = 0;
+            for (const Segment& segment : forest) tokens = std::max(tokens, segment.first_position + static_cast<int>(segment.tokens.size()));
+            return tokens;
+        };
+        do forest = grow(random, lengthy ? 129 : wide ? 17 : random.chance(0.2) ? 65 : 31);
+        while (lengthy && (longest() < 129 || forest.size() > 3));
+        const Question question(random, std::move(forest));
         const std::string what = "shape " + std::to_string(index) + " (head_dim " + std::to_string(shape.head_dim) + ", group "
                                + std::to_string(shape.group) + ", window " + std::to_string(shape.window) + ", cap "
                                + std::to_string(shape.soft_cap) + ", " + std::to_string(question.asked.size()) + " queries)";
