@@ -1,7 +1,7 @@
 """Seeded faults of the kernels, for the runs in ptx/ and host/."""
 
-KERNELS = ("adamw", "gated_mlp", "gated_mlp_backward", "head", "inform_head", "latent_distance", "norm", "packed_attention", "rotary", "rows",
-           "rows_backward")
+KERNELS = ("adamw", "gated_mlp", "gated_mlp_backward", "head", "inform_head", "latent_distance", "norm", "norm_backward", "packed_attention",
+           "rotary", "rows", "rows_backward")
 
 # (kernel, what is wrong, text, its replacement). The text must be there once.
 MUTANTS = [
@@ -105,4 +105,19 @@ MUTANTS = [
     ("rows_backward", "targets in order", "static_cast<size_t>(targets[blockIdx.x])", "static_cast<size_t>(blockIdx.x + 0 * targets[0])"),
     ("rows_backward", "pieces of 4 where they do not fit", "columns % 4 == 0", "columns % 4 != 1"),
     ("rows_backward", "blocks that do not share a row", "int piece = blockIdx.y * THREADS + threadIdx.x", "int piece = threadIdx.x"),
+    ("norm_backward", "sum of half the lanes", "int distance = 16; distance > 0", "int distance = 8; distance > 0"),
+    ("norm_backward", "no barrier before the warps are added", "sums[i];\n    }\n    __syncthreads();", "sums[i];\n    }"),
+    ("norm_backward", "one buffer of the sums", "partial[first / AT_ONCE % 2]", "partial[0]"),
+    ("norm_backward", "one warp left out", "for (int warp = 1; warp < WARPS; ++warp)", "for (int warp = 1; warp < WARPS - 1; ++warp)"),
+    ("norm_backward", "inverse not squared", "inverse * inverse / problem.columns", "inverse / problem.columns"),
+    ("norm_backward", "epsilon left out", "problem.columns + problem.epsilon", "problem.columns + 0.0f * problem.epsilon"),
+    ("norm_backward", "scale left out of a sum", "fmaf(scale[i] * d_y[i], x[i], sums.along)", "fmaf(d_y[i], x[i], sums.along)"),
+    ("norm_backward", "what was there is lost", "if (adds) load(d_x, to);", ""),
+    ("norm_backward", "rows of the next block", "min(ROWS, rows - static_cast<int>(block) * ROWS)", "min(ROWS + 1, rows - static_cast<int>(block) * ROWS)"),
+    ("norm_backward", "no guard at the tail of the rows", "if (first + i < problem.rows) finish(", "if (first + i < problem.rows + 1) finish("),
+    ("norm_backward", "sums of the scale begun anew", "if (row > 0 && problem.d_scale != nullptr) load", "if (row > 1 && problem.d_scale != nullptr) load"),
+    ("norm_backward", "pieces of 4 where they do not fit", "if (columns % WIDTH != 0) {", "if (columns % WIDTH == 1) {"),
+    ("norm_backward", "rows of 4,096 held in half", "columns <= 4 * PIECE", "columns <= 8 * PIECE"),
+    ("norm_backward", "a warp's rows left out", "for (int row = warp; row < rows; row += WARPS)", "for (int row = warp; row < rows - 1; row += WARPS)"),
+    ("norm_backward", "columns beyond the end", "if (column < columns) out[column] +=", "if (column < columns + 1) out[column] +="),
 ]
