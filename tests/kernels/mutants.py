@@ -119,5 +119,5 @@ MUTANTS = [
     ("norm_backward", "pieces of 4 where they do not fit", "if (columns % WIDTH != 0) {", "if (columns % WIDTH == 1) {"),
     ("norm_backward", "rows of 4,096 held in half", "columns <= 4 * PIECE", "columns <= 8 * PIECE"),
     ("norm_backward", "a warp's rows left out", "for (int row = warp; row < rows; row += WARPS)", "for (int row = warp; row < rows - 1; row += WARPS)"),
-    ("norm_backward", "columns beyond the end", "if (column < columns) out[column] +=", "if (column < columns + 1) out[column] +="),
+    ("norm_backward", "last column left out", "if (column < columns) out[column] +=", "if (column < columns - 1) out[column] +="),
 ]
