@@ -22,6 +22,8 @@ namespace rows_backward {
 
 constexpr int THREADS = 128;
 constexpr int AHEAD = 8;
+// An SM: without it ptxas takes fewer registers, and then waits for two or three sources at a time.
+constexpr int BLOCKS = 8;
 
 __device__ __forceinline__ float plus(float a, float b) { return a + b; }
 __device__ __forceinline__ float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
@@ -41,6 +43,7 @@ __device__ __forceinline__ void add(float* out, const float* x, const int* sourc
 #pragma unroll
             for (int j = 0; j < AHEAD; ++j) sum = plus(sum, added[j]);
         }
+#pragma unroll 1
         for (; i < end; ++i) sum = plus(sum, from[static_cast<size_t>(sources[i]) * pieces + piece]);
         to[piece] = plus(to[piece], sum);
     }
@@ -50,7 +53,7 @@ __device__ __forceinline__ void add(float* out, const float* x, const int* sourc
 
 using namespace rows_backward;
 
-extern "C" __global__ void __launch_bounds__(THREADS) add_rows(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) add_rows(
     float* out, const float* x, const int* targets, const int* starts, const int* sources, int columns
 ) {
     const int begin = starts[blockIdx.x], end = starts[blockIdx.x + 1];

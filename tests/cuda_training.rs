@@ -127,6 +127,9 @@ fn gradients_of_adapters_agree_with_the_cpu() {
     compare_gradients(&golden("tiny/linear"), &Trains::Adapters { lora, seed: 5 });
 }
 
+/// The only precision of a GPU's products.
+const BF16: &str = "dtype = \"bf16\"";
+
 struct Workshop(TempDir);
 
 impl Workshop {
@@ -148,7 +151,6 @@ impl Workshop {
             "output = {:?}
 weight_type = \"f32\"
 device = \"{device}\"
-dtype = \"bf16\"
 {more}
 [start]
 folder = {:?}
@@ -239,8 +241,10 @@ fn a_run_takes_the_steps_that_the_cpu_takes() {
         return;
     }
     let workshop = Workshop::new();
-    for (name, mode) in [("full", ""), ("lora", "mode = \"lora\"\nlora.rank = 4")] {
-        if let Some((found, expected)) = compare_runs(&workshop, name, mode) {
+    for (name, mode) in
+        [("full", BF16.to_owned()), ("lora", format!("{BF16}\nmode = \"lora\"\nlora.rank = 4"))]
+    {
+        if let Some((found, expected)) = compare_runs(&workshop, name, &mode) {
             assert_eq!(found.parameters, expected.parameters);
             assert_eq!(found.held_out.unwrap().pairs, expected.held_out.unwrap().pairs);
         }
@@ -255,16 +259,16 @@ fn recomputed_or_killed_it_ends_in_the_same_weights() {
     }
     let workshop = Workshop::new();
     let begun = Instant::now();
-    workshop.fit("whole", "cuda:0", "");
+    workshop.fit("whole", "cuda:0", BF16);
     let duration = begun.elapsed();
     let whole = workshop.stored("whole");
-    workshop.fit("recomputed", "cuda:0", "recompute = true");
+    workshop.fit("recomputed", "cuda:0", &format!("{BF16}\nrecompute = true"));
     assert!(
         workshop.stored("recomputed") == whole,
         "other weights where layers are computed again"
     );
 
-    let settings = workshop.settings("killed", "cuda:0", "");
+    let settings = workshop.settings("killed", "cuda:0", BF16);
     let run = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
         command.arg("fit").arg("--config").arg(&settings).stdout(Stdio::null());
@@ -291,15 +295,20 @@ fn features_of_a_frozen_part_come_from_the_device() {
     let workshop = Workshop::new();
     let features = "features.dtype = \"bf16\"";
     compare_runs(&workshop, "head", &format!("mode = \"head\"\n{features}"));
-    compare_runs(&workshop, "last", &format!("mode = \"last_layers\"\nlast_layers = 1\n{features}"));
+    compare_runs(
+        &workshop,
+        "last",
+        &format!("mode = \"last_layers\"\nlast_layers = 1\n{features}"),
+    );
 }
 
 #[test]
 fn settings_that_a_gpu_has_not_are_refused() {
     let workshop = Workshop::new();
     for (device, more, said) in [
-        ("cuda:0,1", "", "device: the trainer uses one GPU, 2 are named"),
-        ("auto", "", "device: say `cpu` or `cuda`"),
+        ("cuda:0,1", BF16, "device: the trainer uses one GPU, 2 are named"),
+        ("auto", BF16, "device: say `cpu` or `cuda`"),
+        ("cuda", "", "dtype: GPUs multiply in bf16"),
         ("cuda", "mode = \"head\"", "features.dtype: GPUs multiply in bf16"),
     ] {
         let file = workshop.settings("refused", device, more);

@@ -102,6 +102,13 @@ pub enum Mode {
     Head,
 }
 
+impl Mode {
+    /// Whether there is no frozen part whose features are computed once.
+    pub(super) fn trains_decoder(self) -> bool {
+        matches!(self, Self::Full | Self::Lora)
+    }
+}
+
 /// Features of the frozen part of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -389,10 +396,10 @@ impl FitConfig {
 
     /// Where and how a model is computed that is not trained: the frozen part, or what the run gave.
     pub(super) fn compute(&self) -> Compute {
-        let dtype = match (self.mode, &self.device) {
-            (Mode::Head | Mode::LastLayers, _) => self.features.dtype,
-            (Mode::Full | Mode::Lora, DeviceChoice::Cuda(_)) => self.dtype,
-            (Mode::Full | Mode::Lora, _) => Precision::F32,
+        let dtype = match self.device {
+            _ if !self.mode.trains_decoder() => self.features.dtype,
+            DeviceChoice::Cuda(_) => self.dtype,
+            DeviceChoice::Auto | DeviceChoice::Cpu => Precision::F32,
         };
         Compute { device: self.device.clone(), dtype, threads: self.threads }
     }
@@ -427,8 +434,7 @@ impl FitConfig {
         if self.mode == Mode::Lora {
             self.lora.check()?;
         }
-        let prefix =
-            if matches!(self.mode, Mode::Head | Mode::LastLayers) { "features." } else { "" };
+        let prefix = if self.mode.trains_decoder() { "" } else { "features." };
         self.compute().check().map_err(|error| match error.to_string() {
             message if message.starts_with("dtype") => anyhow::anyhow!("{prefix}{message}"),
             message => anyhow::anyhow!(message),

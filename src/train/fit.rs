@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::baseline::{BaselineReport, baseline_of};
-use super::config::{FitConfig, Mode, Start};
+use super::config::{FitConfig, Start};
 use super::data::{EncodedPair, Pair, Split, encode_pairs, read_pairs};
 use super::descent::Descent;
 use super::diagnostics::LatentDiagnostics;
@@ -350,9 +350,9 @@ impl Finished {
     ) -> anyhow::Result<Self> {
         let stored = Checkpoint::open(folder)?;
         let compute = config.compute();
-        let features = match config.mode {
-            Mode::Head | Mode::LastLayers => config.features.folder.as_deref(),
-            Mode::Full | Mode::Lora => None,
+        let features = match config.mode.trains_decoder() {
+            true => None,
+            false => config.features.folder.as_deref(),
         };
         let depth = config.depth(&stored.config.decoder)?;
         let mut scorer = TextScorer::load(&stored, &compute, features, depth)?;

@@ -16,6 +16,7 @@ use super::gradients::{Backward, Gradients};
 use super::loss::{LossConfig, pair_loss};
 use super::optimiser::{AdamW, OptimiserConfig};
 use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
+use crate::config::DeviceChoice;
 use crate::model::{HeadOutput, RewardModel};
 use crate::ops::autograd::{AutogradOps, LoraConfig, Trains, adapter_name};
 use crate::ops::cpu::{CpuOps, Precision};
@@ -72,7 +73,12 @@ impl Trained {
         checkpoint: &Checkpoint,
         train: &[EncodedPair],
     ) -> anyhow::Result<Self> {
-        let ops = AutogradOps::new(config.threads, config.dtype).context("dtype")?;
+        // Where a device has the decoder, what is left to the CPU is in f32.
+        let dtype = match config.device {
+            DeviceChoice::Cuda(_) if config.mode.trains_decoder() => Precision::F32,
+            _ => config.dtype,
+        };
+        let ops = AutogradOps::new(config.threads, dtype).context("dtype")?;
         let Checkpoint { config: model, tensors, .. } = checkpoint;
         let hidden = model.decoder.hidden_size;
         let depth = config.depth(&model.decoder)?;
