@@ -209,10 +209,6 @@ every_steps = 1
     }
 }
 
-fn has_bf16() -> bool {
-    AutogradOps::new(1, Precision::Bf16).is_ok()
-}
-
 /// Losses of a run on the device beside those of the same run on the CPU, where that has bf16, too.
 fn compare_runs(workshop: &Workshop, name: &str, more: &str) -> Option<(FitReport, FitReport)> {
     let (gpu, cpu) = (format!("{name}-gpu"), format!("{name}-cpu"));
