@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::Gpu;
+use super::gpu::Gpu;
 use super::kernels::backward_shared_bytes;
 use super::tape::{Gradient, Gradients};
 use crate::ops::cuda::launch::launch;

@@ -91,6 +91,13 @@ pub(super) struct Adapter {
     pub(super) scale: f32,
 }
 
+impl DeviceWeight {
+    /// Whether anything of it changes.
+    pub(super) fn is_trained(&self) -> bool {
+        self.tensor.state.is_some() || !self.adapters.is_empty()
+    }
+}
+
 /// What becomes of a tensor's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::Gpu;
+use super::gpu::Gpu;
 use crate::ops::Result;
 use crate::ops::cuda::CudaMatrix;
 
