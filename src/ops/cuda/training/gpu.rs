@@ -123,7 +123,8 @@ impl Gpu {
             let d_between = self.ops.matrix::<f32>(between.rows, between.columns)?;
             let into = Destination::F32;
             products.product(d_part.plain(), b.block().plain(), d_between.block(), into)?;
-            let d_between = self.round(&d_between, adapter.scale)?.block();
+            let rounded = self.round(&d_between, adapter.scale)?;
+            let d_between = rounded.block();
             if let Some(d_a) = a.gradient() {
                 products.product(d_between.transposed(), read.plain(), d_a, Destination::Added)?;
             }
