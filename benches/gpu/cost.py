@@ -57,6 +57,11 @@ class Model:
         return self.hidden * (self.qkv + self.query + 3 * self.inner)
 
     @property
+    def layer_sides(self) -> int:
+        """Rows and columns of a layer's seven weights together."""
+        return 7 * self.hidden + self.qkv + self.query + 3 * self.inner
+
+    @property
     def parameters(self) -> int:
         return self.layers * self.layer_parameters + self.vocabulary * self.hidden
 
@@ -169,7 +174,39 @@ def padding_table() -> str:
     return table(["rows", "calls", "computed / asked"], rows)
 
 
-TABLES = {"layer": layer_table, "batch": batch_table, "memory": memory_table, "padding": padding_table}
+def training_flop(model: Model, texts: int, tokens: int, rank: int) -> float:
+    """Of a step's products and attention; `rank` 0 trains everything, else adapters of all linear layers."""
+    n, pairs = texts * tokens, texts * tokens * (tokens + 1) / 2
+    weights = 2 * n * model.layer_parameters
+    adapters = 2 * n * rank * model.layer_sides
+    # Forward: the scores and the sums. Back: the scores three times, d_p twice, d_q, d_k and d_v.
+    attention = (2 + 8) * 2 * pairs * model.query
+    products = (2 * weights + 3 * adapters) if rank else 3 * weights
+    return model.layers * (products + attention)
+
+
+def training_table() -> str:
+    rows = []
+    texts, tokens, rank = 16, 512, 16
+    n = texts * tokens
+    for model in MODELS:
+        # x, its norm, q, k, v, what was attended; the same of the MLP, gate and up, and what SwiGLU makes of them.
+        layer = n * (12 * model.hidden + 2 * model.qkv + 2 * model.query + 6 * model.inner)
+        recomputed = n * 4 * model.hidden * model.layers + layer
+        adapters = model.layers * rank * model.layer_sides
+        for mode, memory, its_rank in (
+            ("full", 18 * model.parameters, 0),
+            ("lora, rank 16", 2 * model.parameters + 18 * adapters, rank),
+        ):
+            flop = training_flop(model, texts, tokens, its_rank)
+            times = [f"{flop / card.flops * 1e3:.0f}" for card in CARDS]
+            cells = [f"{value / 1e9:.1f}" for value in (memory, model.layers * layer, recomputed)]
+            rows.append([model.name, mode, *cells, f"{flop / 1e12:.1f}", *times])
+    header = ["model", "mode", "parameters, GB", "activations, GB", "recomputed, GB", "TFLOP"]
+    return table(header + [f"{card.name}, ms" for card in CARDS], rows)
+
+
+TABLES = {"layer": layer_table, "batch": batch_table, "memory": memory_table, "padding": padding_table, "training": training_table}
 
 
 def main() -> None:
