@@ -26,12 +26,12 @@
 // Memory    floor: q, d_out, out, k, v once and d_q, d_k, d_v once: rows * head_dim * (10 * heads + 12 * key_value_heads)
 //           bytes. Keys and values are read again by each tile, queries and d_out by each key tile, from the second-level
 //           cache in the main: 4 * head_dim * 64 bytes for 64 x 64 scores, as in the forward.
-// FLOP      16 * head_dim * heads * sum over queries of the positions seen: 6 for d_q, 8 for d_k and d_v, and 2 of them
-//           products that both kernels make (q k and d_out v, twice), which f32 sums in memory would save. They would need
+// FLOP      14 * head_dim * heads * sum over queries of the positions seen: 3 products for d_q and 4 for d_k and d_v, of which
+//           2 are the same in both kernels (q k and d_out v). One kernel would save these, but add to d_q in f32 by
 //           atomic additions, in no fixed order.
 //
 // Queries   The forward's tile and walk: 64 (query, head) rows x 64 keys, two stages. d_q is linear in p, so that its sums are
-//           rescaled as the maximum grows, and the log-sum needs no walk of its own: 6 products' FLOP, not 8. A row's q,
+//           rescaled as the maximum grows, and the log-sum needs no walk of its own: 3 products, not 4. A row's q,
 //           d_out and d_q stay in registers (128 at head_dim 128), and the scores of 32 keys (32): with those of 64
 //           registers spill.
 // Keys      64 keys x 64 rows of queries, a warp 16 keys: scores are made transposed, so that they lie as the left operand
