@@ -39,7 +39,7 @@ fn device(trains: Trains) -> Option<CudaTraining> {
 /// Texts that share prefixes, one of them twice, and one of a single token.
 fn texts() -> Vec<Vec<u32>> {
     let text = |tag: u32, common: u32, own: u32| -> Vec<u32> {
-        (0..common).map(|i| 5 + i % 80).chain((0..own).map(|i| (31 * tag + 7 * i) % 90)).collect()
+        (0..common).map(|i| 5 + i % 50).chain((0..own).map(|i| (31 * tag + 7 * i) % 60)).collect()
     };
     vec![text(1, 70, 9), text(2, 70, 80), text(3, 20, 0), text(4, 0, 1), text(2, 70, 80)]
 }
