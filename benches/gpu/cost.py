@@ -179,8 +179,8 @@ def training_flop(model: Model, texts: int, tokens: int, rank: int) -> float:
     n, pairs = texts * tokens, texts * tokens * (tokens + 1) / 2
     weights = 2 * n * model.layer_parameters
     adapters = 2 * n * rank * model.layer_sides
-    # Forward: the scores and the sums. Back: the scores three times, d_p twice, d_q, d_k and d_v.
-    attention = (2 + 8) * 2 * pairs * model.query
+    # Forward: the scores and the sums. Back: the scores and d_p twice, d_q, d_k and d_v.
+    attention = (2 + 7) * 2 * pairs * model.query
     products = (2 * weights + 3 * adapters) if rank else 3 * weights
     return model.layers * (products + attention)
 
