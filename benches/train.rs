@@ -134,8 +134,7 @@ fn features(
     const BATCH_TOKENS: usize = 8192;
     let mut texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
     texts.sort_unstable();
-    let compute =
-        Compute { device: DeviceChoice::Cpu, dtype: precision, threads: arguments.threads };
+    let compute = Compute::new(DeviceChoice::Cpu, precision, arguments.threads);
     let model = compute.load(checkpoint, 0)?;
     let tokens = (texts.len() * arguments.tokens) as f64;
     for round in 0..=arguments.steps {

@@ -18,15 +18,18 @@ use inform::model::{Decoder, standard_normal};
 use inform::ops::autograd::{AutogradOps, LoraConfig, Trains};
 use inform::ops::cpu::Precision;
 use inform::ops::cuda::training::CudaTraining;
-use inform::ops::{Kept, Ops, Packing};
+use inform::ops::{Ops, Packing, StateTensor};
 use inform::train::{FitConfig, FitReport, fit};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// Rows of the greatest batch here.
+const ROWS: usize = 300;
+
 /// The device, or why the test is skipped.
 fn device(trains: Trains) -> Option<CudaTraining> {
-    match CudaTraining::new(0, trains) {
+    match CudaTraining::new(0, trains, ROWS) {
         Ok(ops) => Some(ops),
         Err(error) => {
             assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "{error}");
@@ -78,9 +81,9 @@ fn compare_gradients(model: &Path, trains: &Trains) {
     let decoder = Decoder::load(&gpu, &config, &tensors, 0).unwrap();
     gpu.leave_out(decoder.norm().0);
     let on_device = gpu.parameters();
-    for parameter in &on_device {
+    for (number, parameter) in on_device.iter().enumerate() {
         let index = parameters.iter().position(|one| one.parts == parameter.parts).unwrap();
-        gpu.write_parameter(parameter, Kept::Values, &moved[index]).unwrap();
+        gpu.write_parameter(number, StateTensor::Values, &moved[index]).unwrap();
     }
     gpu.record();
     let x = decoder.embed(&gpu, &packing).unwrap();
@@ -93,11 +96,11 @@ fn compare_gradients(model: &Path, trains: &Trains) {
     assert!(gpu.backward(&found, &known, None).unwrap().is_none());
 
     let mut compared = 0;
-    for parameter in &on_device {
+    for (number, parameter) in on_device.iter().enumerate() {
         let of_cpu = parameters.iter().find(|one| one.parts == parameter.parts).unwrap();
         let expected = expected.get(of_cpu.var.as_tensor()).unwrap();
         let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
-        let found = gpu.read_parameter(parameter, Kept::Gradient).unwrap();
+        let found = gpu.read_parameter(number, StateTensor::Gradient).unwrap();
         let error = relative_error(&found, &expected);
         println!("{}: {error:.1e}", parameter.parts[0].0);
         // Factors of some ten products one after the other are rounded by 2^-9 each.
@@ -151,6 +154,7 @@ impl Workshop {
             "output = {:?}
 weight_type = \"f32\"
 device = \"{device}\"
+evaluation.every_steps = 2
 {more}
 [start]
 folder = {:?}
@@ -167,8 +171,6 @@ weight_decay = 0.1
 kind = \"constant\"
 pairs_per_step = 4
 micro_batch_tokens = 150
-[evaluation]
-every_steps = 2
 [progress]
 every_steps = 1
 ",
@@ -247,40 +249,44 @@ fn a_run_takes_the_steps_that_the_cpu_takes() {
     }
 }
 
-/// Computing activations again changes no bit, and neither does being killed.
+/// Computing activations again changes no bit, and neither does being killed, with what an evaluation kept as the best.
 #[test]
 fn recomputed_or_killed_it_ends_in_the_same_weights() {
     if device(Trains::All).is_none() {
         return;
     }
     let workshop = Workshop::new();
-    let begun = Instant::now();
-    workshop.fit("whole", "cuda:0", BF16);
-    let duration = begun.elapsed();
-    let whole = workshop.stored("whole");
-    workshop.fit("recomputed", "cuda:0", &format!("{BF16}\nrecompute = true"));
-    assert!(
-        workshop.stored("recomputed") == whole,
-        "other weights where layers are computed again"
-    );
+    for mode in ["", "mode = \"lora\"\nlora.rank = 4"] {
+        let more = format!("{BF16}\n{mode}\nevaluation.keep_best = true");
+        let begun = Instant::now();
+        workshop.fit("whole", "cuda:0", &more);
+        let duration = begun.elapsed();
+        let whole = workshop.stored("whole");
+        let more = format!("{more}\nrecompute = true");
+        workshop.fit("recomputed", "cuda:0", &more);
+        assert!(
+            workshop.stored("recomputed") == whole,
+            "other weights where layers are recomputed"
+        );
 
-    let settings = workshop.settings("killed", "cuda:0", BF16);
-    let run = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-        command.arg("fit").arg("--config").arg(&settings).stdout(Stdio::null());
-        command
-    };
-    for share in [0.4, 0.6, 0.8] {
-        let mut child = run().stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_secs_f64(share * duration.as_secs_f64()));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let settings = workshop.settings("killed", "cuda:0", &more);
+        let run = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+            command.arg("fit").arg("--config").arg(&settings).stdout(Stdio::null());
+            command
+        };
+        for share in [0.4, 0.6, 0.8] {
+            let mut child = run().stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_secs_f64(share * duration.as_secs_f64()));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let done = run().output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{said}");
+        println!("{said}");
+        assert!(workshop.stored("killed") == whole, "other weights after {said}");
     }
-    let done = run().output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr).into_owned();
-    assert!(done.status.success(), "{said}");
-    println!("{said}");
-    assert!(workshop.stored("killed") == whole, "other weights after {said}");
 }
 
 #[test]

@@ -19,15 +19,15 @@ pub struct AdamWStep {
     pub epsilon: f32,
 }
 
-/// What a device keeps of a parameter, in f32.
+/// What a device keeps of a parameter, in f32, each of its shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum StateTensor {
     /// The values.
     Values,
     /// The sum of its gradients.
     Gradient,
     /// The first moment.
-    First,
+    FirstMoment,
     /// The second moment.
-    Second,
+    SecondMoment,
 }

@@ -21,7 +21,7 @@ mod noise;
 mod packing;
 mod rotary;
 
-pub use adamw::{AdamWStep, Kept};
+pub use adamw::{AdamWStep, StateTensor};
 use head::InformHead;
 pub use noise::standard_normal;
 pub use packing::{Packing, Segment};
@@ -124,7 +124,8 @@ pub enum Gelu {
 /// multiplies; it is made only to be multiplied. Heads are computed in f32 throughout.
 ///
 /// Contract: a row of a result depends on no other sequence's rows, and its bits do not depend on how
-/// many rows there are, or on whether a prefix was packed once or several times.
+/// many rows there are, or on whether a prefix was packed once or several times. (A GPU that trains keeps that but for the last
+/// digits of products.)
 pub trait Ops: Debug {
     /// f32 activations `[rows, columns]`.
     type Matrix: Debug;

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::answers::{self, ANSWER_FORMS, answer};
-use super::backbone::Compute;
 use super::card;
 use super::data::{BadLines, Origin, read_rows};
 use super::evaluate::TextScorer;
 use super::features::Depth;
 use super::fit::{CARD_FILE, DataFile, data_files};
+use super::inference::Compute;
 use super::left_out::{LeftOut, Reason, name_left_out};
 use crate::checkpoint::{
     BASELINE_FILE, Baseline, Checkpoint, EncodeError, Input, TextEncoder, replace_file,
@@ -110,7 +110,7 @@ pub fn make_baseline(settings: &BaselineSettings<'_>) -> anyhow::Result<Baseline
     let source = format!("{} of {found} answers of {}", answers.len(), names(data));
     let prompts = answers.iter().map(|answer| answer.prompt).collect();
     let baseline = baseline_of(&scores, dimension, prompts, &checkpoint.weights, source);
-    let report = BaselineReport::of(&baseline, data_files(data)?, compute.dtype)
+    let report = BaselineReport::of(&baseline, data_files(data)?, compute.dtype())
         .context("a baseline without latents")?;
 
     // The only one that is served goes first: what describes it may be late, but never early.

@@ -9,9 +9,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::backbone::Compute;
 use super::data::{BadLines, PairLimits};
 use super::features::Depth;
+use super::inference::Compute;
 use super::loss::LossConfig;
 use super::optimiser::OptimiserConfig;
 use super::schedule::ScheduleConfig;
@@ -36,7 +36,7 @@ pub struct FitConfig {
     #[serde(default)]
     pub threads: usize,
     /// Where the decoder is trained, or the features of its frozen part are computed: `cpu`, `cuda` or `cuda:N`.
-    #[serde(default = "default_device")]
+    #[serde(default = "default_device", skip_serializing_if = "is_cpu")]
     pub device: DeviceChoice,
     /// Precision of the decoder's products while training. Weights, moments and the head are f32.
     #[serde(default)]
@@ -310,6 +310,10 @@ fn default_device() -> DeviceChoice {
     DeviceChoice::Cpu
 }
 
+fn is_cpu(device: &DeviceChoice) -> bool {
+    *device == DeviceChoice::Cpu
+}
+
 fn default_max_tokens() -> usize {
     2048
 }
@@ -401,7 +405,8 @@ impl FitConfig {
             DeviceChoice::Cuda(_) => self.dtype,
             DeviceChoice::Auto | DeviceChoice::Cpu => Precision::F32,
         };
-        Compute { device: self.device.clone(), dtype, threads: self.threads }
+        let key = if self.mode.trains_decoder() { "dtype" } else { "features.dtype" };
+        Compute::new(self.device.clone(), dtype, self.threads).with_dtype_key(key)
     }
 
     /// These settings without what may change between an interrupted run and its continuation.
@@ -409,6 +414,11 @@ impl FitConfig {
         Self {
             output: PathBuf::new(),
             threads: 0,
+            // Which of several GPUs is another machine's matter.
+            device: match &self.device {
+                DeviceChoice::Cuda(_) => DeviceChoice::Cuda(Vec::new()),
+                device => device.clone(),
+            },
             progress: ProgressConfig::default(),
             card: CardConfig::default(),
             ..self.clone()
@@ -434,11 +444,7 @@ impl FitConfig {
         if self.mode == Mode::Lora {
             self.lora.check()?;
         }
-        let prefix = if self.mode.trains_decoder() { "" } else { "features." };
-        self.compute().check().map_err(|error| match error.to_string() {
-            message if message.starts_with("dtype") => anyhow::anyhow!("{prefix}{message}"),
-            message => anyhow::anyhow!(message),
-        })?;
+        self.compute().check()?;
         anyhow::ensure!(
             !self.evaluation.keep_best || self.evaluation.every_steps > 0,
             "evaluation.keep_best: needs evaluation.every_steps"

@@ -6,10 +6,11 @@ use std::fmt::Debug;
 use std::rc::Rc;
 
 use super::config::FitConfig;
+use super::inference::ordinal;
 use crate::checkpoint::Checkpoint;
 use crate::config::DeviceChoice;
 use crate::ops::autograd::Trains;
-use crate::ops::{AdamWStep, Kept, Packing};
+use crate::ops::{AdamWStep, Packing, StateTensor};
 
 /// A parameter on a device.
 #[derive(Debug, Clone)]
@@ -53,11 +54,11 @@ pub(super) trait DeviceDecoder: Debug {
     /// Changes every parameter by its gradient.
     fn step(&self, step: &AdamWStep) -> anyhow::Result<()>;
 
-    /// Something of a parameter, by its number.
-    fn read(&self, index: usize, kept: Kept) -> anyhow::Result<Vec<f32>>;
+    /// Values of a parameter, or what the optimiser has of it, by the parameter's number.
+    fn read(&self, index: usize, of: StateTensor) -> anyhow::Result<Vec<f32>>;
 
-    /// Replaces something of a parameter.
-    fn write(&self, index: usize, kept: Kept, values: &[f32]) -> anyhow::Result<()>;
+    /// Replaces what [`DeviceDecoder::read`] reads.
+    fn write(&self, index: usize, of: StateTensor, values: &[f32]) -> anyhow::Result<()>;
 }
 
 /// The decoder of `checkpoint` where the settings want it trained; `None` for the CPU.
@@ -71,8 +72,8 @@ pub(super) fn open(
 ) -> anyhow::Result<Option<Rc<dyn DeviceDecoder>>> {
     match &config.device {
         DeviceChoice::Cuda(ordinals) => {
-            let ordinal = ordinals.first().copied().unwrap_or(0);
-            gpu::open(ordinal, checkpoint, trains).map(Some)
+            let ordinal = ordinal(ordinals);
+            gpu::open(ordinal, checkpoint, trains, config.schedule.micro_batch_tokens).map(Some)
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(None),
     }
@@ -84,8 +85,9 @@ mod gpu {
 
     use super::*;
     use crate::model::Decoder;
-    use crate::ops::Ops;
+    use crate::ops::cuda::CudaError;
     use crate::ops::cuda::training::{CudaTraining, Shared};
+    use crate::ops::{Ops, OpsError};
 
     #[derive(Debug)]
     struct GpuDecoder {
@@ -98,10 +100,11 @@ mod gpu {
         ordinal: usize,
         checkpoint: &Checkpoint,
         trains: Trains,
+        rows: usize,
     ) -> anyhow::Result<Rc<dyn DeviceDecoder>> {
-        let ops = CudaTraining::new(ordinal, trains).context("device")?;
+        let ops = CudaTraining::new(ordinal, trains, rows).context("device")?;
         let config = &checkpoint.config.decoder;
-        let decoder = Decoder::load(&ops, config, &checkpoint.tensors, 0).context("device")?;
+        let decoder = Decoder::load(&ops, config, &checkpoint.tensors, 0)?;
         ops.leave_out(decoder.norm().0);
         eprintln!("the decoder is trained on cuda:{ordinal} ({})", ops.name());
         Ok(Rc::new(GpuDecoder { ops, decoder, hidden: config.hidden_size }))
@@ -180,10 +183,19 @@ mod gpu {
             recompute: bool,
             gradient: &mut PooledGradient<'_>,
         ) -> anyhow::Result<()> {
-            match recompute {
+            let done = match recompute {
                 true => self.layer_by_layer(packing, gradient),
                 false => self.at_once(packing, gradient),
-            }
+            };
+            done.map_err(|error| match error.downcast_ref() {
+                Some(OpsError::Cuda(CudaError::OutOfMemory { .. })) if !recompute => {
+                    error.context("schedule.micro_batch_tokens, recompute: the GPU has no room for so many tokens at once")
+                }
+                Some(OpsError::Cuda(CudaError::OutOfMemory { .. })) => {
+                    error.context("schedule.micro_batch_tokens: the GPU has no room for so many at once")
+                }
+                _ => error,
+            })
         }
 
         fn clear_gradients(&self) -> anyhow::Result<()> {
@@ -198,12 +210,12 @@ mod gpu {
             Ok(self.ops.step(step)?)
         }
 
-        fn read(&self, index: usize, kept: Kept) -> anyhow::Result<Vec<f32>> {
-            Ok(self.ops.read_parameter(&self.ops.parameters()[index], kept)?)
+        fn read(&self, index: usize, of: StateTensor) -> anyhow::Result<Vec<f32>> {
+            Ok(self.ops.read_parameter(index, of)?)
         }
 
-        fn write(&self, index: usize, kept: Kept, values: &[f32]) -> anyhow::Result<()> {
-            Ok(self.ops.write_parameter(&self.ops.parameters()[index], kept, values)?)
+        fn write(&self, index: usize, of: StateTensor, values: &[f32]) -> anyhow::Result<()> {
+            Ok(self.ops.write_parameter(index, of, values)?)
         }
     }
 }
@@ -216,6 +228,7 @@ mod gpu {
         _: usize,
         _: &Checkpoint,
         _: Trains,
+        _: usize,
     ) -> anyhow::Result<Rc<dyn DeviceDecoder>> {
         anyhow::bail!("device: {}", crate::device::NO_GPU)
     }

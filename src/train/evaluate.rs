@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::backbone::{Backbone, Compute};
 use super::data::EncodedPair;
 use super::features::{Depth, FeatureStore, entering};
+use super::inference::{Compute, Inference};
 use crate::checkpoint::Checkpoint;
 use crate::model::{Score, Scorer, variance};
 use crate::ops::Packing;
@@ -62,7 +62,7 @@ impl PairAccuracy {
 /// Scores texts for an evaluation: a model, and features of its frozen part where they are kept.
 #[allow(missing_debug_implementations)]
 pub struct TextScorer {
-    model: Box<dyn Backbone>,
+    model: Box<dyn Inference>,
     kept: Option<Kept>,
 }
 
@@ -70,7 +70,7 @@ pub struct TextScorer {
 struct Kept {
     features: FeatureStore,
     /// `None` where features are pooled.
-    last_layers: Option<Box<dyn Backbone>>,
+    last_layers: Option<Box<dyn Inference>>,
     hidden: usize,
 }
 
@@ -145,7 +145,7 @@ pub(super) fn scores(scorer: &dyn Scorer, texts: &[&[u32]]) -> anyhow::Result<Ve
 
 /// Scores by the last layers of a model, of texts whose features before them have these numbers.
 pub(super) fn scores_from(
-    last_layers: &dyn Backbone,
+    last_layers: &dyn Inference,
     features: &FeatureStore,
     numbers: &[usize],
     texts: &[&[u32]],

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::backbone::Compute;
 use super::data::{BadLines, EncodedPair, PairLimits, encode_pairs, read_pairs};
 use super::diagnostics::LatentDiagnostics;
 use super::evaluate::{PairAccuracy, TextScorer};
 use super::features::Depth;
 use super::fit::{TRAINING_FILE, TrainingRecord};
+use super::inference::Compute;
 use super::left_out::name_left_out;
 use crate::checkpoint::Checkpoint;
 use crate::model::Score;

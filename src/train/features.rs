@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::backbone::Backbone;
+use super::inference::Inference;
 use crate::checkpoint::{FolderTensors, ModelConfig};
 use crate::ops::Packing;
 
@@ -130,7 +130,7 @@ impl FeatureStore {
     /// An empty text, a failing device, or a folder that cannot be written.
     pub fn numbers(
         &mut self,
-        backbone: &dyn Backbone,
+        model: &dyn Inference,
         texts: &[&[u32]],
     ) -> anyhow::Result<Vec<usize>> {
         let digests: Vec<TextDigest> = texts.iter().map(|text| text_digest(text)).collect();
@@ -141,7 +141,7 @@ impl FeatureStore {
         missing.sort_unstable();
         missing.dedup();
         if !missing.is_empty() {
-            self.compute(backbone, &missing)?;
+            self.compute(model, &missing)?;
         }
         Ok(digests.iter().map(|text| self.texts[text]).collect())
     }
@@ -152,7 +152,7 @@ impl FeatureStore {
         &self.parts[part].features()[first * self.hidden..][..rows * self.hidden]
     }
 
-    fn compute(&mut self, backbone: &dyn Backbone, mut texts: &[&[u32]]) -> anyhow::Result<()> {
+    fn compute(&mut self, model: &dyn Inference, mut texts: &[&[u32]]) -> anyhow::Result<()> {
         let bar = ProgressBar::new(texts.len() as u64).with_style(ProgressStyle::with_template(
             "features {bar:30} {pos}/{len} texts, {elapsed} + {eta}  {msg}",
         )?);
@@ -169,7 +169,7 @@ impl FeatureStore {
             tokens += batch.iter().map(|text| text.len()).sum::<usize>();
             let packing = Packing::shared(batch).context("an empty text")?;
             let depth = self.depth;
-            let values = backbone.features(&packing, depth)?;
+            let values = model.features(&packing, depth)?;
             for (index, text) in batch.iter().enumerate() {
                 let rows = match depth {
                     Depth::Pooled => vec![index],

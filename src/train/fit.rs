@@ -203,7 +203,7 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         bad_lines: bad_lines.len(),
         held_out_pairs: held_out.len(),
         held_out_dropped,
-        parameters: model.optimiser(config.optimiser.clone()).counts().iter().sum(),
+        parameters: model.parameter_count(),
         steps: 0,
         epochs: Vec::new(),
         best_step: None,
@@ -226,6 +226,8 @@ pub fn fit(config: &FitConfig) -> anyhow::Result<FitReport> {
         }
         _ => Vec::new(),
     };
+    // What was trained, with its gradients and moments, has the room that measuring needs.
+    drop(model);
     // The start's normalisation was of its own rewards; and baseline and evaluation are of raw ones.
     let stored = ModelConfig { reward_scale: None, ..checkpoint.config.clone() };
     let contents = CheckpointFiles {
@@ -371,7 +373,7 @@ impl Finished {
         });
         let report = baseline
             .as_ref()
-            .and_then(|baseline| BaselineReport::of(baseline, Vec::new(), compute.dtype));
+            .and_then(|baseline| BaselineReport::of(baseline, Vec::new(), compute.dtype()));
         Ok(Self { evaluation, baseline, report, weights: stored.weights })
     }
 }

@@ -2,7 +2,6 @@
 
 mod adapter;
 mod answers;
-mod backbone;
 mod baseline;
 mod best_of_n;
 mod card;
@@ -19,6 +18,7 @@ mod features;
 mod figures;
 mod fit;
 mod gradients;
+mod inference;
 mod init_head;
 mod left_out;
 mod loss;
@@ -40,7 +40,6 @@ mod tensorboard;
 mod trained;
 
 pub(crate) use answers::{ANSWER_FORMS, answer};
-pub use backbone::{Backbone, Compute};
 pub use baseline::{
     BaselineReport, BaselineSettings, CALIBRATION_FILE, make_baseline, open_with_latents,
 };
@@ -63,6 +62,7 @@ pub use features::{Depth, FeatureStore};
 pub(crate) use fit::{DataFile, data_files};
 pub use fit::{FitReport, TRAINING_FILE, TrainingRecord, fit};
 pub use gradients::{Backward, Gradients};
+pub use inference::{Compute, Inference};
 pub use init_head::init_head;
 pub use left_out::{Dropped, LeftOut, Reason, name_left_out};
 pub use loss::{

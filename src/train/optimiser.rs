@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::device::DeviceDecoder;
 use super::gradients::{Gradients, with_values};
 use crate::ops::autograd::Parameter;
-use crate::ops::{AdamWStep, Kept};
+use crate::ops::{AdamWStep, StateTensor};
 
 /// Settings of AdamW (Loshchilov and Hutter 2019).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,7 +121,7 @@ impl AdamW {
             values.push(parameter.var.flatten_all()?.to_vec1()?);
         }
         for (device, index) in self.on_device() {
-            values.push(device.read(index, Kept::Values)?);
+            values.push(device.read(index, StateTensor::Values)?);
         }
         Ok(values)
     }
@@ -134,7 +134,7 @@ impl AdamW {
             parameter.var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
         }
         for ((device, index), values) in self.on_device().zip(values) {
-            device.write(index, Kept::Values, &values)?;
+            device.write(index, StateTensor::Values, &values)?;
         }
         Ok(())
     }
@@ -148,8 +148,9 @@ impl AdamW {
         }
         for (device, index) in self.on_device() {
             let read = |kept| device.read(index, kept);
-            let (first, second) = (read(Kept::First)?, read(Kept::Second)?);
-            states.push(ParameterState { values: read(Kept::Values)?, first, second });
+            let (first, second) =
+                (read(StateTensor::FirstMoment)?, read(StateTensor::SecondMoment)?);
+            states.push(ParameterState { values: read(StateTensor::Values)?, first, second });
         }
         Ok(states)
     }
@@ -172,8 +173,8 @@ impl AdamW {
             *own = found;
         }
         for ((device, index), Moments { first, second }) in self.on_device().zip(moments) {
-            device.write(index, Kept::First, &first)?;
-            device.write(index, Kept::Second, &second)?;
+            device.write(index, StateTensor::FirstMoment, &first)?;
+            device.write(index, StateTensor::SecondMoment, &second)?;
         }
         Ok(())
     }
@@ -186,10 +187,10 @@ impl AdamW {
     }
 
     /// Takes one step at `share` of the peak learning rate; returns the gradients' norm before
-    /// clipping. Parameters without a gradient are left as they are.
+    /// clipping. Parameters on the CPU that have no gradient are left as they are.
     ///
     /// # Errors
-    /// A gradient that is not finite, or a failing tensor operation; no parameter was changed then.
+    /// A gradient that is not finite: no parameter was changed then. A failing device or tensor operation.
     ///
     /// # Panics
     /// If the gradients are of other parameters.

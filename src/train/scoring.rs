@@ -7,11 +7,11 @@ use anyhow::{Context, ensure};
 use rayon::prelude::*;
 
 use super::answers;
-use super::backbone::Compute;
 use super::baseline::{read_answer, reason};
 use super::data::{BadLines, Origin, read_rows};
 use super::evaluate::TextScorer;
 use super::features::Depth;
+use super::inference::Compute;
 use super::responses::Response;
 use crate::checkpoint::{Checkpoint, Input};
 use crate::model::Score;

@@ -6,13 +6,13 @@ use std::rc::Rc;
 use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor, Var};
 
-use super::backbone::{Backbone, Loaded};
 use super::config::{FitConfig, Mode};
 use super::data::EncodedPair;
 use super::device::{self, DeviceDecoder, DeviceParts};
 use super::evaluate;
 use super::features::{Depth, FeatureStore, entering};
 use super::gradients::{Backward, Gradients};
+use super::inference::{Inference, Loaded};
 use super::loss::{LossConfig, pair_loss};
 use super::optimiser::{AdamW, OptimiserConfig};
 use crate::checkpoint::{Checkpoint, MemoryTensors, TensorSource};
@@ -20,7 +20,7 @@ use crate::config::DeviceChoice;
 use crate::model::{HeadOutput, RewardModel};
 use crate::ops::autograd::{AutogradOps, LoraConfig, Trains, adapter_name};
 use crate::ops::cpu::{CpuOps, Precision};
-use crate::ops::{Kept, Ops, Packing};
+use crate::ops::{Ops, Packing, StateTensor};
 
 /// A model in training.
 pub(super) struct Trained {
@@ -45,7 +45,7 @@ enum Kind {
 struct Frozen {
     features: FeatureStore,
     /// Computes features of texts that `features` has not.
-    backbone: Box<dyn Backbone>,
+    engine: Box<dyn Inference>,
     /// Numbers of each training pair's chosen and rejected text in `features`, one after the other.
     numbers: Vec<usize>,
 }
@@ -152,6 +152,14 @@ impl Trained {
     /// An optimiser of all that is trained.
     pub(super) fn optimiser(&self, config: OptimiserConfig) -> AdamW {
         AdamW::new(config, self.ops().parameters()).with_device(self.device().cloned())
+    }
+
+    /// Number of trained values.
+    pub(super) fn parameter_count(&self) -> usize {
+        let host = self.ops().parameters();
+        let host = host.iter().map(|parameter| parameter.var.elem_count()).sum::<usize>();
+        let device = self.device().map(|device| device.parameters()).unwrap_or_default();
+        host + device.iter().map(DeviceParts::count).sum::<usize>()
     }
 
     fn trained_names(&self) -> Vec<String> {
@@ -307,14 +315,14 @@ impl Trained {
                 let model = RewardModel::load(cpu()?, &checkpoint.config, &stored)?;
                 evaluate::scores(&model, &texts)?
             }
-            Kind::Decoder { model, frozen: Some(Frozen { features, backbone, .. }) } => {
-                let numbers = features.numbers(backbone.as_ref(), &texts)?;
+            Kind::Decoder { model, frozen: Some(Frozen { features, engine, .. }) } => {
+                let numbers = features.numbers(engine.as_ref(), &texts)?;
                 let first = model.decoder().layers().start;
                 let model = Loaded::on_cpu(cpu()?, &checkpoint.config, &stored, first)?;
                 evaluate::scores_from(&model, features, &numbers, &texts, self.hidden)?
             }
-            Kind::Head { model, frozen: Frozen { features, backbone, .. } } => {
-                let numbers = features.numbers(backbone.as_ref(), &texts)?;
+            Kind::Head { model, frozen: Frozen { features, engine, .. } } => {
+                let numbers = features.numbers(engine.as_ref(), &texts)?;
                 let values = numbers.iter().flat_map(|&number| features.get(number)).copied();
                 return head_rewards(model, values.collect(), self.hidden);
             }
@@ -387,7 +395,7 @@ impl Trained {
         if let Some(device) = self.device() {
             for (index, DeviceParts { parts, shape }) in device.parameters().into_iter().enumerate()
             {
-                let values = device.read(index, Kept::Values)?;
+                let values = device.read(index, StateTensor::Values)?;
                 stacks.push((parts, Tensor::from_vec(values, shape, &Device::Cpu)?));
             }
         }
@@ -412,14 +420,14 @@ impl Frozen {
     ) -> anyhow::Result<Self> {
         let Checkpoint { config: model, tensors, .. } = checkpoint;
         let folder = config.features.folder.as_deref();
-        let backbone = config.compute().load(checkpoint, 0)?;
-        let arithmetic = backbone.arithmetic();
+        let engine = config.compute().load(checkpoint, 0)?;
+        let arithmetic = engine.arithmetic();
         let mut features = FeatureStore::open(folder, model, tensors, arithmetic, depth)
             .context("features.folder")?;
         let texts: Vec<&[u32]> =
             train.iter().flat_map(|pair| [pair.chosen.as_slice(), &pair.rejected]).collect();
-        let numbers = features.numbers(backbone.as_ref(), &texts)?;
-        Ok(Self { features, backbone, numbers })
+        let numbers = features.numbers(engine.as_ref(), &texts)?;
+        Ok(Self { features, engine, numbers })
     }
 
     /// Features of a training pair's chosen text, side 0, or its rejected one.

@@ -14,7 +14,7 @@ pub(super) struct Computing {
     /// Threads that score; 0 for one a processor
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Precision of products; bf16 on a GPU
+    /// Precision of products, best that of serving; bf16 on a GPU
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
 }
@@ -26,7 +26,10 @@ enum Dtype {
 }
 
 fn device(text: &str) -> Result<DeviceChoice, String> {
-    DeviceChoice::try_from(text.to_owned())
+    match DeviceChoice::try_from(text.to_owned()) {
+        Ok(DeviceChoice::Auto) | Err(_) => Err("expected cpu, cuda or cuda:N".to_owned()),
+        device => device,
+    }
 }
 
 impl From<Computing> for Compute {
@@ -35,6 +38,6 @@ impl From<Computing> for Compute {
             Dtype::F32 => Precision::F32,
             Dtype::Bf16 => Precision::Bf16,
         };
-        Self { device, dtype, threads }
+        Self::new(device, dtype, threads)
     }
 }

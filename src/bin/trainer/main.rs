@@ -14,9 +14,9 @@ use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, WeightType};
 use inform::config::ServerConfig;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, BaselineSettings, BestOfN, Evaluation, EvaluationSettings, ExportSettings, FitConfig,
-    MergeSettings, SweepConfig, WeightedFile, export, fit, init_head, make_baseline, merge,
-    open_with_latents, side_by_side, sweep,
+    BadLines, BaselineSettings, BestOfN, Compute, Evaluation, EvaluationSettings, ExportSettings,
+    FitConfig, MergeSettings, SweepConfig, WeightedFile, export, fit, init_head, make_baseline,
+    merge, open_with_latents, side_by_side, sweep,
 };
 
 use computing::Computing;
@@ -373,14 +373,19 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Baseline { model, data, sampled, samples, seed, drop_bad_lines, computing } => {
-            sampled.draw("--data", &data, 1, seed, || open_with_latents(&model).map(|_| ()))?;
+            let compute = Compute::from(computing);
+            let check = || {
+                compute.check()?;
+                open_with_latents(&model).map(|_| ())
+            };
+            sampled.draw("--data", &data, 1, seed, check)?;
             let report = make_baseline(&BaselineSettings {
                 model: &model,
                 data: &data,
                 samples,
                 seed,
                 bad_lines: bad_lines(drop_bad_lines),
-                compute: computing.into(),
+                compute,
             })?;
             println!("{}", serde_json::to_string_pretty(&report)?);
             Ok(())
@@ -413,7 +418,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             json,
         } => {
             let most = n.iter().copied().max().unwrap_or(1);
+            let compute = Compute::from(computing);
             let check = || {
+                compute.check()?;
                 let open = |model: &PathBuf| {
                     Checkpoint::open_without_baseline(model)
                         .with_context(|| model.display().to_string())
@@ -427,7 +434,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 gold: &gold,
                 n: &n,
                 baseline: baseline.as_deref(),
-                compute: computing.into(),
+                compute,
             }
             .run()?;
             if json {

@@ -75,7 +75,7 @@ impl OverOptimisation<'_> {
             self.judge.name(),
             unjudged,
             rows,
-            outliers.map(|outliers| (outliers, self.compute.dtype)),
+            outliers.map(|outliers| (outliers, self.compute.dtype())),
         ))
     }
 }

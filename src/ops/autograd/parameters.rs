@@ -5,10 +5,6 @@ use candle_core::{Device, Tensor, Var};
 use super::weight::{Adapter, Part};
 use super::{AutogradOps, LoraConfig, NormWeight, adapter_name};
 use crate::checkpoint::{CheckpointError, TensorSource};
-use crate::ops::standard_normal;
-
-/// First of the random streams that adapters begin from, beside those of other initial weights.
-const ADAPTERS: u64 = 3 << 32;
 
 /// A trained tensor, and the checkpoint tensors that its rows belong to.
 #[derive(Debug, Clone)]
@@ -104,11 +100,8 @@ impl AutogradOps {
         let rank = lora.rank;
         let adapter = |name: &str, rows: usize| -> Result<_, CheckpointError> {
             let (a_name, b_name) = (adapter_name(name, 'A'), adapter_name(name, 'B'));
-            // Every adapter draws from a stream of its own, named by how many came before it.
-            let stream = ADAPTERS + self.parameters.borrow().len() as u64;
-            let deviation = 1.0 / (columns as f32).sqrt();
-            let mut a = standard_normal(*seed, stream, rank * columns);
-            a.iter_mut().for_each(|value| *value *= deviation);
+            // Numbered by how many parameters came before it.
+            let a = lora.initial_a(*seed, self.parameters.borrow().len(), columns);
             let a = self.register(&[(&a_name, rank)], a, &[rank, columns], true)?;
             let b = vec![0.0; rows * rank];
             let b = self.register(&[(&b_name, rows)], b, &[rows, rank], true)?;

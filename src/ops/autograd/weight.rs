@@ -3,6 +3,11 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::ops::standard_normal;
+
+/// First of the random streams that adapters begin from, beside those of other initial weights.
+const ADAPTERS: u64 = 3 << 32;
+
 /// Linear layers of a decoder, by the last parts of their names.
 const LINEAR_LAYERS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -30,6 +35,14 @@ impl LoraConfig {
     /// Factor of `B A`.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
+    }
+
+    /// First values of adapter number `number`'s `A`, `[rank, columns]`: its rows have a norm of about 1. `B` starts at 0.
+    pub(in crate::ops) fn initial_a(&self, seed: u64, number: usize, columns: usize) -> Vec<f32> {
+        let deviation = 1.0 / (columns as f32).sqrt();
+        let mut values = standard_normal(seed, ADAPTERS + number as u64, self.rank * columns);
+        values.iter_mut().for_each(|value| *value *= deviation);
+        values
     }
 
     /// Refuses settings that cannot be.

@@ -32,6 +32,14 @@ pub enum CudaError {
     /// A model whose attention the kernels do not compute.
     #[error("{0}")]
     Unsupported(String),
+    /// The device's memory is full.
+    #[error("the GPU has no {bytes} bytes left: {}", said(*answer))]
+    OutOfMemory {
+        /// What was asked for.
+        bytes: usize,
+        /// The driver's answer.
+        answer: DriverError,
+    },
     /// The driver failed.
     #[error("{what}: {}", said(*answer))]
     Driver {

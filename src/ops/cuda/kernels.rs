@@ -104,7 +104,7 @@ pub(super) fn allow_shared_bytes(kernel: &CudaFunction, bytes: usize) -> Result<
         .map_err(CudaError::driver("shared memory of the attention kernel"))
 }
 
-/// `SHARED_BYTES` of `kernels/packed_attention.cu`.
+/// `SHARED_BYTES` of `kernels/packed_attention.cu`, and of both kernels of its way back.
 pub(super) fn attention_shared_bytes(head_dim: usize) -> usize {
     512 * (head_dim + 8)
 }

@@ -91,7 +91,7 @@ impl Memory {
                 self.release();
                 allocate()
             })
-            .map_err(CudaError::driver("memory of the GPU"))
+            .map_err(|answer| CudaError::OutOfMemory { bytes, answer })
     }
 
     /// Gives what is kept back to the driver.

@@ -177,6 +177,34 @@ impl CudaOps {
         Ok(out)
     }
 
+    /// Rows of the table `[any, columns]` at an address.
+    fn embed_rows(&self, table: u64, columns: usize, ids: &[u32]) -> Result<CudaMatrix<f32>> {
+        let out = self.matrix(ids.len(), columns)?;
+        let ids = self.memory.upload(ids)?;
+        launch!(
+            self,
+            &self.kernels.embed_rows,
+            (out.rows, 1),
+            0,
+            [out.values.address(), table, ids.address(), columns as i32]
+        )?;
+        Ok(out)
+    }
+
+    /// `silu(gate) * up` of `[gate | up]`.
+    fn swiglu(&self, gate_up: &CudaMatrix<bf16>) -> Result<CudaMatrix<bf16>> {
+        let inner = gate_up.columns / 2;
+        let out = self.matrix(gate_up.rows, inner)?;
+        launch!(
+            self,
+            &self.kernels.swiglu,
+            (gate_up.rows, 1),
+            0,
+            [out.values.address(), gate_up.values.address(), inner as i32]
+        )?;
+        Ok(out)
+    }
+
     /// The rotary tables of a batch on the device.
     fn rotation(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<Rotation>> {
         let host = self.rotary.get(packing.length(), shape);
@@ -327,17 +355,7 @@ impl Ops for CudaOps {
     }
 
     fn embed(&self, table: &CudaTable, ids: &[u32]) -> Result<CudaMatrix<f32>> {
-        let out = self.matrix(ids.len(), table.columns)?;
-        let ids = self.memory.upload(ids)?;
-        let rows = out.rows;
-        launch!(
-            self,
-            &self.kernels.embed_rows,
-            (rows, 1),
-            0,
-            [out.values.address(), table.values.address(), ids.address(), table.columns as i32,]
-        )?;
-        Ok(out)
+        self.embed_rows(table.values.address(), table.columns, ids)
     }
 
     fn norm(
@@ -382,18 +400,9 @@ impl Ops for CudaOps {
     }
 
     fn gated_linear(&self, x: &CudaMatrix<bf16>, weight: &CudaWeight) -> Result<CudaMatrix<bf16>> {
-        let inner = weight.outputs / 2;
         let gate_up = self.matrix::<bf16>(x.rows, weight.outputs)?;
         self.product(x, weight, &gate_up, Destination::Bf16)?;
-        let out = self.matrix(x.rows, inner)?;
-        launch!(
-            self,
-            &self.kernels.swiglu,
-            (x.rows, 1),
-            0,
-            [out.values.address(), gate_up.values.address(), inner as i32,]
-        )?;
-        Ok(out)
+        self.swiglu(&gate_up)
     }
 
     fn advance(

@@ -159,38 +159,10 @@ impl Products {
         count: usize,
     ) -> Result<(), CudaError> {
         let Weight { address, outputs, columns } = weight;
-        let (one, zero) = (1f32, 0f32);
-        let kept = if into == Destination::Added { &one } else { &zero };
-        let x = x + (first * columns * size_of::<bf16>()) as u64;
-        let out = out + (first * outputs * into.bytes()) as u64;
-        let context = self.stream.context();
-        context.bind_to_thread().map_err(CudaError::driver("the GPU"))?;
-        // cuBLAS counts by columns: there, `out^T [outputs, count] = W x^T`.
-        // SAFETY: the addresses hold matrices of these shapes; the factors are read before the call returns.
-        unsafe {
-            result::gemm_ex(
-                *self.blas.handle(),
-                cublasOperation_t::CUBLAS_OP_T,
-                cublasOperation_t::CUBLAS_OP_N,
-                outputs as i32,
-                count as i32,
-                columns as i32,
-                (&raw const one).cast(),
-                address as *const _,
-                cudaDataType_t::CUDA_R_16BF,
-                columns as i32,
-                x as *const _,
-                cudaDataType_t::CUDA_R_16BF,
-                columns as i32,
-                std::ptr::from_ref(kept).cast(),
-                out as *mut _,
-                into.data_type(),
-                outputs as i32,
-                cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )
-        }?;
-        Ok(())
+        let block = |address, rows, columns| Block { address, rows, columns, stride: columns };
+        let x = block(x + (first * columns * size_of::<bf16>()) as u64, count, columns);
+        let out = block(out + (first * outputs * into.bytes()) as u64, count, outputs);
+        self.product(x.plain(), block(address, outputs, columns).transposed(), out, into)
     }
 
     /// `out = a b`, or `out += a b` where the destination says so, in one call of the batch's own shape: for training, whose

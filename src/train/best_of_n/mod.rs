@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use super::backbone::Compute;
 use super::fit::data_files;
+use super::inference::Compute;
 use super::responses::Response;
 use super::scoring::Scoring;
 use crate::checkpoint::Checkpoint;
@@ -79,7 +79,7 @@ impl BestOfN<'_> {
             data: data_files(self.samples)?,
             prompts: prompts.len(),
             samples: count,
-            dtype: self.compute.dtype,
+            dtype: self.compute.dtype(),
             gold: ScoredBy::of(&gold, &singles),
             proxies: Vec::with_capacity(proxies.len()),
             chosen: Vec::new(),

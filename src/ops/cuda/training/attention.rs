@@ -5,8 +5,8 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::gpu::Gpu;
-use super::kernels::backward_shared_bytes;
 use super::tape::{Gradient, Gradients};
+use crate::ops::cuda::kernels::attention_shared_bytes;
 use crate::ops::cuda::launch::launch;
 use crate::ops::cuda::layout::{Tables, Tiles};
 use crate::ops::cuda::memory::Memory;
@@ -196,7 +196,7 @@ impl Attended {
         let (ops, layout, keys) = (&gpu.ops, &self.layout, &self.keys);
         let (forward, shape) = (&layout.forward, &layout.forward.shape);
         let kernels = gpu.kernels.attention(shape.head_dim)?;
-        let shared = backward_shared_bytes(shape.head_dim);
+        let shared = attention_shared_bytes(shape.head_dim);
         let (tiles, readers) = match self.last_queries {
             Some(_) => (forward.last_tiles, layout.last_readers),
             None => (forward.tiles, layout.readers),

@@ -2,7 +2,9 @@
 
 use cudarc::driver::CudaFunction;
 
-use crate::ops::cuda::kernels::{HEAD_DIMS, allow_shared_bytes, function, module, of_head_dim};
+use crate::ops::cuda::kernels::{
+    HEAD_DIMS, allow_shared_bytes, attention_shared_bytes, function, module, of_head_dim,
+};
 use crate::ops::cuda::{CudaError, CudaOps};
 
 /// Elements that a block of `adamw.cu` takes at a time, and the most blocks that it is launched with.
@@ -43,8 +45,8 @@ impl TrainingKernels {
             let name = |half: &str| format!("packed_attention_backward_{half}_{head_dim}");
             let queries = function(&attention, &name("queries"))?;
             let keys = function(&attention, &name("keys"))?;
-            allow_shared_bytes(&queries, backward_shared_bytes(head_dim))?;
-            allow_shared_bytes(&keys, backward_shared_bytes(head_dim))?;
+            allow_shared_bytes(&queries, attention_shared_bytes(head_dim))?;
+            allow_shared_bytes(&keys, attention_shared_bytes(head_dim))?;
             Ok(AttentionKernels { queries, keys })
         });
         Ok(Self {
@@ -67,9 +69,4 @@ impl TrainingKernels {
 /// Blocks for so many elements, of the kernels of `adamw.cu`.
 pub(super) fn element_blocks(count: usize) -> usize {
     count.div_ceil(ELEMENTS).min(MOST_BLOCKS)
-}
-
-/// Dynamic shared memory of both halves, as `kernels/packed_attention_backward.cu` has it.
-pub(super) fn backward_shared_bytes(head_dim: usize) -> usize {
-    512 * (head_dim + 8)
 }

@@ -56,13 +56,17 @@ type TurnedBack = (Arc<Rotation>, Arc<Buffer<f32>>);
 type Between = Vec<Option<CudaMatrix<bf16>>>;
 
 impl CudaTraining {
-    /// Training on a device, of what `trains` says.
+    /// Training on a device, of what `trains` says. Matrices have room for a multiple of `rows` rows, of at least one:
+    /// with that of the greatest batch, every batch finds the memory of the one before.
     ///
     /// # Errors
     /// As [`CudaOps::new`].
-    pub fn new(ordinal: usize, trains: Trains) -> std::result::Result<Self, CudaError> {
-        // Rows are not cut into pieces while training, so matrices need no room for them.
-        let ops = CudaOps::new(ordinal, &[1])?;
+    pub fn new(
+        ordinal: usize,
+        trains: Trains,
+        rows: usize,
+    ) -> std::result::Result<Self, CudaError> {
+        let ops = CudaOps::new(ordinal, &[rows.max(1)])?;
         let kernels = TrainingKernels::load(&ops)?;
         Ok(Self {
             gpu: Gpu { ops, kernels },

@@ -9,9 +9,9 @@ use super::parameters::{DeviceTensor, DeviceWeight, Role};
 use super::tape::{Gradient, Shared};
 use super::{Between, CudaTraining, TrainingProjection};
 use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
+use crate::ops::cuda::CudaMatrix;
 use crate::ops::cuda::launch::launch;
 use crate::ops::cuda::products::{Block, Destination};
-use crate::ops::cuda::{Buffer, CudaMatrix};
 use crate::ops::{AttentionShape, Ops, OpsError, Packing, Result, TrainingOps};
 
 /// What [`OpsError::Missing`] says: heads are trained on the CPU.
@@ -174,23 +174,12 @@ impl Ops for CudaTraining {
     }
 
     fn embed(&self, table: &Arc<DeviceTensor>, ids: &[u32]) -> Result<Shared<f32>> {
-        let ops = &self.gpu.ops;
-        let matrix = ops.matrix(ids.len(), table.columns)?;
-        let uploaded = ops.memory.upload(ids)?;
-        let out = matrix.values.address();
-        launch!(
-            ops,
-            &ops.kernels.embed_rows,
-            (ids.len(), 1),
-            0,
-            [out, table.block().address, uploaded.address(), table.columns as i32]
-        )?;
+        let matrix = self.gpu.ops.embed_rows(table.block().address, table.columns, ids)?;
         let out = self.value(matrix, table.state.is_some());
         if let Some(place) = out.place {
             let (table, ids) = (table.clone(), ids.to_vec());
             self.record_step(move |gpu, gradients| {
-                let (Some(Gradient::F32(d_out)), Some(sum)) =
-                    (gradients.take(Some(place)), table.gradient())
+                let (Some(d_out), Some(sum)) = (gradients.take_f32(place)?, table.gradient())
                 else {
                     return Ok(());
                 };
@@ -206,29 +195,13 @@ impl Ops for CudaTraining {
         scale: &Arc<DeviceTensor>,
         epsilon: f32,
     ) -> Result<Shared<bf16>> {
-        let ops = &self.gpu.ops;
-        let (rows, columns) = (x.matrix.rows, x.matrix.columns);
-        let matrix = ops.matrix(rows, columns)?;
-        launch!(
-            ops,
-            &ops.kernels.rms_norm,
-            (rows.div_ceil(4), 1),
-            0,
-            [
-                matrix.values.address(),
-                x.matrix.values.address(),
-                0u64,
-                scale.values.as_ref().map_or(0, Buffer::address),
-                rows as i32,
-                columns as i32,
-                epsilon,
-            ]
-        )?;
+        let values = scale.values.as_ref().ok_or(OpsError::Missing("a norm without a scale"))?;
+        let matrix = self.gpu.ops.norm(&x.matrix, values, epsilon)?;
         let out = self.value(matrix, x.place.is_some() || scale.state.is_some());
         if let Some(place) = out.place {
             let (x, scale) = (x.clone(), scale.clone());
             self.record_step(move |gpu, gradients| {
-                let Some(Gradient::F32(d_y)) = gradients.take(Some(place)) else { return Ok(()) };
+                let Some(d_y) = gradients.take_f32(place)? else { return Ok(()) };
                 gpu.norm_backward(gradients, &d_y, &x, &scale, epsilon)
             });
         }
@@ -262,19 +235,12 @@ impl Ops for CudaTraining {
             let between = self.multiply(&x.matrix, weight, &sums, Destination::F32)?;
             (self.gpu.round(&sums, 1.0)?, between)
         };
-        let matrix = ops.matrix(rows, inner)?;
-        launch!(
-            ops,
-            &ops.kernels.swiglu,
-            (rows, 1),
-            0,
-            [matrix.values.address(), gate_up.values.address(), inner as i32]
-        )?;
+        let matrix = ops.swiglu(&gate_up)?;
         let out = self.value(matrix, x.place.is_some() || weight.is_trained());
         if let Some(place) = out.place {
             let (x, weight) = (x.clone(), weight.clone());
             self.record_step(move |gpu, gradients| {
-                let Some(Gradient::F32(d_out)) = gradients.take(Some(place)) else { return Ok(()) };
+                let Some(d_out) = gradients.take_f32(place)? else { return Ok(()) };
                 let d_gate_up = gpu.ops.matrix::<bf16>(rows, columns)?;
                 let (to, of) = (d_gate_up.values.address(), d_out.values.address());
                 launch!(
@@ -329,7 +295,7 @@ impl Ops for CudaTraining {
             let shape = (x.matrix.rows, x.matrix.columns);
             let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
             self.record_step(move |gpu, gradients| {
-                let Some(Gradient::F32(d_out)) = gradients.take(Some(place)) else { return Ok(()) };
+                let Some(d_out) = gradients.take_f32(place)? else { return Ok(()) };
                 let (sum, adds) = gradients.sum(gpu, from, shape)?;
                 if !adds {
                     gpu.ops.memory.clear(&sum.values, shape.0 * shape.1)?;

@@ -4,10 +4,10 @@ use half::bf16;
 
 use super::kernels::element_blocks;
 use super::parameters::State;
-use super::{CudaTraining, DeviceParameter};
+use super::{CudaTraining, DeviceParameter, DeviceTensor};
 use crate::ops::cuda::Buffer;
 use crate::ops::cuda::launch::launch;
-use crate::ops::{AdamWStep, Kept, Result};
+use crate::ops::{AdamWStep, Result, StateTensor};
 
 impl CudaTraining {
     /// Sets every gradient to 0.
@@ -84,35 +84,37 @@ impl CudaTraining {
         Ok(())
     }
 
-    /// Copies something of a parameter to host memory.
-    ///
-    /// # Errors
-    /// A failing device.
-    pub fn read_parameter(&self, parameter: &DeviceParameter, kept: Kept) -> Result<Vec<f32>> {
-        let Some(buffer) = parameter.buffer(kept) else { return Ok(Vec::new()) };
-        Ok(self.gpu.ops.memory.read(buffer, parameter.tensor.count())?)
-    }
-
-    /// Puts something of a parameter in place of what is there.
+    /// Copies a parameter's values, or what the optimiser has of it, to host memory. Parameters are counted as
+    /// [`CudaTraining::parameters`] lists them.
     ///
     /// # Errors
     /// A failing device.
     ///
     /// # Panics
-    /// If there are more or fewer values than the parameter has.
-    pub fn write_parameter(
-        &self,
-        parameter: &DeviceParameter,
-        kept: Kept,
-        values: &[f32],
-    ) -> Result<()> {
-        let tensor = &parameter.tensor;
+    /// If there is no such parameter.
+    pub fn read_parameter(&self, index: usize, of: StateTensor) -> Result<Vec<f32>> {
+        let parameters = self.parameters.borrow();
+        let tensor = &parameters[index].tensor;
+        let Some(buffer) = tensor.buffer(of) else { return Ok(Vec::new()) };
+        Ok(self.gpu.ops.memory.read(buffer, tensor.count())?)
+    }
+
+    /// Puts values in place of what [`CudaTraining::read_parameter`] reads.
+    ///
+    /// # Errors
+    /// A failing device.
+    ///
+    /// # Panics
+    /// If there is no such parameter, or if it has more or fewer values.
+    pub fn write_parameter(&self, index: usize, of: StateTensor, values: &[f32]) -> Result<()> {
+        let parameters = self.parameters.borrow();
+        let tensor = &parameters[index].tensor;
         assert_eq!(values.len(), tensor.count(), "values of another parameter");
         let memory = &self.gpu.ops.memory;
-        if let Some(buffer) = parameter.buffer(kept) {
+        if let Some(buffer) = tensor.buffer(of) {
             memory.write(buffer.address(), values)?;
         }
-        if let (Kept::Values, Some(rounded)) = (kept, &tensor.rounded) {
+        if let (StateTensor::Values, Some(rounded)) = (of, &tensor.rounded) {
             let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
             memory.write(rounded.address(), &values)?;
         }
@@ -120,19 +122,14 @@ impl CudaTraining {
     }
 }
 
-impl DeviceParameter {
-    /// Number of elements.
-    pub fn count(&self) -> usize {
-        self.tensor.count()
-    }
-
-    fn buffer(&self, kept: Kept) -> Option<&Buffer<f32>> {
-        let state = self.tensor.state.as_ref();
-        match kept {
-            Kept::Values => self.tensor.values.as_ref(),
-            Kept::Gradient => state.map(|state| &state.gradient),
-            Kept::First => state.map(|state| &state.first),
-            Kept::Second => state.map(|state| &state.second),
+impl DeviceTensor {
+    fn buffer(&self, of: StateTensor) -> Option<&Buffer<f32>> {
+        let state = self.state.as_ref();
+        match of {
+            StateTensor::Values => self.values.as_ref(),
+            StateTensor::Gradient => state.map(|state| &state.gradient),
+            StateTensor::FirstMoment => state.map(|state| &state.first),
+            StateTensor::SecondMoment => state.map(|state| &state.second),
         }
     }
 }

@@ -9,10 +9,6 @@ use crate::checkpoint::{CheckpointError, TensorSource};
 use crate::ops::autograd::{Trains, adapter_name};
 use crate::ops::cuda::Buffer;
 use crate::ops::cuda::products::Block;
-use crate::ops::standard_normal;
-
-/// First of the random streams that adapters begin from: as on the CPU, so that they begin alike.
-const ADAPTERS: u64 = 3 << 32;
 
 /// A tensor on the device. Trained, it takes 18 bytes an element, else 2 or 4.
 #[derive(Debug)]
@@ -149,11 +145,8 @@ impl CudaTraining {
             Ok::<_, CheckpointError>(tensor)
         };
         let adapter = |name: &str, rows: usize| -> Result<_, CheckpointError> {
-            // Every adapter draws from a stream of its own, named by how many came before it.
-            let stream = ADAPTERS + self.parameters.borrow().len() as u64;
-            let deviation = 1.0 / (columns as f32).sqrt();
-            let mut a = standard_normal(*seed, stream, rank * columns);
-            a.iter_mut().for_each(|value| *value *= deviation);
+            // Numbered by how many parameters came before it, as on the CPU.
+            let a = lora.initial_a(*seed, self.parameters.borrow().len(), columns);
             let a = trained(adapter_name(name, 'A'), &a, rank, columns)?;
             let b = trained(adapter_name(name, 'B'), &vec![0.0; rows * rank], rows, rank)?;
             Ok(Adapter { a, b, scale: lora.scale() as f32 })

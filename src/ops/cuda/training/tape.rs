@@ -6,8 +6,8 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::gpu::Gpu;
-use crate::ops::Result;
 use crate::ops::cuda::CudaMatrix;
+use crate::ops::{OpsError, Result};
 
 /// A matrix of a forward pass.
 #[derive(Debug)]
@@ -37,8 +37,23 @@ impl Gradients {
         self.0[place?].take()
     }
 
-    /// A gradient that is whole.
+    /// The same, of a place whose gradient is f32.
+    ///
+    /// # Errors
+    /// One that attention gave in bf16: no step but a product's reads that.
+    pub(super) fn take_f32(&mut self, place: usize) -> Result<Option<CudaMatrix<f32>>> {
+        match self.take(Some(place)) {
+            None => Ok(None),
+            Some(Gradient::F32(gradient)) => Ok(Some(gradient)),
+            Some(Gradient::Bf16(_)) => {
+                Err(OpsError::Missing("the gradient of what attention reads"))
+            }
+        }
+    }
+
+    /// A gradient that is whole, of a place that has none.
     pub(super) fn put(&mut self, place: usize, gradient: Gradient) {
+        debug_assert!(self.0[place].is_none(), "a gradient is lost");
         self.0[place] = Some(gradient);
     }
 
@@ -49,11 +64,10 @@ impl Gradients {
         place: usize,
         (rows, columns): (usize, usize),
     ) -> Result<(CudaMatrix<f32>, bool)> {
-        match self.0[place].take() {
-            Some(Gradient::F32(sum)) => Ok((sum, true)),
-            // Only what attention reads has a gradient in bf16, and nothing else reads that.
-            Some(Gradient::Bf16(_)) | None => Ok((gpu.ops.matrix(rows, columns)?, false)),
-        }
+        Ok(match self.take_f32(place)? {
+            Some(sum) => (sum, true),
+            None => (gpu.ops.matrix(rows, columns)?, false),
+        })
     }
 }
 
@@ -96,9 +110,6 @@ impl Tape {
         for step in self.steps.into_iter().rev() {
             step(gpu, &mut gradients)?;
         }
-        Ok(match gradients.take(to) {
-            Some(Gradient::F32(gradient)) => Some(gradient),
-            Some(Gradient::Bf16(_)) | None => None,
-        })
+        to.map_or(Ok(None), |to| gradients.take_f32(to))
     }
 }

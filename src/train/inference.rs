@@ -1,7 +1,6 @@
 //! Where models run that are not trained: they give features of a frozen part, and scores.
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
 
 use super::features::Depth;
 use crate::checkpoint::{Checkpoint, CheckpointError, ModelConfig, TensorSource};
@@ -11,42 +10,54 @@ use crate::ops::cpu::{CpuOps, Precision};
 use crate::ops::{Ops, OpsError, Packing};
 
 /// Where and how hidden states are computed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compute {
-    /// The processor, or a GPU.
-    pub device: DeviceChoice,
-    /// Precision of products; bf16 on a GPU.
-    pub dtype: Precision,
-    /// Threads of the processor; 0 for one each.
-    pub threads: usize,
+    device: DeviceChoice,
+    dtype: Precision,
+    threads: usize,
+    dtype_key: &'static str,
 }
 
 impl Compute {
-    /// Refuses what cannot be.
+    /// Products in `dtype` on the processor, with so many threads (0 for one a processor), or on a GPU.
+    pub fn new(device: DeviceChoice, dtype: Precision, threads: usize) -> Self {
+        Self { device, dtype, threads, dtype_key: "dtype" }
+    }
+
+    /// The same, whose errors call the precision by another key.
+    pub(super) fn with_dtype_key(self, dtype_key: &'static str) -> Self {
+        Self { dtype_key, ..self }
+    }
+
+    /// Precision of products.
+    pub fn dtype(&self) -> Precision {
+        self.dtype
+    }
+
+    /// Refuses settings that cannot be, and a GPU that is not there.
     ///
     /// # Errors
     /// Names the setting.
     pub fn check(&self) -> anyhow::Result<()> {
-        match &self.device {
-            DeviceChoice::Cpu => Ok(()),
-            DeviceChoice::Auto => {
-                anyhow::bail!(
-                    "device: say `cpu` or `cuda`: what is computed differs in the last digits"
-                )
-            }
-            DeviceChoice::Cuda(ordinals) => {
-                anyhow::ensure!(
-                    ordinals.len() <= 1,
-                    "device: the trainer uses one GPU, {} are named",
-                    ordinals.len()
-                );
-                anyhow::ensure!(
-                    self.dtype == Precision::Bf16,
-                    "dtype: GPUs multiply in bf16: say `bf16`, or `cpu` for the device"
-                );
-                Ok(())
-            }
-        }
+        let DeviceChoice::Cuda(ordinals) = &self.device else {
+            // What is computed differs in the last digits: no machine should decide that.
+            anyhow::ensure!(
+                self.device == DeviceChoice::Cpu,
+                "device: expected cpu, cuda or cuda:N"
+            );
+            return Ok(());
+        };
+        anyhow::ensure!(
+            ordinals.len() <= 1,
+            "device: the trainer uses one GPU, {} are named",
+            ordinals.len()
+        );
+        anyhow::ensure!(
+            self.dtype == Precision::Bf16,
+            "{}: GPUs multiply in bf16: say `bf16`, or `cpu` for the device",
+            self.dtype_key
+        );
+        gpu::check(ordinal(ordinals))
     }
 
     /// Loads a checkpoint's model, from `first_layer` on.
@@ -57,14 +68,12 @@ impl Compute {
         &self,
         checkpoint: &Checkpoint,
         first_layer: usize,
-    ) -> anyhow::Result<Box<dyn Backbone>> {
+    ) -> anyhow::Result<Box<dyn Inference>> {
         self.check()?;
         match &self.device {
-            DeviceChoice::Cuda(ordinals) => {
-                gpu::load(ordinals.first().copied().unwrap_or(0), checkpoint, first_layer)
-            }
+            DeviceChoice::Cuda(ordinals) => gpu::load(ordinal(ordinals), checkpoint, first_layer),
             DeviceChoice::Cpu | DeviceChoice::Auto => {
-                let ops = CpuOps::new(self.threads, self.dtype).context("dtype")?;
+                let ops = CpuOps::new(self.threads, self.dtype).context(self.dtype_key)?;
                 let Checkpoint { config, tensors, .. } = checkpoint;
                 Ok(Box::new(Loaded::on_cpu(ops, config, tensors, first_layer)?))
             }
@@ -72,8 +81,13 @@ impl Compute {
     }
 }
 
+/// The one GPU that is named, or the first.
+pub(super) fn ordinal(ordinals: &[usize]) -> usize {
+    ordinals.first().copied().unwrap_or(0)
+}
+
 /// A model that is not trained, on whatever device. Every function fails where its device does.
-pub trait Backbone {
+pub trait Inference {
     /// Names what the last digits of hidden states depend on.
     fn arithmetic(&self) -> &str;
 
@@ -128,7 +142,7 @@ impl<O: Ops + Send + Sync> Loaded<O> {
     }
 }
 
-impl<O: Ops + Send + Sync> Backbone for Loaded<O> {
+impl<O: Ops + Send + Sync> Inference for Loaded<O> {
     fn arithmetic(&self) -> &str {
         &self.arithmetic
     }
@@ -167,17 +181,24 @@ impl<O: Ops + Send + Sync> Backbone for Loaded<O> {
 mod gpu {
     use super::*;
     use crate::config::CudaConfig;
-    use crate::ops::cuda::CudaOps;
+    use crate::ops::cuda::{CudaError, CudaOps};
+
+    pub(super) fn check(ordinal: usize) -> anyhow::Result<()> {
+        let count = CudaOps::count().context("device")?;
+        let is_there =
+            if ordinal < count { Ok(()) } else { Err(CudaError::NoSuchDevice { ordinal, count }) };
+        is_there.context("device")
+    }
 
     pub(super) fn load(
         ordinal: usize,
         checkpoint: &Checkpoint,
         first_layer: usize,
-    ) -> anyhow::Result<Box<dyn Backbone>> {
+    ) -> anyhow::Result<Box<dyn Inference>> {
         let ops = CudaOps::new(ordinal, &CudaConfig::default().product_rows).context("device")?;
         let arithmetic = format!("cuda {} bf16", ops.name());
         let Checkpoint { config, tensors, .. } = checkpoint;
-        let model = RewardModel::load_from(ops, config, tensors, first_layer).context("device")?;
+        let model = RewardModel::load_from(ops, config, tensors, first_layer)?;
         Ok(Box::new(Loaded { model, arithmetic }))
     }
 }
@@ -186,7 +207,15 @@ mod gpu {
 mod gpu {
     use super::*;
 
-    pub(super) fn load(_: usize, _: &Checkpoint, _: usize) -> anyhow::Result<Box<dyn Backbone>> {
+    pub(super) fn check(_: usize) -> anyhow::Result<()> {
         anyhow::bail!("device: {}", crate::device::NO_GPU)
+    }
+
+    pub(super) fn load(
+        ordinal: usize,
+        _: &Checkpoint,
+        _: usize,
+    ) -> anyhow::Result<Box<dyn Inference>> {
+        check(ordinal).and_then(|()| anyhow::bail!("device: {}", crate::device::NO_GPU))
     }
 }
