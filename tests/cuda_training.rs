@@ -309,7 +309,7 @@ fn settings_that_a_gpu_has_not_are_refused() {
     let workshop = Workshop::new();
     for (device, more, said) in [
         ("cuda:0,1", BF16, "device: the trainer uses one GPU, 2 are named"),
-        ("auto", BF16, "device: say `cpu` or `cuda`"),
+        ("auto", BF16, "device: expected cpu, cuda or cuda:N"),
         ("cuda", "", "dtype: GPUs multiply in bf16"),
         ("cuda", "mode = \"head\"", "features.dtype: GPUs multiply in bf16"),
     ] {
