@@ -304,6 +304,28 @@ fn features_of_a_frozen_part_come_from_the_device() {
     );
 }
 
+/// The emulated device has as little memory as one asks for.
+#[test]
+fn a_gpu_without_room_for_a_batch_is_told_what_to_lower() {
+    let Some(device) = device(Trains::All) else { return };
+    if !device.name().contains("Emulated") {
+        return;
+    }
+    let workshop = Workshop::new();
+    let settings = workshop.settings("full", "cuda", BF16).display().to_string();
+    let text = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, text.replace("micro_batch_tokens = 150", "micro_batch_tokens = 8192"))
+        .unwrap();
+    let done = Command::new(env!("CARGO_BIN_EXE_trainer"))
+        .args(["fit", "--config", &settings])
+        .env("EMULATED_MEMORY", "8000000")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    let keys = "schedule.micro_batch_tokens, recompute: the GPU has no room";
+    assert!(!done.status.success() && said.contains(keys), "{said}");
+}
+
 #[test]
 fn settings_that_a_gpu_has_not_are_refused() {
     let workshop = Workshop::new();
