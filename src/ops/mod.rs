@@ -35,7 +35,7 @@ pub enum OpsError {
     Tensor(#[from] candle_core::Error),
     /// The GPU or its libraries refused the operation.
     #[cfg(feature = "cuda")]
-    #[error("{0}")]
+    #[error(transparent)]
     Cuda(#[from] cuda::CudaError),
     /// The device has not got the operation: [`Ops::supports`] should have refused the model.
     #[error("this device does not compute {0}")]
