@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -54,25 +55,29 @@ def build(kernels: list[str], out: Path, sanitize: bool) -> None:
 
 
 def mutants(kernels: list[str], out: Path, shapes: int, seed: int) -> bool:
-    caught = tried = 0
-    for kernel, fault, text, replacement in MUTANTS:
-        if kernel not in kernels:
-            continue
-        source = (ROOT / "kernels" / f"{kernel}.cu").read_text()
-        if source.count(text) != 1:
-            sys.exit(f"{kernel}, {fault}: its text is there {source.count(text)} times")
-        mutant, ptx = out / "mutant.cu", out / "mutant.ptx"
-        mutant.write_text(source.replace(text, replacement))
+    tried = [mutant for mutant in MUTANTS if mutant[0] in kernels]
+    for kernel, fault, text, _ in tried:
+        count = (ROOT / "kernels" / f"{kernel}.cu").read_text().count(text)
+        if count != 1:
+            sys.exit(f"{kernel}, {fault}: its text is there {count} times")
+
+    def is_caught(number: int) -> bool:
+        kernel, fault, text, replacement = tried[number]
+        mutant, ptx = out / f"mutant{number}.cu", out / f"mutant{number}.ptx"
+        mutant.write_text((ROOT / "kernels" / f"{kernel}.cu").read_text().replace(text, replacement))
         compile_ptx(mutant, "80", ptx)
         done = subprocess.run([str(out / kernel), str(ptx), str(shapes), str(seed)], capture_output=True, text=True)
-        tried += 1
+        mutant.unlink(), ptx.unlink()
         said = (done.stdout + done.stderr).strip().splitlines()
         # 1: another result; 3: the interpreter stopped it. Anything else is no finding, nor is PTX that it does not know.
         found = done.returncode in (1, 3) and "ptx: unknown" not in "".join(said[-1:])
-        caught += found
         print(f"{'caught' if found else 'MISSED'}  {kernel}: {fault}: {said[-1] if said else done.returncode}", flush=True)
-    print(f"{caught} of {tried} mutants caught")
-    return caught == tried
+        return found
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        caught = sum(pool.map(is_caught, range(len(tried))))
+    print(f"{caught} of {len(tried)} mutants caught")
+    return caught == len(tried)
 
 
 def main() -> None:
