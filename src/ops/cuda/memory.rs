@@ -29,7 +29,7 @@ struct Staging {
     used: usize,
 }
 
-/// Elements on the device, uninitialised unless somebody wrote them. Given back to its [`Memory`] when dropped.
+/// Elements on the device, uninitialised unless somebody wrote them. Given back to the device's memory when dropped.
 pub struct Buffer<T> {
     memory: Arc<Memory>,
     bytes: Option<CudaSlice<u8>>,
