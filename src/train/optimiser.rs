@@ -147,7 +147,7 @@ impl AdamW {
             states.push(ParameterState { values, first: first.clone(), second: second.clone() });
         }
         for (device, index) in self.on_device() {
-            let read = |kept| device.read(index, kept);
+            let read = |of| device.read(index, of);
             let (first, second) =
                 (read(StateTensor::FirstMoment)?, read(StateTensor::SecondMoment)?);
             states.push(ParameterState { values: read(StateTensor::Values)?, first, second });

@@ -165,8 +165,8 @@ impl Products {
         self.product(x.plain(), block(address, outputs, columns).transposed(), out, into)
     }
 
-    /// `out = a b`, or `out += a b` where the destination says so, in one call of the batch's own shape: for training, whose
-    /// gradients are sums over a batch anyway. The same call gives the same bits.
+    /// `out = a b`, or `out += a b` where the destination says so, in one call: what training multiplies by, whose gradients are
+    /// sums over a batch anyway, and scoring a piece at a time. The same call gives the same bits.
     pub(super) fn product(
         &self,
         a: Factor,
