@@ -1,0 +1,4 @@
+//! The CUDA device, real or emulated.
+
+mod scoring;
+mod training;

@@ -1,0 +1,4 @@
+//! Batching and the ways to hidden states.
+
+mod encoder;
+mod engine;
