@@ -31,6 +31,7 @@ pub mod generate;
 pub mod http;
 #[cfg(feature = "judge")]
 pub mod judge;
+pub mod layer;
 pub mod metrics;
 pub mod model;
 pub mod monitor;

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{CheckpointError, Family};
-use crate::ops::{AttentionShape, Gelu};
+use crate::layer::{AttentionShape, Gelu};
 
 /// A decoder. The fields' names are Llama's keys of `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]

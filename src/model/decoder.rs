@@ -6,7 +6,8 @@ use crate::checkpoint::{
     Architecture, Biases, CheckpointError, DecoderConfig, DecoderTensors, MlpKind, NormKind,
     Residual, TensorSource,
 };
-use crate::ops::{AttentionShape, Gelu, Ops, OpsError, Packing, TrainingOps};
+use crate::layer::{AttentionShape, Gelu};
+use crate::ops::{Ops, OpsError, Packing, TrainingOps};
 
 /// A decoder: token embedding, layers, final norm.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use super::{Keys, base, heads, llama, sliding_layers, window, with_whole_rope};
 use crate::checkpoint::{
     Architecture, CheckpointError, DecoderConfig, MlpKind, Residual, SlidingLayers,
 };
-use crate::ops::{AttentionShape, Gelu};
+use crate::layer::{AttentionShape, Gelu};
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let mut decoder = gemma(keys)?;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::gemma2::gemma;
 use super::{Keys, Rope, sliding_layers, window};
 use crate::checkpoint::{CheckpointError, DecoderConfig, SlidingLayers};
-use crate::ops::AttentionShape;
+use crate::layer::AttentionShape;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     if keys.object("text_config")?.is_some() {

@@ -5,7 +5,7 @@ use super::{FusedRows, Keys, Place, Rope, base};
 use crate::checkpoint::{
     Architecture, Biases, CheckpointError, DecoderConfig, MlpKind, NormKind, Residual,
 };
-use crate::ops::{AttentionShape, Gelu};
+use crate::layer::{AttentionShape, Gelu};
 
 pub(super) const PREFIX: &str = "gpt_neox.";
 

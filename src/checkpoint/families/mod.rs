@@ -20,7 +20,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Architecture, CheckpointError, DecoderConfig};
-use crate::ops::{AttentionShape, RopeScaling};
+use crate::layer::{AttentionShape, RopeScaling};
 pub(super) use keys::Keys;
 pub use layout::DecoderTensors;
 use layout::FusedRows;

@@ -3,7 +3,7 @@
 
 use super::{Keys, base, heads, sliding_layers, window, with_whole_rope};
 use crate::checkpoint::{Biases, CheckpointError, DecoderConfig, SlidingLayers};
-use crate::ops::AttentionShape;
+use crate::layer::AttentionShape;
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let mut decoder = base(keys, heads(keys, None)?)?;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::Keys;
 use crate::checkpoint::CheckpointError;
-use crate::ops::{AttentionShape, RopeFactors, RopeScaling};
+use crate::layer::{AttentionShape, RopeFactors, RopeScaling};
 
 /// Where the scaling stands.
 const OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];

@@ -8,7 +8,7 @@ use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::{TrainingLayout, host, values};
-use crate::ops::AttentionShape;
+use crate::layer::AttentionShape;
 use crate::ops::cpu::{CpuOps, Isa, Matrix, rotate, soft_cap, soft_cap_gradient, softmax_gradient};
 use crate::ops::rotary::Rotary;
 

@@ -19,8 +19,9 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor};
 
 use super::cpu::{AttentionLayout, CpuError, CpuOps, Precision};
-use super::{AttentionShape, Gelu, Ops, OpsError, Packing, Result, TrainingOps};
+use super::{Ops, OpsError, Packing, Result, TrainingOps};
 use crate::checkpoint::{CheckpointError, TensorSource};
+use crate::layer::{AttentionShape, Gelu};
 pub use norm::NormWeight;
 pub use parameters::{Parameter, Trains};
 pub use weight::{LinearWeight, LoraConfig, adapter_name};

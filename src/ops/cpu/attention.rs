@@ -14,7 +14,7 @@ use super::operand::{Operand, Precision, Target, Values};
 use super::projection::{KeyBlock, Projection};
 use super::tile::{self, PANEL, ROWS, Strided};
 use super::{CpuOps, Matrix};
-use crate::ops::AttentionShape;
+use crate::layer::AttentionShape;
 
 /// Queries that walk the keys together, while a block of these stays in the first-level cache.
 const QUERY_BLOCK: usize = 48;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::isa::vectorised;
-use crate::ops::Gelu;
+use crate::layer::Gelu;
 
 /// Lanes that sums are kept in, so that a sum vectorises and still has one fixed order.
 pub(super) const LANES: usize = 16;

@@ -6,7 +6,7 @@ use super::elementwise::{
     GELU_CUBE, GELU_FACTOR, LANES, add_lanes, exp, gelu_exact, gelu_tanh, normal_distribution,
 };
 use super::isa::vectorised;
-use crate::ops::Gelu;
+use crate::layer::Gelu;
 
 vectorised! {
     /// Gradient of [`rms_norm`](super::elementwise::rms_norm): with `n = 1 / sqrt(mean(x^2) + epsilon)`,

@@ -7,7 +7,7 @@ use super::operand::{Operand, Precision, Values};
 use super::shared::Shared;
 use super::tile::{self, PANEL, Strided};
 use super::{CpuOps, Isa};
-use crate::ops::Gelu;
+use crate::layer::Gelu;
 
 /// Rows that one task multiplies by a panel, which stays in the second-level cache meanwhile.
 pub(super) const ROW_BLOCK: usize = 96;

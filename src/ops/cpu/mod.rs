@@ -30,8 +30,9 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::rotary::{Rotary, RotaryTables};
-use super::{AttentionShape, Gelu, Ops, Packing, Result};
+use super::{Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, TensorSource, TensorValues};
+use crate::layer::{AttentionShape, Gelu};
 
 use buffers::Buffer;
 pub use isa::Isa;

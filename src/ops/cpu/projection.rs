@@ -12,7 +12,7 @@ use super::operand::{Operand, Precision, Target};
 use super::shared::Shared;
 use super::tile::PANEL;
 use super::{CpuOps, Matrix};
-use crate::ops::AttentionShape;
+use crate::layer::AttentionShape;
 use crate::ops::rotary::Rotary;
 
 /// Rotated queries, keys and values of one layer.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::memory::{Buffer, Memory};
 use super::{CudaError, Rotation};
-use crate::ops::{AttentionShape, Packing};
+use crate::layer::AttentionShape;
+use crate::ops::Packing;
 
 /// Rows of a tile of the kernel: pairs of a query and a head of its group.
 const TILE_ROWS: usize = 64;

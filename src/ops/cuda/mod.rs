@@ -22,8 +22,9 @@ use parking_lot::Mutex;
 
 use super::head::{Decode, InformHead, step_by_step};
 use super::rotary::RotaryTables;
-use super::{AttentionShape, Ops, Packing, Result};
+use super::{Ops, Packing, Result};
 use crate::checkpoint::{CheckpointError, DecoderConfig, Part, TensorSource, TensorValues};
+use crate::layer::AttentionShape;
 
 pub use error::CudaError;
 use kernels::{Kernels, attention_shared_bytes};

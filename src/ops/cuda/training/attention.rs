@@ -276,7 +276,7 @@ impl Attended {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::ops::AttentionShape;
+    use crate::layer::AttentionShape;
 
     /// Every pair of a query and a key that it sees is in one pair of tiles, and keys that nobody reads have a tile.
     #[test]

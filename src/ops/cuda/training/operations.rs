@@ -9,10 +9,11 @@ use super::parameters::{DeviceTensor, DeviceWeight, Role};
 use super::tape::{Gradient, Shared};
 use super::{Between, CudaTraining, TrainingProjection};
 use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
+use crate::layer::AttentionShape;
 use crate::ops::cuda::CudaMatrix;
 use crate::ops::cuda::launch::launch;
 use crate::ops::cuda::products::{Block, Destination};
-use crate::ops::{AttentionShape, Ops, OpsError, Packing, Result, TrainingOps};
+use crate::ops::{Ops, OpsError, Packing, Result, TrainingOps};
 
 /// What [`OpsError::Missing`] says: heads are trained on the CPU.
 const HEADS: &str = "heads while training";
