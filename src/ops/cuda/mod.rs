@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use super::head::{Decode, InformHead, step_by_step};
 use super::rotary::RotaryTables;
 use super::{Ops, Packing, Result};
-use crate::checkpoint::{CheckpointError, DecoderConfig, Part, TensorSource, TensorValues};
+use crate::checkpoint::{CheckpointError, DecoderConfig, DecoderPart, TensorSource, TensorValues};
 use crate::layer::AttentionShape;
 
 pub use error::CudaError;
@@ -41,8 +41,12 @@ use products::{Destination, Products, Weight};
 const MAX_HEAD_SHARED: usize = (48 << 10) - (12 << 10);
 
 /// What is computed of what families have beyond Llama.
-const KNOWN_PARTS: [Part; 4] =
-    [Part::SlidingWindow, Part::SoftCap, Part::ScoreScale, Part::OwnTensorLayout];
+const KNOWN_PARTS: [DecoderPart; 4] = [
+    DecoderPart::SlidingWindow,
+    DecoderPart::SoftCap,
+    DecoderPart::ScoreScale,
+    DecoderPart::OwnTensorLayout,
+];
 
 /// One GPU.
 pub struct CudaOps {

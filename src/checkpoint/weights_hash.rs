@@ -1,8 +1,11 @@
-//! Hashes. That of the weights names everything that turns token ids into a reward.
+//! Hashes of weights. They name everything that turns token ids into a reward.
 
 use sha2::{Digest, Sha256};
 
-use super::{DecoderConfig, FolderTensors, ModelConfig};
+use super::config::ModelConfig;
+use super::decoder::DecoderConfig;
+use super::files::named;
+use super::tensors::FolderTensors;
 
 /// SHA-256 over the configuration and, in the order of names, each tensor's name, type, shape and
 /// bytes. Sharding, file names and the tokenizer do not change it.
@@ -13,16 +16,6 @@ pub(super) fn weights_hash(config: &ModelConfig, tensors: &FolderTensors) -> Str
         update(&mut hash, name, dtype, shape, bytes);
     });
     named(hash)
-}
-
-/// The hash of a file's contents, as `sha256sum` has it.
-pub(super) fn file_hash(contents: &[u8]) -> String {
-    named(Sha256::new_with_prefix(contents))
-}
-
-fn named(hash: Sha256) -> String {
-    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{digits}")
 }
 
 /// SHA-256 over the backbone alone: its configuration and its tensors, those whose names begin with `prefix`.
@@ -37,16 +30,6 @@ pub(super) fn backbone_hash(
             update(&mut hash, name, dtype, shape, bytes);
         }
     });
-    named(hash)
-}
-
-/// The hash of a model that is made of several, or of one and of how it is used.
-pub(crate) fn combined_hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(part);
-        hash.update("\n");
-    }
     named(hash)
 }
 

@@ -6,34 +6,20 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::gguf::Gguf;
-use super::hub::HubModel;
-use super::{
-    CONFIG_FILE, CheckpointError, FolderTensors, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE, read_json,
-};
-
-/// Files that decide a text's token ids, here and in the libraries that read the folder too.
-pub(super) const TEXT_FILES: [&str; 8] = [
-    TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
-    TEMPLATE_FILE,
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-];
+use super::hub::{HubModel, locate};
+use crate::checkpoint::files::{CONFIG_FILE, CheckpointError, TEXT_FILES, read_json};
+use crate::checkpoint::gguf::Gguf;
+use crate::checkpoint::tensors::FolderTensors;
 
 /// An opened folder or file.
 #[derive(Debug)]
 pub struct CheckpointSource {
     name: String,
-    kind: Kind,
+    kind: SourceKind,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum SourceKind {
     Folder(PathBuf),
     Gguf(Box<Gguf>),
 }
@@ -47,7 +33,7 @@ impl CheckpointSource {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let model = path.to_str().filter(|_| !path.exists()).and_then(HubModel::parse);
         if let Some(model) = model {
-            let found = Self::of_path(&model.locate()?)?;
+            let found = Self::of_path(&locate(&model)?)?;
             return Ok(Self { name: model.repository, ..found });
         }
         Self::of_path(path)
@@ -56,11 +42,11 @@ impl CheckpointSource {
     fn of_path(path: &Path) -> Result<Self, CheckpointError> {
         let text = |name: Option<&OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
         if path.is_file() {
-            let kind = Kind::Gguf(Box::new(Gguf::open(path)?));
+            let kind = SourceKind::Gguf(Box::new(Gguf::open(path)?));
             return Ok(Self { name: text(path.file_stem()), kind });
         }
         let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        Ok(Self { name: text(whole.file_name()), kind: Kind::Folder(path.to_owned()) })
+        Ok(Self { name: text(whole.file_name()), kind: SourceKind::Folder(path.to_owned()) })
     }
 
     /// What the checkpoint is called: the folder's name, the file's without its suffix, or the hub's id.
@@ -71,16 +57,16 @@ impl CheckpointSource {
     /// The folder, or the file.
     pub fn path(&self) -> &Path {
         match &self.kind {
-            Kind::Folder(folder) => folder,
-            Kind::Gguf(gguf) => gguf.file(),
+            SourceKind::Folder(folder) => folder,
+            SourceKind::Gguf(gguf) => gguf.file(),
         }
     }
 
     /// The file that an error about `name` is to name.
-    pub(super) fn path_of(&self, name: &str) -> PathBuf {
+    pub(in crate::checkpoint) fn path_of(&self, name: &str) -> PathBuf {
         match &self.kind {
-            Kind::Folder(folder) => folder.join(name),
-            Kind::Gguf(gguf) => gguf.file().to_owned(),
+            SourceKind::Folder(folder) => folder.join(name),
+            SourceKind::Gguf(gguf) => gguf.file().to_owned(),
         }
     }
 
@@ -90,8 +76,8 @@ impl CheckpointSource {
     /// A missing file, or a metadata key that is missing or of another type.
     pub fn config_keys(&self) -> Result<Map<String, Value>, CheckpointError> {
         match &self.kind {
-            Kind::Folder(folder) => read_json(&folder.join(CONFIG_FILE)),
-            Kind::Gguf(gguf) => gguf.config_keys(),
+            SourceKind::Folder(folder) => read_json(&folder.join(CONFIG_FILE)),
+            SourceKind::Gguf(gguf) => gguf.config_keys(),
         }
     }
 
@@ -101,14 +87,14 @@ impl CheckpointSource {
     /// A file that cannot be read, or metadata that it cannot be made of.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
         match &self.kind {
-            Kind::Folder(folder) => {
+            SourceKind::Folder(folder) => {
                 let file = folder.join(name);
                 if !file.exists() {
                     return Ok(None);
                 }
                 std::fs::read(&file).map(Some).map_err(CheckpointError::io(&file))
             }
-            Kind::Gguf(gguf) => gguf.text_file(name),
+            SourceKind::Gguf(gguf) => gguf.text_file(name),
         }
     }
 
@@ -131,8 +117,20 @@ impl CheckpointSource {
     /// A missing or damaged file.
     pub fn into_tensors(self) -> Result<FolderTensors, CheckpointError> {
         match self.kind {
-            Kind::Folder(folder) => FolderTensors::of_folder(&folder),
-            Kind::Gguf(gguf) => gguf.into_tensors(),
+            SourceKind::Folder(folder) => FolderTensors::of_folder(&folder),
+            SourceKind::Gguf(gguf) => FolderTensors::of_gguf(*gguf),
         }
+    }
+}
+
+impl FolderTensors {
+    /// Maps a folder's `model.safetensors`, or the shards that its index lists, or a GGUF file, and checks
+    /// their headers.
+    ///
+    /// # Errors
+    /// A missing, unreadable or truncated file, or a shard without a tensor that the index puts
+    /// there.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        CheckpointSource::open(path)?.into_tensors()
     }
 }

@@ -1,10 +1,10 @@
 //! What a decoder is made of, whatever its family.
 
-use std::fmt;
-
 use serde::Serialize;
 
-use super::{CheckpointError, Family};
+use super::family::Family;
+use super::part::DecoderPart;
+use crate::checkpoint::files::CheckpointError;
 use crate::layer::{AttentionShape, Gelu};
 
 /// A decoder. The fields' names are Llama's keys of `config.json`.
@@ -115,45 +115,6 @@ impl Architecture {
     }
 }
 
-/// Something that Llama has not, and a device may lack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Part {
-    Biases,
-    LayerNorm,
-    Gelu,
-    ParallelResidual,
-    NormedResidual,
-    QueryKeyNorm,
-    ScaledEmbeddings,
-    PartialRotary,
-    SlidingWindow,
-    SlidingLayers,
-    SoftCap,
-    ScoreScale,
-    OwnTensorLayout,
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Biases => "biases",
-            Self::LayerNorm => "layer norm",
-            Self::Gelu => "GELU",
-            Self::ParallelResidual => "parallel residuals",
-            Self::NormedResidual => "norms before the residual",
-            Self::QueryKeyNorm => "norms of queries and keys",
-            Self::ScaledEmbeddings => "scaled embeddings",
-            Self::PartialRotary => "rotary embedding of some channels",
-            Self::SlidingWindow => "sliding windows",
-            Self::SlidingLayers => "layers with attention of two kinds",
-            Self::SoftCap => "soft-caps",
-            Self::ScoreScale => "a scale of scores",
-            Self::OwnTensorLayout => "tensors that are not laid out as Llama's",
-        })
-    }
-}
-
 impl DecoderConfig {
     /// Attention of a layer.
     pub fn attention_of(&self, layer: usize) -> &AttentionShape {
@@ -164,26 +125,26 @@ impl DecoderConfig {
     }
 
     /// What the decoder has beyond Llama.
-    pub fn parts(&self) -> Vec<Part> {
+    pub fn parts(&self) -> Vec<DecoderPart> {
         let Architecture { family, norm, mlp, residual, query_key_norm, biases, .. } =
             &self.architecture;
         let sliding = self.architecture.sliding.as_ref();
         let shapes =
             || [Some(&self.attention), sliding.map(|s| &s.attention)].into_iter().flatten();
         [
-            (Part::Biases, *biases != Biases::default()),
-            (Part::LayerNorm, *norm == NormKind::Layer),
-            (Part::Gelu, *mlp != MlpKind::SwiGlu),
-            (Part::ParallelResidual, *residual == Residual::Parallel),
-            (Part::NormedResidual, *residual == Residual::Normed),
-            (Part::QueryKeyNorm, *query_key_norm),
-            (Part::ScaledEmbeddings, self.architecture.embedding_scale.is_some()),
-            (Part::PartialRotary, shapes().any(|shape| shape.rotary_dim.is_some())),
-            (Part::SlidingWindow, shapes().any(|shape| shape.window.is_some())),
-            (Part::SlidingLayers, sliding.is_some()),
-            (Part::SoftCap, shapes().any(|shape| shape.soft_cap.is_some())),
-            (Part::ScoreScale, shapes().any(|shape| shape.score_scale.is_some())),
-            (Part::OwnTensorLayout, family.has_own_layout()),
+            (DecoderPart::Biases, *biases != Biases::default()),
+            (DecoderPart::LayerNorm, *norm == NormKind::Layer),
+            (DecoderPart::Gelu, *mlp != MlpKind::SwiGlu),
+            (DecoderPart::ParallelResidual, *residual == Residual::Parallel),
+            (DecoderPart::NormedResidual, *residual == Residual::Normed),
+            (DecoderPart::QueryKeyNorm, *query_key_norm),
+            (DecoderPart::ScaledEmbeddings, self.architecture.embedding_scale.is_some()),
+            (DecoderPart::PartialRotary, shapes().any(|shape| shape.rotary_dim.is_some())),
+            (DecoderPart::SlidingWindow, shapes().any(|shape| shape.window.is_some())),
+            (DecoderPart::SlidingLayers, sliding.is_some()),
+            (DecoderPart::SoftCap, shapes().any(|shape| shape.soft_cap.is_some())),
+            (DecoderPart::ScoreScale, shapes().any(|shape| shape.score_scale.is_some())),
+            (DecoderPart::OwnTensorLayout, family.has_own_layout()),
         ]
         .into_iter()
         .filter_map(|(part, present)| present.then_some(part))
@@ -194,7 +155,7 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// [`CheckpointError::Unsupported`], which says what `task` cannot do, and why.
-    pub fn require(&self, known: &[Part], task: &str) -> Result<(), CheckpointError> {
+    pub fn require(&self, known: &[DecoderPart], task: &str) -> Result<(), CheckpointError> {
         let missing: Vec<String> = self
             .parts()
             .into_iter()

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::families::Keys;
-use super::{CheckpointError, TensorSource};
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
+use crate::checkpoint::tensors::TensorSource;
 
 /// What the head's tensors are called before `.weight` and `.bias`, and who calls them so.
 const PREFIXES: [&str; 4] = [
@@ -38,7 +38,7 @@ pub struct StandardConfig {
 }
 
 impl StandardConfig {
-    pub(super) fn read(keys: &Keys<'_>) -> Result<Self, CheckpointError> {
+    pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<Self, CheckpointError> {
         let names = match keys.object("id2label")? {
             None => Vec::new(),
             Some(map) => {

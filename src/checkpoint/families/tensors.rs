@@ -2,52 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Family, gemma2, gpt_neox, phi3};
-use crate::checkpoint::{
-    CheckpointError, DecoderConfig, MemoryTensors, TensorSource, TensorValues,
-};
-
-/// Where a family keeps a tensor of Llama's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The family's tensor.
-    pub(crate) name: String,
-    /// Which of its rows, where it holds other tensors of Llama's, too.
-    pub(super) rows: Option<FusedRows>,
-}
-
-/// Rows of a tensor that holds several of Llama's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct FusedRows {
-    /// Rows of the whole.
-    pub(super) count: usize,
-    /// Those of one, in their order.
-    pub(super) ranges: Vec<Range<usize>>,
-}
-
-impl Place {
-    /// A tensor of its own.
-    pub(super) fn whole(name: &str) -> Self {
-        Self { name: name.to_owned(), rows: None }
-    }
-
-    /// How many rows the family's tensor has, and which of them a tensor of `count` rows takes, in their order.
-    pub(crate) fn rows_of(&self, count: usize) -> (usize, Vec<usize>) {
-        match &self.rows {
-            None => (count, (0..count).collect()),
-            Some(rows) => (rows.count, rows.ranges.iter().cloned().flatten().collect()),
-        }
-    }
-
-    /// Shape of the family's tensor, for Llama's `shape`.
-    fn shape(&self, shape: &[usize]) -> Vec<usize> {
-        let mut whole = shape.to_vec();
-        if let Some(rows) = &self.rows {
-            whole[0] = rows.count;
-        }
-        whole
-    }
-}
+use super::place::TensorPlace;
+use super::{gemma2, gpt_neox, phi3};
+use crate::checkpoint::decoder::{DecoderConfig, Family};
+use crate::checkpoint::files::CheckpointError;
+use crate::checkpoint::tensors::{MemoryTensors, TensorSource, TensorValues};
 
 /// A checkpoint's tensors under Llama's names, as `model/` asks for them.
 pub struct DecoderTensors<'a> {
@@ -81,13 +40,13 @@ impl DecoderConfig {
     }
 
     /// Where the family keeps a tensor with Llama's name.
-    pub(crate) fn place(&self, name: &str) -> Place {
+    pub(crate) fn place(&self, name: &str) -> TensorPlace {
         match self.architecture.family {
             // The head's.
-            _ if !name.starts_with("model.") => Place::whole(name),
+            _ if !name.starts_with("model.") => TensorPlace::whole(name),
             Family::GptNeoX => gpt_neox::place(self, name),
             Family::Phi3 => phi3::place(self, name),
-            _ => Place::whole(name),
+            _ => TensorPlace::whole(name),
         }
     }
 

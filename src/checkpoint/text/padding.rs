@@ -6,14 +6,10 @@
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::text::token_text;
-use super::{
-    CheckpointError, CheckpointSource, DecoderConfig, SpecialToken, TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
-};
-
-/// Files that may name special tokens.
-pub(crate) const TOKEN_FILES: [&str; 2] = [TOKENIZER_CONFIG_FILE, "special_tokens_map.json"];
+use super::policy::{SpecialToken, token_text};
+use crate::checkpoint::decoder::DecoderConfig;
+use crate::checkpoint::files::{CheckpointError, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
+use crate::checkpoint::source::CheckpointSource;
 
 /// The checkpoint's own padding token where that is not the EOS; else the unknown token, BOS, or any other. Which one it
 /// is changes no reward, because nothing attends to it.

@@ -1,91 +1,21 @@
 //! From text to the token ids that are scored: chat template, tokenizer, and one EOS at the end.
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use thiserror::Error;
 use tokenizers::Tokenizer;
 
 use super::date::Date;
-use super::hash::file_hash;
+use super::encoding::{EncodeError, Encoding};
+use super::message::{Input, Message};
+use super::policy::{BosPolicy, EosPolicy, Pooling, SpecialToken, TextPolicy, token_text};
 use super::template::{ChatTemplate, SpecialTokens};
-use super::{CheckpointError, CheckpointSource, DecoderConfig};
+use crate::checkpoint::decoder::DecoderConfig;
+use crate::checkpoint::files::{
+    CheckpointError, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, file_hash,
+};
+use crate::checkpoint::source::CheckpointSource;
 
-/// Name of the tokenizer's file in a checkpoint folder.
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Name of the file that names the special tokens.
-pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 /// Key of [`TOKENIZER_CONFIG_FILE`] with the date that `strftime_now` of a template gives.
 const DATE_KEY: &str = "chat_template_date";
-/// Name of the chat template's file.
-pub const TEMPLATE_FILE: &str = "chat_template.jinja";
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields, expecting = "expected a {role, content} message")]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn.
-    pub fn new(role: &str, content: impl Into<String>) -> Self {
-        Self { role: role.to_owned(), content: content.into() }
-    }
-}
-
-/// Something to score.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// A conversation whose last message is the assistant's.
-    Messages(Vec<Message>),
-    /// Text to which a chat template was already applied; BOS is added where it is missing.
-    Text(String),
-    /// The same, with every special token in it but EOS: no BOS is added.
-    ExactText(String),
-    /// Token ids.
-    Tokens(Vec<u32>),
-}
-
-/// Token ids, ready to be scored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoding {
-    /// The ids; the last one is EOS.
-    pub ids: Vec<u32>,
-    /// Whether tokens were cut off at the start.
-    pub truncated: bool,
-}
-
-/// An input that cannot be scored; the others of its request can.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[allow(missing_docs)]
-pub enum EncodeError {
-    #[error("the input holds no text")]
-    Empty,
-    #[error("{tokens} tokens, the limit is {limit}; send `truncate: true` to keep the end")]
-    TooLong { tokens: usize, limit: usize },
-    #[error("token id {id} is not in the vocabulary of {vocabulary}")]
-    UnknownToken { id: u32, vocabulary: usize },
-    #[error("{0}")]
-    Template(String),
-    #[error("the tokenizer failed: {0}")]
-    Tokenizer(String),
-}
-
-impl EncodeError {
-    /// The item code of the HTTP API.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Empty => "empty_input",
-            Self::TooLong { .. } => "input_too_long",
-            Self::UnknownToken { .. } | Self::Tokenizer(_) => "unknown_token",
-            Self::Template(_) => "template_error",
-        }
-    }
-}
-
 /// Chat template, tokenizer and special tokens of a checkpoint.
 #[derive(Debug)]
 pub struct TextEncoder {
@@ -96,76 +26,13 @@ pub struct TextEncoder {
     limit: usize,
 }
 
-/// How texts become the token ids that are scored, and where on them the reward is read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct TextPolicy {
-    /// The token that begins texts, where the checkpoint has one
-    pub bos: Option<SpecialToken>,
-    /// What is done about it
-    pub bos_policy: BosPolicy,
-    /// The token that ends texts
-    pub eos: SpecialToken,
-    /// What is done about it
-    pub eos_policy: EosPolicy,
-    /// Where the reward is read
-    pub pooling: Pooling,
-    /// Hash of `tokenizer.json`
-    pub tokenizer: String,
-    /// Hash of the chat template; null where there is none
-    pub template: Option<String>,
-    /// The date that the template is told, whatever the day
-    pub template_date: String,
-}
-
-/// A special token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct SpecialToken {
-    /// As it is written in a text
-    pub text: String,
-    /// Its id
-    pub id: u32,
-}
-
-/// What is done about BOS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum BosPolicy {
-    /// The tokenizer adds one: it is put before a text that does not begin with it. Of messages the template alone
-    /// decides.
-    AddedWhereMissing,
-    /// The tokenizer adds none: it stands where the text or the template has it.
-    AsWritten,
-}
-
-/// What is done about EOS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EosPolicy {
-    /// Appended where it is not the last token already, but for white space.
-    AppendedWhereMissing,
-}
-
-/// Where the reward is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Pooling {
-    /// At the last token, which is the EOS.
-    LastToken,
-}
-
-/// A special token as `tokenizer_config.json` writes it: a string, or an object with `content`.
-pub(super) fn token_text(value: Option<&Value>) -> Option<String> {
-    let value = value?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-}
-
 impl TextEncoder {
     /// Reads the tokenizer's files of a folder.
     ///
     /// # Errors
     /// Where `tokenizer.json` is missing or damaged, the EOS token is not named or unknown, or the
     /// chat template does not compile.
-    pub(super) fn read(
+    pub(in crate::checkpoint) fn read(
         source: &CheckpointSource,
         decoder: &DecoderConfig,
     ) -> Result<Self, CheckpointError> {

@@ -7,8 +7,8 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::Message;
 use super::date::Date;
+use super::message::Message;
 
 const NAME: &str = "chat";
 

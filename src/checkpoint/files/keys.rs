@@ -5,18 +5,18 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::CheckpointError;
+use super::error::CheckpointError;
 
 /// The keys of a `config.json`, or of an object in it.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::checkpoint) struct Keys<'a> {
+pub(in crate::checkpoint) struct ConfigKeys<'a> {
     map: &'a Map<String, Value>,
     file: &'a Path,
     /// What an error puts before a key.
     prefix: &'a str,
 }
 
-impl<'a> Keys<'a> {
+impl<'a> ConfigKeys<'a> {
     pub(in crate::checkpoint) fn new(map: &'a Map<String, Value>, file: &'a Path) -> Self {
         Self { map, file, prefix: "" }
     }
@@ -54,7 +54,7 @@ impl<'a> Keys<'a> {
         Ok(self.get(key)?.unwrap_or(default))
     }
 
-    /// As [`Keys::or`], with `None` for a null: releases of transformers leave a default out, and write what is switched off.
+    /// As [`ConfigKeys::or`], with `None` for a null: releases of transformers leave a default out, and write what is switched off.
     pub(in crate::checkpoint) fn unless_null<T: DeserializeOwned>(
         &self,
         key: &str,
@@ -113,7 +113,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Keys of an object in the same file, which errors name after `prefix`.
+    /// ConfigKeys of an object in the same file, which errors name after `prefix`.
     pub(in crate::checkpoint) fn within(
         self,
         map: &'a Map<String, Value>,
