@@ -29,6 +29,7 @@ pub mod encoder;
 pub mod engine;
 pub mod generate;
 pub mod http;
+mod isa;
 #[cfg(feature = "judge")]
 pub mod judge;
 pub mod layer;

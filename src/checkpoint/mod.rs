@@ -36,7 +36,9 @@ pub use files::{
     BASELINE_FILE, CONFIG_FILE, CheckpointError, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
 };
-pub(crate) use files::{TOKEN_FILES, check_output, combined_hash, parent_and_name, replace_file};
+pub(crate) use files::{
+    TOKEN_FILES, check_output, combined_hash, parent_and_name, read_json, replace_file,
+};
 pub use gguf::Gguf;
 pub use source::CheckpointSource;
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues, WeightType};

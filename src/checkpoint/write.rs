@@ -5,10 +5,8 @@ use std::cell::RefCell;
 use std::fs::{self, File};
 use std::path::Path;
 
-use half::{bf16, f16};
 use safetensors::tensor::View;
 use safetensors::{Dtype, SafeTensorError};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::baseline::Baseline;
@@ -17,7 +15,7 @@ use super::files::{
     BASELINE_FILE, CONFIG_FILE, CheckpointError, SINGLE_FILE, Temporary, check_output,
     parent_and_name, put_in_place, sync_folder, write_file, write_files,
 };
-use super::tensors::{MemoryTensors, TensorSource, TensorValues};
+use super::tensors::{MemoryTensors, TensorSource, TensorValues, WeightType};
 
 /// What a new checkpoint folder is made of.
 #[derive(Debug)]

@@ -204,8 +204,8 @@ impl<O: Ops> RewardModel<O> {
     ///
     /// # Errors
     /// A failing device.
-    pub fn entering(&self, packing: &Packing, index: usize) -> Result<O::Matrix, OpsError> {
-        self.decoder.entering(&self.ops, packing, index)
+    pub fn layer_input(&self, packing: &Packing, index: usize) -> Result<O::Matrix, OpsError> {
+        self.decoder.layer_input(&self.ops, packing, index)
     }
 
     /// Hidden states after the final norm at each sequence's last token: `[sequences, hidden]`.

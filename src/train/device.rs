@@ -145,7 +145,8 @@ mod gpu {
                 Ok(ops.leaf(&x))
             };
             let x = leaf(ops)?;
-            let (advanced, projection) = decoder.advance(ops, last, x.clone(), None, &layout)?;
+            let (advanced, projection) =
+                decoder.next_projection(ops, last, x.clone(), None, &layout)?;
             let pooled = decoder.finish(ops, &advanced, &projection, &layout, packing)?;
             let known = ops.upload(gradient(ops.read(&pooled)?)?, *hidden)?;
             let mut known = ops.backward(&pooled, &known, Some(&x))?;
@@ -188,10 +189,10 @@ mod gpu {
                 false => self.at_once(packing, gradient),
             };
             done.map_err(|error| match error.downcast_ref() {
-                Some(OpsError::Cuda(CudaError::OutOfMemory { .. })) if !recompute => {
+                Some(OpsError::Device(error)) if is_full(error.as_ref()) && !recompute => {
                     error.context("schedule.micro_batch_tokens, recompute: the GPU has no room for so many tokens at once")
                 }
-                Some(OpsError::Cuda(CudaError::OutOfMemory { .. })) => {
+                Some(OpsError::Device(error)) if is_full(error.as_ref()) => {
                     error.context("schedule.micro_batch_tokens: the GPU has no room for so many at once")
                 }
                 _ => error,

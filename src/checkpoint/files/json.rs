@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 use super::error::CheckpointError;
 
 /// Reads a JSON file of the checkpoint.
-pub(in crate::checkpoint) fn read_json<T: serde::de::DeserializeOwned>(
-    file: &Path,
-) -> Result<T, CheckpointError> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, CheckpointError> {
     let text = std::fs::read(file).map_err(CheckpointError::io(file))?;
     serde_json::from_slice(&text)
         .map_err(|source| CheckpointError::Json { file: file.to_owned(), source })

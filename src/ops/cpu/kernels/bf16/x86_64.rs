@@ -8,15 +8,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::tile::{PANEL, ROWS, Strided, with_rows};
-
-/// A panel `[depth / 2][PANEL][2]`, and the one that is multiplied after it.
-#[derive(Clone, Copy)]
-pub(super) struct Panel {
-    pub(super) start: *const u32,
-    /// Null where there is none. Never read, only prefetched.
-    pub(super) next: *const u32,
-}
+use super::panel::PairPanel;
+use crate::ops::cpu::kernels::tile::{PANEL, ROWS, Strided, with_rows};
 
 /// Sums of `R` rows by a panel, `[[__m512; 2]; R]`: pairs in ascending order.
 macro_rules! sums {
@@ -72,11 +65,11 @@ macro_rules! tiles {
 /// # Safety
 /// `x` is readable for `rows` rows of `depth`, the panel for `depth * PANEL` and `out` is writable for `rows` rows
 /// of `PANEL` elements; `depth` is even; the device is a bf16 one.
-pub(super) unsafe fn multiply(
+pub(in crate::ops::cpu) unsafe fn multiply(
     rows: usize,
     depth: usize,
     x: Strided<*const u16>,
-    panel: Panel,
+    panel: PairPanel,
     out: Strided<*mut f32>,
     accumulate: bool,
 ) {
@@ -84,7 +77,7 @@ pub(super) unsafe fn multiply(
     unsafe fn kernel<const R: usize, const PREFETCH: bool>(
         depth: usize,
         x: Strided<*const u16>,
-        panel: Panel,
+        panel: PairPanel,
         out: Strided<*mut f32>,
         accumulate: bool,
     ) {
@@ -113,11 +106,11 @@ pub(super) unsafe fn multiply(
 ///
 /// # Safety
 /// As [`multiply`]; `out` is writable for `rows` rows of `columns` elements.
-pub(super) unsafe fn multiply_gated(
+pub(in crate::ops::cpu) unsafe fn multiply_gated(
     rows: usize,
     depth: usize,
     x: Strided<*const u16>,
-    panel: Panel,
+    panel: PairPanel,
     out: Strided<*mut u16>,
     columns: usize,
 ) {
@@ -125,7 +118,7 @@ pub(super) unsafe fn multiply_gated(
     unsafe fn kernel<const R: usize, const PREFETCH: bool>(
         depth: usize,
         x: Strided<*const u16>,
-        panel: Panel,
+        panel: PairPanel,
         out: Strided<*mut u16>,
         mask: __mmask16,
     ) {
@@ -176,7 +169,7 @@ fn exp(x: __m512) -> __m512 {
 /// One step of an online softmax (Milakov and Gimelshein 2018) over a block of at most 64 scores, of which those in
 /// `visible` count, at least one. Writes their weights relative to the running maximum, zeros for the others, updates
 /// that maximum and the running sum of weights, and returns the factor by which what was summed before shrinks.
-pub(super) fn softmax_block(
+pub(in crate::ops::cpu) fn softmax_block(
     scores: &[f32],
     visible: Range<usize>,
     maximum: &mut f32,
@@ -236,7 +229,7 @@ pub(super) fn softmax_block(
 }
 
 /// Rounds to brain floats, to nearest even; subnormal numbers become zeros, as the dot product takes them.
-pub(super) fn round(values: &[f32], out: &mut [u16]) {
+pub(in crate::ops::cpu) fn round(values: &[f32], out: &mut [u16]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn vectors(values: &[f32], out: &mut [u16]) {
         for (values, out) in values.chunks(16).zip(out.chunks_mut(16)) {
@@ -257,7 +250,7 @@ pub(super) fn round(values: &[f32], out: &mut [u16]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::isa;
+    use crate::isa;
 
     fn present() -> bool {
         let present = isa::has_bf16();

@@ -6,20 +6,20 @@
 //! Each sum runs over `depth` in ascending order, whatever `R` is: a row's bits do not depend on
 //! the other rows of the call.
 
-use super::isa::Isa;
+use crate::isa::Isa;
 
 /// Columns of a panel.
-pub(super) const PANEL: usize = 32;
+pub(in crate::ops::cpu) const PANEL: usize = 32;
 /// Rows of the widest tile.
-pub(super) const ROWS: usize = 12;
+pub(in crate::ops::cpu) const ROWS: usize = 12;
 
 /// A matrix operand in memory that other threads may write elsewhere in: first element and stride.
 #[derive(Clone, Copy)]
-pub(super) struct Strided<P> {
+pub(in crate::ops::cpu) struct Strided<P> {
     /// First element.
-    pub(super) start: P,
+    pub(in crate::ops::cpu) start: P,
     /// Elements from one row to the next.
-    pub(super) stride: usize,
+    pub(in crate::ops::cpu) stride: usize,
 }
 
 /// `out[r][0..PANEL] = x[r][0..depth] . panel`, or `+=` where `accumulate` is set.
@@ -27,7 +27,7 @@ pub(super) struct Strided<P> {
 /// # Safety
 /// `x` is readable for `rows` rows of `depth`, `panel` for `depth * PANEL` and `out` is writable for
 /// `rows` rows of `PANEL` elements; `isa` is one the processor has.
-pub(super) unsafe fn multiply(
+pub(in crate::ops::cpu) unsafe fn multiply(
     isa: Isa,
     rows: usize,
     depth: usize,
@@ -69,7 +69,7 @@ macro_rules! with_rows {
         }
     };
 }
-pub(super) use with_rows;
+pub(in crate::ops::cpu) use with_rows;
 
 /// # Safety
 /// As [`multiply`], with `count` at most 4.
@@ -122,7 +122,7 @@ mod x86 {
     /// # Safety
     /// As [`super::multiply`], with `count` at most 12.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn avx512(
+    pub(in crate::ops::cpu) unsafe fn avx512(
         count: usize,
         depth: usize,
         x: Strided<*const f32>,
@@ -175,7 +175,7 @@ mod x86 {
     /// # Safety
     /// As [`super::multiply`], with `count` at most 6.
     #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn avx2(
+    pub(in crate::ops::cpu) unsafe fn avx2(
         count: usize,
         depth: usize,
         x: Strided<*const f32>,

@@ -2,37 +2,32 @@
 
 use std::ops::Range;
 
-use super::tile::Strided;
+use super::panel::PairPanel;
+use crate::ops::cpu::kernels::tile::Strided;
 
-#[derive(Clone, Copy)]
-pub(super) struct Panel {
-    pub(super) start: *const u32,
-    pub(super) next: *const u32,
-}
-
-pub(super) unsafe fn multiply(
+pub(in crate::ops::cpu) unsafe fn multiply(
     _: usize,
     _: usize,
     _: Strided<*const u16>,
-    panel: Panel,
+    panel: PairPanel,
     _: Strided<*mut f32>,
     _: bool,
 ) {
     unreachable!("no bf16 device, {:?} {:?}", panel.start, panel.next)
 }
 
-pub(super) unsafe fn multiply_gated(
+pub(in crate::ops::cpu) unsafe fn multiply_gated(
     _: usize,
     _: usize,
     _: Strided<*const u16>,
-    _: Panel,
+    _: PairPanel,
     _: Strided<*mut u16>,
     _: usize,
 ) {
     unreachable!("no bf16 device")
 }
 
-pub(super) fn softmax_block(
+pub(in crate::ops::cpu) fn softmax_block(
     _: &[f32],
     _: Range<usize>,
     _: &mut f32,
@@ -42,6 +37,6 @@ pub(super) fn softmax_block(
     unreachable!("no bf16 device")
 }
 
-pub(super) fn round(_: &[f32], _: &mut [u16]) {
+pub(in crate::ops::cpu) fn round(_: &[f32], _: &mut [u16]) {
     unreachable!("no bf16 device")
 }

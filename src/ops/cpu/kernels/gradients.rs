@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::elementwise::{
     GELU_CUBE, GELU_FACTOR, LANES, add_lanes, exp, gelu_exact, gelu_tanh, normal_distribution,
 };
-use super::isa::vectorised;
+use crate::isa::vectorised;
 use crate::layer::Gelu;
 
 vectorised! {

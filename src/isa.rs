@@ -37,7 +37,7 @@ impl Isa {
 }
 
 /// Whether this processor has the instructions of bf16 products.
-pub(super) fn has_bf16() -> bool {
+pub(crate) fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         is_x86_feature_detected!("avx512f")
@@ -55,7 +55,7 @@ pub(super) fn has_bf16() -> bool {
 macro_rules! vectorised {
     ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $return:ty)? $body:block) => {
         $(#[$doc])*
-        $visibility fn $name(isa: $crate::ops::cpu::isa::Isa, $($argument: $type),*) $(-> $return)? {
+        $visibility fn $name(isa: $crate::isa::Isa, $($argument: $type),*) $(-> $return)? {
             #[inline(always)]
             fn body($($argument: $type),*) $(-> $return)? $body
 
@@ -70,10 +70,10 @@ macro_rules! vectorised {
             match isa {
                 // SAFETY: `Isa::detect` names a set only where the processor has it.
                 #[cfg(target_arch = "x86_64")]
-                $crate::ops::cpu::isa::Isa::Avx512 => unsafe { avx512($($argument),*) },
+                $crate::isa::Isa::Avx512 => unsafe { avx512($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::ops::cpu::isa::Isa::Avx2 => unsafe { avx2($($argument),*) },
+                $crate::isa::Isa::Avx2 => unsafe { avx2($($argument),*) },
                 _ => body($($argument),*),
             }
         }

@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use super::isa::vectorised;
+use crate::isa::vectorised;
 use crate::layer::Gelu;
 
 /// Lanes that sums are kept in, so that a sum vectorises and still has one fixed order.
-pub(super) const LANES: usize = 16;
+pub(in crate::ops::cpu) const LANES: usize = 16;
 
 /// Adds the lanes as a balanced tree.
 #[inline(always)]
-pub(super) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(in crate::ops::cpu) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -24,7 +24,7 @@ pub(super) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
 /// `e^x` for `x <= 88`, within 2 units in the last place; 0 below -87.3. Range reduction by
 /// multiples of ln 2 and a degree-6 polynomial (Cephes `expf`, Moshier 1992).
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(in crate::ops::cpu) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts, the first exact in few bits, so that the reduced argument is accurate.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -113,7 +113,7 @@ vectorised! {
 /// `Phi(x)` and `e^(-x^2 / 2)`. The tail is `e^(-x^2 / 2) p(1 / (1 + 0.28 |x|))` (the form of Abramowitz and Stegun 1964,
 /// 7.1.26), the polynomial a fit of our own whose error in `x Phi(x)` is below 6e-9.
 #[inline(always)]
-pub(super) fn normal_distribution(x: f32) -> (f32, f32) {
+pub(in crate::ops::cpu) fn normal_distribution(x: f32) -> (f32, f32) {
     let t = 1.0 / (1.0 + 0.28 * x.abs());
     let mut p = -0.107_034_68;
     for coefficient in [0.394_934_7, -0.245_292_35, 0.275_669_04, 0.064_763_61, 0.116_959_676] {
@@ -126,18 +126,18 @@ pub(super) fn normal_distribution(x: f32) -> (f32, f32) {
 
 /// GELU by the normal distribution function, within 2e-7 of it for a value of size 1.
 #[inline(always)]
-pub(super) fn gelu_exact(x: f32) -> f32 {
+pub(in crate::ops::cpu) fn gelu_exact(x: f32) -> f32 {
     x * normal_distribution(x).0
 }
 
 /// `sqrt(2 / pi)`, of GELU by tanh.
-pub(super) const GELU_FACTOR: f32 = 0.797_884_6;
+pub(in crate::ops::cpu) const GELU_FACTOR: f32 = 0.797_884_6;
 /// Of the cube in GELU by tanh.
-pub(super) const GELU_CUBE: f32 = 0.044_715;
+pub(in crate::ops::cpu) const GELU_CUBE: f32 = 0.044_715;
 
 /// GELU by tanh: `x / 2 (1 + tanh(y))` is `x / (1 + e^(-2 y))`.
 #[inline(always)]
-pub(super) fn gelu_tanh(x: f32) -> f32 {
+pub(in crate::ops::cpu) fn gelu_tanh(x: f32) -> f32 {
     let y = GELU_FACTOR * (x + GELU_CUBE * (x * x * x));
     x / (1.0 + exp((-2.0 * y).min(88.0)))
 }
@@ -229,7 +229,7 @@ vectorised! {
     /// those in `visible` count, at least one. Turns the scores into weights relative to the running maximum,
     /// updates that maximum and the running sum of weights, and returns the factor by which what
     /// was summed before shrinks.
-    pub(super) fn softmax_block(
+    pub(in crate::ops::cpu) fn softmax_block(
         scores: &mut [f32],
         visible: Range<usize>,
         maximum: &mut f32,
@@ -270,7 +270,7 @@ vectorised! {
 
 vectorised! {
     /// `values *= factor`.
-    pub(super) fn scale(values: &mut [f32], factor: f32) {
+    pub(in crate::ops::cpu) fn scale(values: &mut [f32], factor: f32) {
         for value in values {
             *value *= factor;
         }
