@@ -1,24 +1,98 @@
 //! The decoder's operations: each as it scores, with its step back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
 
 use super::attention::{Attended, TrainingLayout};
-use super::parameters::{DeviceTensor, DeviceWeight, Role};
-use super::tape::{Gradient, Shared};
-use super::{Between, CudaTraining, TrainingProjection};
-use crate::checkpoint::{CheckpointError, DecoderConfig, TensorSource};
-use crate::layer::AttentionShape;
-use crate::ops::cuda::CudaMatrix;
+use super::device::CudaTraining;
+use super::parameters::{AdapterInputs, DeviceTensor, DeviceWeight};
+use super::tape::{Gradient, SharedValue};
+use crate::layer::{AttentionShape, Gelu};
+use crate::ops::batch::Packing;
 use crate::ops::cuda::launch::launch;
+use crate::ops::cuda::layout::{AttentionTables, CudaLayout};
+use crate::ops::cuda::matrices::{CudaMatrix, CudaProjection};
 use crate::ops::cuda::products::{Block, Destination};
-use crate::ops::{Ops, OpsError, Packing, Result, TrainingOps};
+use crate::ops::device::{DecoderOps, OpsError, QueryRows, Result, TrainingOps};
 
-/// What [`OpsError::Missing`] says: heads are trained on the CPU.
-const HEADS: &str = "heads while training";
+/// Queries, keys and values of a layer after their rotary embedding.
+#[derive(Debug)]
+pub struct TrainingProjection {
+    pub(super) rotated: Arc<CudaProjection>,
+    pub(super) place: Option<usize>,
+}
 
 impl CudaTraining {
+    fn attend(&self, attended: Attended) -> Result<SharedValue<bf16>> {
+        let out = attended.attend(&self.gpu)?;
+        let query_place = attended.last_queries.as_ref().and_then(|(_, place)| *place);
+        let out = self.value(out, attended.key_place.is_some() || query_place.is_some());
+        if let Some(place) = out.place {
+            let matrix = out.matrix.clone();
+            self.record_step(move |gpu, gradients| {
+                let Some(d_out) = gradients.take(Some(place)) else { return Ok(()) };
+                attended.backward(gpu, gradients, &matrix, &gpu.rounded(d_out)?)
+            });
+        }
+        Ok(out)
+    }
+
+    /// Attention of every row.
+    fn attended(
+        &self,
+        projection: &TrainingProjection,
+        layout: &Arc<TrainingLayout>,
+    ) -> Result<SharedValue<bf16>> {
+        self.attend(Attended {
+            last_queries: None,
+            keys: projection.rotated.clone(),
+            key_place: projection.place,
+            layout: layout.clone(),
+        })
+    }
+
+    fn projection(
+        &self,
+        projected: &SharedValue<f32>,
+        layout: &TrainingLayout,
+        queries: QueryRows,
+    ) -> Result<TrainingProjection> {
+        let forward = &layout.forward;
+        let shape = &forward.shape;
+        let query_heads = match queries {
+            QueryRows::All => shape.heads,
+            QueryRows::LastOfSequence => 0,
+        };
+        let rotated = query_heads + shape.key_value_heads;
+        let sine = &forward.rotation.sine;
+        let ops = &self.gpu.ops;
+        let values = ops.rotate(&projected.matrix, forward, sine, forward.positions, rotated)?;
+        let query_columns = query_heads * shape.head_dim;
+        let rotated = Arc::new(CudaProjection { values, query_columns });
+        Ok(TrainingProjection { rotated, place: projected.place })
+    }
+
+    fn layout_of(&self, packing: &Packing, shape: &AttentionShape) -> Result<TrainingLayout> {
+        let ops = &self.gpu.ops;
+        let rotation = ops.rotation(packing, shape)?;
+        let mut known = self.turned_back.borrow_mut();
+        let turned_back = match known.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &rotation)) {
+            Some((_, turned_back)) => turned_back.clone(),
+            None => {
+                let (_, sine) = rotation.host.tables();
+                let negative: Vec<f32> = sine.iter().map(|sine| -sine).collect();
+                let negative = Arc::new(ops.memory.upload(&negative)?);
+                *known = Some((rotation.clone(), negative.clone()));
+                negative
+            }
+        };
+        let tables = AttentionTables::new(packing, shape);
+        let forward = CudaLayout::new(&ops.memory, &tables, shape, rotation)?;
+        Ok(TrainingLayout::new(&ops.memory, &tables, packing, forward, turned_back)?)
+    }
+
     /// `x W^T` into `out`, `[rows, outputs]` f32, or added to it; with adapters.
     fn multiply(
         &self,
@@ -26,7 +100,7 @@ impl CudaTraining {
         weight: &DeviceWeight,
         out: &CudaMatrix<f32>,
         into: Destination,
-    ) -> Result<Between> {
+    ) -> Result<AdapterInputs> {
         let products = &self.gpu.ops.products;
         let (read, out) = (x.block(), out.block());
         products.product(read.plain(), weight.tensor.block().transposed(), out, into)?;
@@ -57,10 +131,10 @@ impl CudaTraining {
     /// A product whose result is f32; `residual` is added where there is one.
     fn recorded_product(
         &self,
-        x: &Shared<bf16>,
+        x: &SharedValue<bf16>,
         weight: &Arc<DeviceWeight>,
-        residual: Option<Shared<f32>>,
-    ) -> Result<Shared<f32>> {
+        residual: Option<SharedValue<f32>>,
+    ) -> Result<SharedValue<f32>> {
         let out = self.gpu.ops.matrix(x.matrix.rows, weight.tensor.rows)?;
         let into = match &residual {
             None => Destination::F32,
@@ -96,85 +170,23 @@ impl CudaTraining {
 impl TrainingOps for CudaTraining {
     fn attention(
         &self,
-        projected: &Shared<f32>,
+        projected: &SharedValue<f32>,
         layout: &Arc<TrainingLayout>,
         _shape: &AttentionShape,
-    ) -> Result<Shared<bf16>> {
-        self.attended(&self.projection(projected, layout, true)?, layout)
+    ) -> Result<SharedValue<bf16>> {
+        self.attended(&self.projection(projected, layout, QueryRows::All)?, layout)
     }
 }
 
-impl Ops for CudaTraining {
-    type Matrix = Shared<f32>;
-    type Operand = Shared<bf16>;
-    type Weight = Arc<DeviceWeight>;
-    type GatedWeight = Arc<DeviceWeight>;
-    /// Heads are trained on the CPU.
-    type HeadWeight = ();
-    type Scale = Arc<DeviceTensor>;
-    type Table = Arc<DeviceTensor>;
+impl DecoderOps for CudaTraining {
     type Layout = Arc<TrainingLayout>;
     type Projection = TrainingProjection;
-
-    fn supports(&self, decoder: &DecoderConfig) -> std::result::Result<(), CheckpointError> {
-        self.gpu.ops.supports(decoder)
-    }
-
-    fn weight(
-        &self,
-        source: &dyn TensorSource,
-        parts: &[(&str, usize)],
-        columns: usize,
-    ) -> std::result::Result<Arc<DeviceWeight>, CheckpointError> {
-        Ok(Arc::new(self.weight_of(source, parts, columns)?))
-    }
-
-    fn gated_weight(
-        &self,
-        source: &dyn TensorSource,
-        gate: &str,
-        up: &str,
-        rows: usize,
-        columns: usize,
-    ) -> std::result::Result<Arc<DeviceWeight>, CheckpointError> {
-        self.weight(source, &[(gate, rows), (up, rows)], columns)
-    }
-
-    fn head_weight(
-        &self,
-        _: &dyn TensorSource,
-        _: &[(&str, usize)],
-        _: usize,
-    ) -> std::result::Result<(), CheckpointError> {
-        Err(CheckpointError::Unsupported("heads are trained on the CPU".to_owned()))
-    }
-
-    fn scale(
-        &self,
-        source: &dyn TensorSource,
-        name: &str,
-        columns: usize,
-    ) -> std::result::Result<Arc<DeviceTensor>, CheckpointError> {
-        let values = source.f32(name, &[columns])?;
-        self.decoder_tensor(&[(name, columns)], &values, columns, Role::Scale)
-    }
-
-    fn table(
-        &self,
-        source: &dyn TensorSource,
-        name: &str,
-        rows: usize,
-        columns: usize,
-    ) -> std::result::Result<Arc<DeviceTensor>, CheckpointError> {
-        let values = source.f32(name, &[rows, columns])?;
-        self.decoder_tensor(&[(name, rows)], &values, columns, Role::Factor)
-    }
 
     fn layout(&self, packing: &Packing, shape: &AttentionShape) -> Result<Arc<TrainingLayout>> {
         Ok(Arc::new(self.layout_of(packing, shape)?))
     }
 
-    fn embed(&self, table: &Arc<DeviceTensor>, ids: &[u32]) -> Result<Shared<f32>> {
+    fn embed(&self, table: &Arc<DeviceTensor>, ids: &[u32]) -> Result<SharedValue<f32>> {
         let matrix = self.gpu.ops.embed_rows(table.block().address, table.columns, ids)?;
         let out = self.value(matrix, table.state.is_some());
         if let Some(place) = out.place {
@@ -192,10 +204,10 @@ impl Ops for CudaTraining {
 
     fn norm(
         &self,
-        x: &Shared<f32>,
+        x: &SharedValue<f32>,
         scale: &Arc<DeviceTensor>,
         epsilon: f32,
-    ) -> Result<Shared<bf16>> {
+    ) -> Result<SharedValue<bf16>> {
         let values = scale.values.as_ref().ok_or(OpsError::Missing("a norm without a scale"))?;
         let matrix = self.gpu.ops.norm(&x.matrix, values, epsilon)?;
         let out = self.value(matrix, x.place.is_some() || scale.state.is_some());
@@ -209,20 +221,55 @@ impl Ops for CudaTraining {
         Ok(out)
     }
 
-    fn linear(&self, x: &Shared<bf16>, weight: &Arc<DeviceWeight>) -> Result<Shared<f32>> {
+    /// Refused by `supports`.
+    fn norm_add(
+        &self,
+        _: &SharedValue<f32>,
+        _: &Arc<DeviceTensor>,
+        _: f32,
+        _: SharedValue<f32>,
+    ) -> Result<SharedValue<f32>> {
+        Err(OpsError::Missing("a norm before the residual"))
+    }
+
+    /// Refused by `supports`.
+    fn head_norms(
+        &self,
+        _: SharedValue<f32>,
+        _: Range<usize>,
+        _: &Arc<DeviceTensor>,
+        _: f32,
+    ) -> Result<SharedValue<f32>> {
+        Err(OpsError::Missing("norms of heads"))
+    }
+
+    /// Refused by `supports`.
+    fn scaled(&self, _: SharedValue<f32>, _: f32) -> Result<SharedValue<f32>> {
+        Err(OpsError::Missing("scaled embeddings"))
+    }
+
+    fn linear(
+        &self,
+        x: &SharedValue<bf16>,
+        weight: &Arc<DeviceWeight>,
+    ) -> Result<SharedValue<f32>> {
         self.recorded_product(x, weight, None)
     }
 
     fn linear_add(
         &self,
-        x: &Shared<bf16>,
+        x: &SharedValue<bf16>,
         weight: &Arc<DeviceWeight>,
-        residual: Shared<f32>,
-    ) -> Result<Shared<f32>> {
+        residual: SharedValue<f32>,
+    ) -> Result<SharedValue<f32>> {
         self.recorded_product(x, weight, Some(residual))
     }
 
-    fn gated_linear(&self, x: &Shared<bf16>, weight: &Arc<DeviceWeight>) -> Result<Shared<bf16>> {
+    fn gated_linear(
+        &self,
+        x: &SharedValue<bf16>,
+        weight: &Arc<DeviceWeight>,
+    ) -> Result<SharedValue<bf16>> {
         let ops = &self.gpu.ops;
         let (rows, columns) = (x.matrix.rows, weight.tensor.rows);
         let inner = columns / 2;
@@ -230,7 +277,7 @@ impl Ops for CudaTraining {
             let gate_up = ops.matrix::<bf16>(rows, columns)?;
             let (x, weight) = (x.matrix.block().plain(), weight.tensor.block().transposed());
             ops.products.product(x, weight, gate_up.block(), Destination::Bf16)?;
-            (gate_up, Between::new())
+            (gate_up, AdapterInputs::new())
         } else {
             let sums = ops.matrix::<f32>(rows, columns)?;
             let between = self.multiply(&x.matrix, weight, &sums, Destination::F32)?;
@@ -257,27 +304,51 @@ impl Ops for CudaTraining {
         Ok(out)
     }
 
-    fn advance(
+    /// Refused by `supports`.
+    fn gelu_gated_linear(
         &self,
-        x: Shared<f32>,
+        _: &SharedValue<bf16>,
+        _: &Arc<DeviceWeight>,
+        _: Gelu,
+    ) -> Result<SharedValue<bf16>> {
+        Err(OpsError::Missing("GeGLU"))
+    }
+
+    /// Refused by `supports`.
+    fn gelu_linear(
+        &self,
+        _: &SharedValue<bf16>,
+        _: &Arc<DeviceWeight>,
+        _: Gelu,
+    ) -> Result<SharedValue<bf16>> {
+        Err(OpsError::Missing("GELU"))
+    }
+
+    fn next_projection(
+        &self,
+        x: SharedValue<f32>,
         previous: Option<&TrainingProjection>,
         layout: &Arc<TrainingLayout>,
         _shape: &AttentionShape,
-        asks: bool,
-        work: impl Fn(&Self, Option<Shared<bf16>>, Shared<f32>) -> Result<(Shared<f32>, Shared<f32>)>
+        queries: QueryRows,
+        work: impl Fn(
+            &Self,
+            Option<SharedValue<bf16>>,
+            SharedValue<f32>,
+        ) -> Result<(SharedValue<f32>, SharedValue<f32>)>
         + Sync,
-    ) -> Result<(Shared<f32>, TrainingProjection)> {
+    ) -> Result<(SharedValue<f32>, TrainingProjection)> {
         let attended = previous.map(|previous| self.attended(previous, layout)).transpose()?;
         let (x, projected) = work(self, attended, x)?;
-        Ok((x, self.projection(&projected, layout, asks)?))
+        Ok((x, self.projection(&projected, layout, queries)?))
     }
 
     fn last_attention(
         &self,
-        queries: Shared<f32>,
+        queries: SharedValue<f32>,
         projection: &TrainingProjection,
         layout: &Arc<TrainingLayout>,
-    ) -> Result<Shared<bf16>> {
+    ) -> Result<SharedValue<bf16>> {
         let forward = &layout.forward;
         let (sine, heads) = (&forward.rotation.sine, forward.shape.heads);
         let positions = forward.last_positions;
@@ -290,7 +361,7 @@ impl Ops for CudaTraining {
         })
     }
 
-    fn gather(&self, x: &Shared<f32>, rows: &[usize]) -> Result<Shared<f32>> {
+    fn gather(&self, x: &SharedValue<f32>, rows: &[usize]) -> Result<SharedValue<f32>> {
         let out = self.value(self.gpu.ops.gather(&x.matrix, rows)?, x.place.is_some());
         if let (Some(place), Some(from)) = (out.place, x.place) {
             let shape = (x.matrix.rows, x.matrix.columns);
@@ -307,33 +378,5 @@ impl Ops for CudaTraining {
             });
         }
         Ok(out)
-    }
-
-    fn head_norm(&self, _: &Shared<f32>, _: &Arc<DeviceTensor>, _: f32) -> Result<Shared<f32>> {
-        Err(OpsError::Missing(HEADS))
-    }
-
-    fn head_linear(&self, _: &Shared<f32>, (): &()) -> Result<Shared<f32>> {
-        Err(OpsError::Missing(HEADS))
-    }
-
-    fn head_swiglu(&self, _: Shared<f32>) -> Result<Shared<f32>> {
-        Err(OpsError::Missing(HEADS))
-    }
-
-    fn columns(&self, _: &Shared<f32>, _: usize, _: usize) -> Result<Shared<f32>> {
-        Err(OpsError::Missing(HEADS))
-    }
-
-    fn reparameterise(&self, _: &Shared<f32>, _: &[f32]) -> Result<Shared<f32>> {
-        Err(OpsError::Missing(HEADS))
-    }
-
-    fn upload(&self, values: Vec<f32>, columns: usize) -> Result<Shared<f32>> {
-        Ok(self.value(self.gpu.ops.upload(values, columns)?, false))
-    }
-
-    fn read(&self, x: &Shared<f32>) -> Result<Vec<f32>> {
-        self.gpu.ops.read(&x.matrix)
     }
 }
