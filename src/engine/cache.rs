@@ -30,12 +30,12 @@ impl Default for CacheConfig {
 
 /// What is scored: SHA-256 over the weights' hash and the token ids, and the draws of the latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(super) struct ScoreKey {
     digest: [u8; 32],
     draws: usize,
 }
 
-impl Key {
+impl ScoreKey {
     /// The same text without draws: its score.
     pub(super) fn without_draws(self) -> Self {
         Self { draws: 0, ..self }
@@ -53,7 +53,7 @@ pub(super) struct Known {
 /// cached score is bitwise the computed one. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ScoreCache {
-    entries: Option<Cache<Key, Known>>,
+    entries: Option<Cache<ScoreKey, Known>>,
     weights: Sha256,
     bytes: IntGauge,
     count: IntGauge,
@@ -77,7 +77,7 @@ impl ScoreCache {
         }
     }
 
-    pub(super) fn key(&self, ids: &[u32], draws: usize) -> Key {
+    pub(super) fn key(&self, ids: &[u32], draws: usize) -> ScoreKey {
         let mut hash = self.weights.clone();
         let mut block = [0; 256];
         for ids in ids.chunks(block.len() / 4) {
@@ -86,10 +86,10 @@ impl ScoreCache {
             }
             hash.update(&block[..4 * ids.len()]);
         }
-        Key { digest: hash.finalize().into(), draws }
+        ScoreKey { digest: hash.finalize().into(), draws }
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Known> {
+    pub(super) fn get(&self, key: &ScoreKey) -> Option<Known> {
         self.entries.as_ref()?.get(key)
     }
 
@@ -97,7 +97,7 @@ impl ScoreCache {
         self.entries.is_some()
     }
 
-    pub(super) fn insert(&self, key: Key, known: Known) {
+    pub(super) fn insert(&self, key: ScoreKey, known: Known) {
         if let Some(entries) = &self.entries {
             entries.insert(key, known);
         }

@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::JobError;
 use super::cache::{Known, ScoreCache};
+use super::job::JobError;
 use super::queue::{Batch, Queue, sequences};
 use super::work::Work;
 use crate::metrics::Metrics;
@@ -14,7 +14,7 @@ use crate::model::{ScoreError, Scorer};
 use crate::ops::Packing;
 
 /// What the thread works with.
-pub(super) struct Device {
+pub(super) struct DeviceThread {
     pub(super) scorer: Box<dyn Scorer>,
     pub(super) queue: Arc<Queue>,
     pub(super) cache: ScoreCache,
@@ -30,7 +30,7 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
-impl Device {
+impl DeviceThread {
     /// Scores batches until the queue is closed and empty.
     pub(super) fn run(self) {
         let _closing = CloseOnDrop(&self.queue);
@@ -41,8 +41,8 @@ impl Device {
             let work = AssertUnwindSafe(|| self.score_batch(batch, started));
             if let Err(panic) = catch_unwind(work) {
                 // What was answered before is not answered again.
-                tracing::error!(error = said(&*panic), "the engine failed on a batch");
-                self.answer(&works, &Err(JobError::Device(said(&*panic))), started);
+                tracing::error!(error = panic_message(&*panic), "the engine failed on a batch");
+                self.answer(&works, &Err(JobError::Device(panic_message(&*panic))), started);
             }
             self.queue.finished(tokens, started.elapsed());
         }
@@ -67,7 +67,7 @@ impl Device {
         let message = match result {
             Ok(Ok(results)) => return self.deliver(&works, &results, started),
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => said(&*panic),
+            Err(panic) => panic_message(&*panic),
         };
         tracing::error!(sequences = works.len(), error = message, "a batch failed");
         if works.len() > 1 {
@@ -143,7 +143,7 @@ fn checked(known: Known) -> Result<Known, JobError> {
 }
 
 /// The message of a panic.
-fn said(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic").to_owned()
 }

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::backlog::Place;
-use super::cache::{Key, Known};
-use super::{JobError, Scored};
+use super::cache::{Known, ScoreKey};
+use super::job::{JobError, Scored};
 use crate::model::Score;
 
 /// Somebody who waits for an answer.
@@ -25,17 +24,24 @@ impl Waiter {
     }
 }
 
+/// Where a piece of work waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct WorkPlace {
+    pub(super) lane: u64,
+    pub(super) number: u64,
+}
+
 /// A sequence to score.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) ids: Arc<[u32]>,
     pub(super) draws: usize,
     /// Under which the answer is kept, and others may join; `None` for work of its own.
-    pub(super) key: Option<Key>,
+    pub(super) key: Option<ScoreKey>,
     /// The score, where only the spread over the draws is missing.
     pub(super) known: Option<Arc<Score>>,
     /// `None` once the device has it.
-    pub(super) place: Mutex<Option<Place>>,
+    pub(super) place: Mutex<Option<WorkPlace>>,
     waiters: Mutex<Vec<Waiter>>,
 }
 
@@ -43,7 +49,7 @@ impl Work {
     pub(super) fn new(
         ids: Arc<[u32]>,
         draws: usize,
-        key: Option<Key>,
+        key: Option<ScoreKey>,
         known: Option<Arc<Score>>,
         waiter: Waiter,
     ) -> Self {

@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 
-use super::Latent;
+use super::score::Latent;
 use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, StandardHead, TensorSource};
 use crate::ops::{
     DeviceOps, HeadOps, InformHead, LatentDecoder, OpsError, decode_latents, standard_normal,

@@ -1,6 +1,7 @@
 //! From pooled hidden states to scores: a reward head and the normalisation of its rewards.
 
-use super::{Head, HeadOutput, Latent, Parts, Score};
+use super::head::{Head, HeadOutput};
+use super::score::{Latent, Parts, Score};
 use crate::checkpoint::{CheckpointError, ModelConfig, RewardScale, TensorSource};
 use crate::ops::{HeadOps, OpsError};
 

@@ -1,7 +1,7 @@
 //! Fresh weights: a decoder from scratch, or a reward head on a given backbone.
 
-use super::standard_normal;
 use crate::checkpoint::{DecodeKind, DecoderConfig, HeadConfig, MemoryTensors};
+use crate::ops::standard_normal;
 
 /// Adds `model.*` for a new decoder: normal weights of standard deviation 0.02, those that write to
 /// the residual stream smaller by `sqrt(2 layers)` (Radford et al. 2019), scales of norms 1.
