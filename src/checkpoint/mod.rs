@@ -7,7 +7,7 @@
 //! | `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` | [`TextEncoder`] |
 //! | `baseline.safetensors` | SFT baseline latents, optional: [`Baseline`] |
 //!
-//! Or a GGUF file, which is read as such a folder ([`Gguf`]); or one of both that a hub has
+//! Or a GGUF file, which is read as such a folder; or one of both that a hub has
 //! ([`CheckpointSource::open`]).
 
 mod baseline;
@@ -39,7 +39,6 @@ pub use files::{
 pub(crate) use files::{
     TOKEN_FILES, check_output, combined_hash, parent_and_name, read_json, replace_file,
 };
-pub use gguf::Gguf;
 pub use source::CheckpointSource;
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues, WeightType};
 pub(crate) use text::padding_token;

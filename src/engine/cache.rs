@@ -44,7 +44,7 @@ impl ScoreKey {
 
 /// A score, and the reward's standard deviation where the key has draws.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct KnownScore {
     pub(super) score: Arc<Score>,
     pub(super) reward_std: Option<f32>,
 }
@@ -53,7 +53,7 @@ pub(super) struct Known {
 /// cached score is bitwise the computed one. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ScoreCache {
-    entries: Option<Cache<ScoreKey, Known>>,
+    entries: Option<Cache<ScoreKey, KnownScore>>,
     weights: Sha256,
     bytes: IntGauge,
     count: IntGauge,
@@ -65,7 +65,7 @@ impl ScoreCache {
         let entries = (config.max_bytes > 0).then(|| {
             Cache::builder()
                 .max_capacity(config.max_bytes)
-                .weigher(|_, known: &Known| u32::try_from(bytes(known)).unwrap_or(u32::MAX))
+                .weigher(|_, known: &KnownScore| u32::try_from(bytes(known)).unwrap_or(u32::MAX))
                 .eviction_policy(EvictionPolicy::lru())
                 .build()
         });
@@ -89,7 +89,7 @@ impl ScoreCache {
         ScoreKey { digest: hash.finalize().into(), draws }
     }
 
-    pub(super) fn get(&self, key: &ScoreKey) -> Option<Known> {
+    pub(super) fn get(&self, key: &ScoreKey) -> Option<KnownScore> {
         self.entries.as_ref()?.get(key)
     }
 
@@ -97,7 +97,7 @@ impl ScoreCache {
         self.entries.is_some()
     }
 
-    pub(super) fn insert(&self, key: ScoreKey, known: Known) {
+    pub(super) fn insert(&self, key: ScoreKey, known: KnownScore) {
         if let Some(entries) = &self.entries {
             entries.insert(key, known);
         }
@@ -113,7 +113,7 @@ impl ScoreCache {
     }
 }
 
-fn bytes(known: &Known) -> usize {
+fn bytes(known: &KnownScore) -> usize {
     let Score { latent, parts, .. } = &*known.score;
     let parts = match parts {
         Parts::Whole => 0,

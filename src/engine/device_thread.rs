@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::cache::{Known, ScoreCache};
+use super::cache::{KnownScore, ScoreCache};
 use super::job::JobError;
 use super::queue::{Batch, Queue, sequences};
 use super::work::Work;
@@ -83,7 +83,7 @@ impl DeviceThread {
         &self,
         works: &[Arc<Work>],
         packing: Option<Packing>,
-    ) -> Result<Vec<Result<Known, JobError>>, ScoreError> {
+    ) -> Result<Vec<Result<KnownScore, JobError>>, ScoreError> {
         let sequences = sequences(works);
         let scores = if sequences.is_empty() {
             Vec::new()
@@ -108,16 +108,21 @@ impl DeviceThread {
                 0 => None,
                 draws => self.scorer.reward_spread(&score, draws)?,
             };
-            Ok(checked(Known { score, reward_std }))
+            Ok(checked(KnownScore { score, reward_std }))
         };
         works.iter().map(&mut result).collect()
     }
 
-    fn deliver(&self, works: &[Arc<Work>], results: &[Result<Known, JobError>], started: Instant) {
+    fn deliver(
+        &self,
+        works: &[Arc<Work>],
+        results: &[Result<KnownScore, JobError>],
+        started: Instant,
+    ) {
         for (work, result) in works.iter().zip(results) {
             if let (Some(key), Ok(known)) = (work.key, result) {
                 if work.draws > 0 {
-                    let score = Known { reward_std: None, ..known.clone() };
+                    let score = KnownScore { reward_std: None, ..known.clone() };
                     self.cache.insert(key.without_draws(), score);
                 }
                 self.cache.insert(key, known.clone());
@@ -130,14 +135,14 @@ impl DeviceThread {
     }
 
     /// Gives the same answer to all that have none yet.
-    fn answer(&self, works: &[Arc<Work>], result: &Result<Known, JobError>, started: Instant) {
+    fn answer(&self, works: &[Arc<Work>], result: &Result<KnownScore, JobError>, started: Instant) {
         self.queue.settle(works);
         works.iter().for_each(|work| work.answer(result, started));
     }
 }
 
 /// Numbers that are not finite never leave.
-fn checked(known: Known) -> Result<Known, JobError> {
+fn checked(known: KnownScore) -> Result<KnownScore, JobError> {
     let finite = known.score.values().chain(known.reward_std).all(f32::is_finite);
     if finite { Ok(known) } else { Err(JobError::NonFinite) }
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::cache::{Known, ScoreCache, ScoreKey};
+use super::cache::{KnownScore, ScoreCache, ScoreKey};
 use super::config::EngineConfig;
 use super::device_thread::DeviceThread;
 use super::error::EngineError;
-use super::job::{Job, JobAnswers, JobError, Scored};
+use super::job::{Job, JobAnswers, JobError, JobScore};
 use super::plan::{self, Bounds, Policy};
-use super::queue::{Admitted, Queue, Request, Ticket};
+use super::queue::{Admission, Queue, Request, Ticket};
 use super::work::Work;
 use crate::metrics::Metrics;
 use crate::model::Scorer;
@@ -37,7 +37,7 @@ impl fmt::Debug for Engine {
 
 /// Where the answer to a job comes from.
 enum Source {
-    Known(Known),
+    Known(KnownScore),
     Ticket(Ticket),
 }
 
@@ -62,7 +62,7 @@ impl Drop for Claims<'_> {
 
 impl Engine {
     /// Starts a thread for each device, which owns its model from now on, and the planner. All models must
-    /// have the same weights, those of `cache`, and give the same bits. Scored answers are shown to
+    /// have the same weights, those of `cache`, and give the same bits. JobScore answers are shown to
     /// `monitor`.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Engine {
         jobs: Vec<Job>,
         deadline: Instant,
         origin: &Origin,
-    ) -> Result<Vec<Result<Scored, JobError>>, EngineError> {
+    ) -> Result<Vec<Result<JobScore, JobError>>, EngineError> {
         let watched = self.watched(&jobs);
         let mut claims = self.admit(jobs, deadline, origin)?;
         let collect = async {
@@ -164,7 +164,7 @@ impl Engine {
     }
 
     /// What became of work that was dropped.
-    fn unanswered(&self, deadline: Instant) -> Result<Result<Scored, JobError>, EngineError> {
+    fn unanswered(&self, deadline: Instant) -> Result<Result<JobScore, JobError>, EngineError> {
         if Instant::now() >= deadline {
             Err(EngineError::DeadlineExceeded)
         } else if self.queue.is_closed() {
@@ -204,13 +204,13 @@ impl Engine {
             let (found, counter) = match source {
                 Some(_) => (None, Some(("cached", &metrics.cache_hits))),
                 None => match admitted.next() {
-                    Some(Admitted::Known(known)) => {
+                    Some(Admission::Known(known)) => {
                         (Some(Source::Known(known)), Some(("cached", &metrics.cache_hits)))
                     }
-                    Some(Admitted::Joined(ticket)) => {
+                    Some(Admission::Joined(ticket)) => {
                         (Some(Source::Ticket(ticket)), Some(("merged", &metrics.cache_merged)))
                     }
-                    Some(Admitted::Queued(ticket)) => {
+                    Some(Admission::Queued(ticket)) => {
                         let counter = if ticket.work.known.is_some() {
                             Some(("cached", &metrics.cache_hits))
                         } else {
@@ -276,8 +276,8 @@ impl Engine {
     }
 }
 
-fn answer_known(known: &Known) -> Scored {
-    Scored {
+fn answer_known(known: &KnownScore) -> JobScore {
+    JobScore {
         score: (*known.score).clone(),
         reward_std: known.reward_std,
         cached: true,

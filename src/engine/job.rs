@@ -24,7 +24,7 @@ pub struct Job {
 
 /// What the device gives for a job.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Scored {
+pub struct JobScore {
     /// Reward and latent, all finite.
     pub score: Score,
     /// Standard deviation of the reward over the draws, where they were asked for.
@@ -49,4 +49,4 @@ pub enum JobError {
 }
 
 /// Results in the order of the jobs.
-pub(super) type JobAnswers = Vec<Result<Scored, JobError>>;
+pub(super) type JobAnswers = Vec<Result<JobScore, JobError>>;

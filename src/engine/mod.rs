@@ -24,5 +24,5 @@ pub use cache::{CacheConfig, ScoreCache};
 pub use config::EngineConfig;
 pub use error::EngineError;
 pub use handle::Engine;
-pub use job::{Job, JobError, Scored};
+pub use job::{Job, JobError, JobScore};
 pub use tokeniser::Tokeniser;

@@ -323,10 +323,10 @@ mod tests {
     use tokio::sync::oneshot::{self, Receiver};
 
     use super::*;
-    use crate::engine::job::{JobError, Scored};
+    use crate::engine::job::{JobError, JobScore};
     use crate::engine::work::{Waiter, Work};
 
-    type Answer = Receiver<Result<Scored, JobError>>;
+    type Answer = Receiver<Result<JobScore, JobError>>;
 
     struct BacklogBench {
         backlog: Backlog,

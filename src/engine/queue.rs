@@ -11,9 +11,9 @@ use prometheus::IntGauge;
 use tokio::sync::oneshot;
 
 use super::backlog::Backlog;
-use super::cache::{Known, ScoreCache, ScoreKey};
+use super::cache::{KnownScore, ScoreCache, ScoreKey};
 use super::error::EngineError;
-use super::job::{JobError, Scored};
+use super::job::{JobError, JobScore};
 use super::plan::{self, Bounds, Pace, Policy, Selection};
 use super::work::{Waiter, Work};
 use crate::model::Score;
@@ -32,19 +32,19 @@ pub(super) struct Request {
 }
 
 /// What came of it.
-pub(super) enum Admitted {
+pub(super) enum Admission {
     /// Its own work waits.
     Queued(Ticket),
     /// Somebody else's work is the same.
     Joined(Ticket),
     /// The work was finished in the meantime.
-    Known(Known),
+    Known(KnownScore),
 }
 
 /// A claim to an answer.
 pub(super) struct Ticket {
     pub(super) work: Arc<Work>,
-    pub(super) answer: oneshot::Receiver<Result<Scored, JobError>>,
+    pub(super) answer: oneshot::Receiver<Result<JobScore, JobError>>,
 }
 
 /// The next work of the device.
@@ -183,7 +183,7 @@ impl Queue {
         requests: Vec<Request>,
         deadline: Instant,
         cache: &ScoreCache,
-    ) -> Result<Vec<Admitted>, EngineError> {
+    ) -> Result<Vec<Admission>, EngineError> {
         let now = Instant::now();
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -207,12 +207,12 @@ impl Queue {
                 if let Some(place) = place {
                     state.backlog.hasten(place, deadline);
                 }
-                admitted.push(Admitted::Joined(Ticket { work, answer }));
+                admitted.push(Admission::Joined(Ticket { work, answer }));
                 continue;
             }
             // The device enters a score before its flight ends: one of both is found.
             if let Some(known) = key.and_then(|key| cache.get(&key)) {
-                admitted.push(Admitted::Known(known));
+                admitted.push(Admission::Known(known));
                 continue;
             }
             let work = Arc::new(Work::new(ids, draws, key, known, waiter));
@@ -220,7 +220,7 @@ impl Queue {
                 state.flights.insert(key, work.clone());
             }
             state.backlog.push(run, work.clone(), deadline, now);
-            admitted.push(Admitted::Queued(Ticket { work, answer }));
+            admitted.push(Admission::Queued(Ticket { work, answer }));
         }
         self.gauge.set(state.backlog.tokens() as i64);
         // A draft is full: an arrival belongs into it only if its run is not in there, or if it cannot

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::cache::{Known, ScoreKey};
-use super::job::{JobError, Scored};
+use super::cache::{KnownScore, ScoreKey};
+use super::job::{JobError, JobScore};
 use crate::model::Score;
 
 /// Somebody who waits for an answer.
@@ -15,7 +15,7 @@ use crate::model::Score;
 pub(super) struct Waiter {
     pub(super) since: Instant,
     pub(super) deadline: Instant,
-    pub(super) answer: oneshot::Sender<Result<Scored, JobError>>,
+    pub(super) answer: oneshot::Sender<Result<JobScore, JobError>>,
 }
 
 impl Waiter {
@@ -78,12 +78,12 @@ impl Work {
     }
 
     /// Answers all who wait. `started` is when the device began.
-    pub(super) fn answer(&self, result: &Result<Known, JobError>, started: Instant) {
+    pub(super) fn answer(&self, result: &Result<KnownScore, JobError>, started: Instant) {
         let now = Instant::now();
         for Waiter { since, answer, .. } in std::mem::take(&mut *self.waiters.lock()) {
             // Who joined after the start has waited for the device only.
             let begun = started.max(since);
-            let result = result.clone().map(|known| Scored {
+            let result = result.clone().map(|known| JobScore {
                 score: (*known.score).clone(),
                 reward_std: known.reward_std,
                 cached: false,

@@ -204,7 +204,12 @@ impl<O: DecoderOps> Layer<O> {
     }
 
     /// What follows this layer's attention.
-    fn finish(&self, ops: &O, attended: &O::Operand, x: O::Matrix) -> Result<O::Matrix, OpsError> {
+    fn after_attention(
+        &self,
+        ops: &O,
+        attended: &O::Operand,
+        x: O::Matrix,
+    ) -> Result<O::Matrix, OpsError> {
         match &self.residual {
             LayerResidual::Sequential => {
                 let x = ops.linear_add(attended, &self.attention_output, x)?;
@@ -323,7 +328,7 @@ impl<O: DecoderOps> Decoder<O> {
             let x = match attended {
                 Some(attended) => {
                     let before = &self.layers[index - 1 - self.first_layer];
-                    before.finish(ops, &attended, x)?
+                    before.after_attention(ops, &attended, x)?
                 }
                 None => x,
             };
@@ -342,7 +347,7 @@ impl<O: DecoderOps> Decoder<O> {
     ///
     /// # Errors
     /// A failing device.
-    pub fn finish(
+    pub fn last_layer(
         &self,
         ops: &O,
         x: &O::Matrix,
@@ -354,7 +359,7 @@ impl<O: DecoderOps> Decoder<O> {
         let Some(layer) = self.layers.last() else { return Ok(x) };
         let Some(queries) = layer.last_queries(ops, &x)? else { return Ok(x) };
         let attended = ops.last_attention(queries, projection, layout)?;
-        layer.finish(ops, &attended, x)
+        layer.after_attention(ops, &attended, x)
     }
 
     /// What enters layer `index`: `[rows, hidden]`.
@@ -396,7 +401,7 @@ impl<O: DecoderOps> Decoder<O> {
             (x, projection) = (entered, Some(next));
         }
         match &projection {
-            Some(projection) => self.finish(ops, &x, projection, &layout, packing),
+            Some(projection) => self.last_layer(ops, &x, projection, &layout, packing),
             None => ops.gather(&x, &packing.last_rows()),
         }
     }
@@ -420,6 +425,6 @@ where
     ) -> Result<O::Matrix, OpsError> {
         let layer = &self.layers[index - self.first_layer];
         let attended = ops.attention(&layer.project(ops, x)?, layout, &layer.attention)?;
-        layer.finish(ops, &attended, x.clone())
+        layer.after_attention(ops, &attended, x.clone())
     }
 }

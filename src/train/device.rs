@@ -152,7 +152,7 @@ mod gpu {
             let x = leaf(ops)?;
             let (advanced, projection) =
                 decoder.next_projection(ops, last, x.clone(), None, &layout)?;
-            let pooled = decoder.finish(ops, &advanced, &projection, &layout, packing)?;
+            let pooled = decoder.last_layer(ops, &advanced, &projection, &layout, packing)?;
             let known = ops.upload(gradient(ops.read(&pooled)?)?, *hidden)?;
             let mut known = ops.backward(&pooled, &known, Some(&x))?;
             for index in (0..last).rev() {

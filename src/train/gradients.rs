@@ -106,7 +106,7 @@ impl Backward<'_> {
         let x = leaf(entered.pop())?;
         let (advanced, projection) =
             decoder.next_projection(ops, last, x.as_tensor().clone(), None, &layout)?;
-        let pooled = decoder.finish(ops, &advanced, &projection, &layout, packing)?;
+        let pooled = decoder.last_layer(ops, &advanced, &projection, &layout, packing)?;
         let output = model.head_forward(&pooled, noise)?;
         let loss = loss(&output)?;
         let mut found = loss.total.backward()?;

@@ -100,8 +100,8 @@ impl Rope {
 /// Cosines and sines `[positions, rotated channels / 2]`.
 #[derive(Debug)]
 pub(in crate::ops) struct Rotary {
-    cosine: Vec<f32>,
-    sine: Vec<f32>,
+    pub(in crate::ops) cosine: Vec<f32>,
+    pub(in crate::ops) sine: Vec<f32>,
     rope: Rope,
 }
 
@@ -146,12 +146,6 @@ impl Rotary {
 
     fn positions(&self) -> usize {
         self.cosine.len() / (self.rope.channels / 2)
-    }
-
-    /// Cosines and sines of all positions, `[positions, rotated channels / 2]` each.
-    #[cfg(feature = "cuda")]
-    pub(in crate::ops) fn tables(&self) -> (&[f32], &[f32]) {
-        (&self.cosine, &self.sine)
     }
 
     /// Cosines and sines of a position, `[rotated channels / 2]` each.

@@ -44,11 +44,11 @@ pub(super) fn of_last(
     ops: &CpuOps,
     projection: &AttentionProjection,
     layout: &AttentionLayout,
-    asking: &Operand,
+    query_values: &Operand,
 ) -> Operand {
-    let mut out = Operand::stale(ops.precision, asking.rows, asking.columns);
+    let mut out = Operand::stale(ops.precision, query_values.rows, query_values.columns);
     let queries: Vec<_> = layout.last_queries().collect();
-    run(ops, projection, asking, &queries, 0, out.target());
+    run(ops, projection, query_values, &queries, 0, out.target());
     out
 }
 
@@ -111,7 +111,7 @@ impl CpuOps {
 fn run(
     ops: &CpuOps,
     projection: &AttentionProjection,
-    asking: &Operand,
+    query_values: &Operand,
     queries: &[Queries<'_>],
     first_row: usize,
     out: OperandTarget<'_>,
@@ -119,7 +119,7 @@ fn run(
     let heads = projection.shape.key_value_heads;
     ops.parallel(queries.len() * heads, |index| {
         let queries = queries[index / heads];
-        let task = HeadTask { ops, projection, asking, queries, head: index % heads };
+        let task = HeadTask { ops, projection, query_values, queries, head: index % heads };
         task.run(out, queries.row - first_row);
     });
 }
@@ -128,7 +128,7 @@ fn run(
 struct HeadTask<'a> {
     ops: &'a CpuOps,
     projection: &'a AttentionProjection,
-    asking: &'a Operand,
+    query_values: &'a Operand,
     queries: Queries<'a>,
     head: usize,
 }
@@ -200,22 +200,23 @@ impl HeadTask<'_> {
         // Keys beyond the last query's own are seen by none; their weights would be zeros.
         let seen = self.queries.first + tile.end - first_key;
         let width = seen.next_multiple_of(LANES).min(KEY_BLOCK);
-        let asking = (self.queries.row + tile.start) * self.asking.columns + head * head_dim;
+        let query_values =
+            (self.queries.row + tile.start) * self.query_values.columns + head * head_dim;
         let scores = Strided { start: state.scores.as_mut_ptr(), stride: KEY_BLOCK };
-        let stride = self.asking.columns;
+        let stride = self.query_values.columns;
         for panel in 0..width.div_ceil(PANEL) {
             let offset = panel * head_dim * PANEL;
-            // SAFETY: the tile's queries are rows of `asking`, a block has KEY_BLOCK / PANEL panels of keys,
+            // SAFETY: the tile's queries are rows of `query_values`, a block has KEY_BLOCK / PANEL panels of keys,
             // and `scores` holds ROWS rows of them.
             unsafe {
                 let out = Strided { start: scores.start.add(panel * PANEL), ..scores };
-                match (&self.asking.values, keys) {
+                match (&self.query_values.values, keys) {
                     (Values::F32(values), KeyBlock::F32 { keys, .. }) => {
-                        let x = Strided { start: values[asking..].as_ptr(), stride };
+                        let x = Strided { start: values[query_values..].as_ptr(), stride };
                         tile::multiply(isa, tile.len(), head_dim, x, keys.add(offset), out, false);
                     }
                     (Values::Bf16(values), KeyBlock::Bf16 { keys, .. }) => {
-                        let x = Strided { start: values[asking..].as_ptr(), stride };
+                        let x = Strided { start: values[query_values..].as_ptr(), stride };
                         let keys =
                             PairPanel { start: keys.add(offset / 2), next: std::ptr::null() };
                         bf16::multiply(tile.len(), head_dim, x, keys, out, false);

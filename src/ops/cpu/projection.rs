@@ -166,15 +166,22 @@ impl ProjectionTarget<'_> {
         values: &mut [f32],
     ) {
         let AttentionShape { heads, key_value_heads, head_dim, .. } = *self.shape;
-        let asking = if self.has_queries { heads } else { 0 };
-        let columns = (asking + 2 * key_value_heads) * head_dim;
+        let query_heads = if self.has_queries { heads } else { 0 };
+        let columns = (query_heads + 2 * key_value_heads) * head_dim;
         assert_eq!(values.len(), rows.len() * columns);
         let scale = self.shape.scale();
         let mut rounded = Buffer::stale(2 * key_value_heads * head_dim);
         for (row, values) in rows.zip(values.chunks_exact_mut(columns)) {
             let (cosine, sine) = self.rotary.at(layout.positions()[row]);
-            elementwise::rotate(ops.isa, values, asking + key_value_heads, head_dim, cosine, sine);
-            let (queries, key_value) = values.split_at_mut(asking * head_dim);
+            elementwise::rotate(
+                ops.isa,
+                values,
+                query_heads + key_value_heads,
+                head_dim,
+                cosine,
+                sine,
+            );
+            let (queries, key_value) = values.split_at_mut(query_heads * head_dim);
             // SAFETY: the rows are this task's, and the slots those of the layout.
             unsafe {
                 if self.has_queries {

@@ -193,8 +193,8 @@ impl CudaOps {
         Ok(match known.as_ref().filter(|known| Arc::ptr_eq(&known.host, &host)) {
             Some(rotation) => rotation.clone(),
             None => {
-                let (cosine, sine) = host.tables();
-                let (cosine, sine) = (self.memory.upload(cosine)?, self.memory.upload(sine)?);
+                let (cosine, sine) =
+                    (self.memory.upload(&host.cosine)?, self.memory.upload(&host.sine)?);
                 known.insert(Arc::new(Rotation { host, cosine, sine })).clone()
             }
         })

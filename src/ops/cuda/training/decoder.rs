@@ -81,8 +81,7 @@ impl CudaTraining {
         let turned_back = match known.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &rotation)) {
             Some((_, turned_back)) => turned_back.clone(),
             None => {
-                let (_, sine) = rotation.host.tables();
-                let negative: Vec<f32> = sine.iter().map(|sine| -sine).collect();
+                let negative: Vec<f32> = rotation.host.sine.iter().map(|sine| -sine).collect();
                 let negative = Arc::new(ops.memory.upload(&negative)?);
                 *known = Some((rotation.clone(), negative.clone()));
                 negative
