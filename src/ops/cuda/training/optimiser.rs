@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::device::CudaTraining;
 use super::kernels::element_blocks;
-use super::parameters::{DeviceParameter, DeviceTensor, ParameterState};
+use super::parameters::{DeviceParameter, DeviceTensor, GradientMoments};
 use crate::ops::cuda::launch::launch;
 use crate::ops::cuda::memory::DeviceBuffer;
 use crate::ops::device::{AdamWStep, Result, StateTensor};
@@ -16,7 +16,7 @@ impl CudaTraining {
     /// A failing device.
     pub fn clear_gradients(&self) -> Result<()> {
         for DeviceParameter { tensor, .. } in &*self.parameters.borrow() {
-            if let Some(ParameterState { gradient, .. }) = &tensor.state {
+            if let Some(GradientMoments { gradient, .. }) = &tensor.state {
                 self.gpu.ops.memory.clear(gradient, tensor.count())?;
             }
         }
@@ -36,7 +36,7 @@ impl CudaTraining {
         let sums = ops.memory.take::<f64>(count)?;
         let mut first = 0;
         for (DeviceParameter { tensor, .. }, &blocks) in parameters.iter().zip(&blocks) {
-            let Some(ParameterState { gradient, .. }) = &tensor.state else { continue };
+            let Some(GradientMoments { gradient, .. }) = &tensor.state else { continue };
             launch!(
                 ops,
                 &self.gpu.kernels.sum_of_squares,

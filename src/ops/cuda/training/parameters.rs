@@ -18,12 +18,12 @@ pub struct DeviceTensor {
     /// The values in f32; absent where they are frozen and products read them.
     pub(super) values: Option<DeviceBuffer<f32>>,
     /// Present where it is trained.
-    pub(super) state: Option<ParameterState>,
+    pub(super) state: Option<GradientMoments>,
 }
 
-/// What training keeps of a tensor besides its values.
+/// What training keeps of a tensor besides its values: its gradient and its moments.
 #[derive(Debug)]
-pub(super) struct ParameterState {
+pub(super) struct GradientMoments {
     pub(super) gradient: DeviceBuffer<f32>,
     pub(super) first: DeviceBuffer<f32>,
     pub(super) second: DeviceBuffer<f32>,

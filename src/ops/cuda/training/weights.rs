@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::device::CudaTraining;
 use super::parameters::{
-    DeviceAdapter, DeviceParameter, DeviceTensor, DeviceWeight, LayerPart, ParameterState,
+    DeviceAdapter, DeviceParameter, DeviceTensor, DeviceWeight, GradientMoments, LayerPart,
     TensorRole,
 };
 use crate::checkpoint::{CheckpointError, TensorSource};
@@ -104,7 +104,7 @@ impl CudaTraining {
             Ok(buffer)
         };
         let state = match is_trained {
-            true => Some(ParameterState { gradient: zeros()?, first: zeros()?, second: zeros()? }),
+            true => Some(GradientMoments { gradient: zeros()?, first: zeros()?, second: zeros()? }),
             false => None,
         };
         Ok(Arc::new(DeviceTensor { rows: count / columns, columns, rounded, values, state }))
