@@ -29,8 +29,10 @@ pub mod encoder;
 pub mod engine;
 pub mod generate;
 pub mod http;
+mod isa;
 #[cfg(feature = "judge")]
 pub mod judge;
+pub mod layer;
 pub mod metrics;
 pub mod model;
 pub mod monitor;

@@ -10,10 +10,7 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::CheckpointError;
-
-/// Name of the baseline file in a checkpoint folder.
-pub const BASELINE_FILE: &str = "baseline.safetensors";
+use super::files::{BASELINE_FILE, CheckpointError};
 
 /// Latents of SFT answers.
 #[derive(Debug, Clone, PartialEq)]

@@ -15,7 +15,7 @@ use super::{EncoderConfig, EncoderInfo, Loaded, view};
 use crate::config::{DeviceChoice, DtypeChoice, ServerConfig};
 use crate::model::{RewardModel, Score, ScoreError, Scorer};
 use crate::ops::cpu::{CpuOps, Precision};
-use crate::ops::{Ops, Packing};
+use crate::ops::{DeviceOps, Packing};
 use crate::served::ServedModel;
 
 /// The release that was looked at.

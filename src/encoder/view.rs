@@ -13,7 +13,7 @@ use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointSource, DecoderConfig, DecoderTensors, Family,
     TOKENIZER_FILE, TensorSource,
 };
-use crate::ops::RopeScaling;
+use crate::layer::RopeScaling;
 
 /// Name of the folder that describes the pooling.
 const POOLING: &str = "1_Pooling";

@@ -4,22 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::work::Work;
+use super::work::{Work, WorkPlace};
 
 /// A run counts as active for this long after its last request: what decides how long its next request
 /// may have to wait was decided before it came.
 const ACTIVE: Duration = Duration::from_secs(10);
 
-/// Where a piece of work waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Place {
-    pub(super) lane: u64,
-    pub(super) number: u64,
-}
-
 /// Work that waits, and the deadline by which it is filed.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct WaitingWork {
     pub(super) work: Arc<Work>,
     deadline: Instant,
 }
@@ -29,7 +22,7 @@ pub(super) struct Entry {
 pub(super) struct Lane {
     run: String,
     /// By age.
-    pub(super) waiting: BTreeMap<u64, Entry>,
+    pub(super) waiting: BTreeMap<u64, WaitingWork>,
     /// In the order of the token ids: neighbours have the most tokens in common.
     pub(super) sorted: BTreeSet<(Arc<[u32]>, u64)>,
     pub(super) tokens: usize,
@@ -43,7 +36,7 @@ pub(super) struct Lane {
 pub(super) struct Backlog {
     lanes: BTreeMap<u64, Lane>,
     by_run: HashMap<String, u64>,
-    deadlines: BTreeSet<(Instant, Place)>,
+    deadlines: BTreeSet<(Instant, WorkPlace)>,
     tokens: usize,
     next: u64,
     /// `served` of the run that was served last: a run that begins to wait starts from there.
@@ -88,12 +81,12 @@ impl Backlog {
         state.last_arrival = now;
         let number = self.next;
         self.next += 1;
-        let place = Place { lane, number };
+        let place = WorkPlace { lane, number };
         work.place.lock().replace(place);
         state.tokens += work.cost();
         self.tokens += work.cost();
         state.sorted.insert((work.ids.clone(), number));
-        state.waiting.insert(number, Entry { work, deadline });
+        state.waiting.insert(number, WaitingWork { work, deadline });
         self.deadlines.insert((deadline, place));
     }
 
@@ -126,7 +119,7 @@ impl Backlog {
     }
 
     /// Files work under an earlier deadline.
-    pub(super) fn hasten(&mut self, place: Place, deadline: Instant) {
+    pub(super) fn hasten(&mut self, place: WorkPlace, deadline: Instant) {
         let entry = self.lanes.get_mut(&place.lane).and_then(|l| l.waiting.get_mut(&place.number));
         if let Some(entry) = entry.filter(|entry| deadline < entry.deadline) {
             self.deadlines.remove(&(entry.deadline, place));
@@ -135,9 +128,9 @@ impl Backlog {
         }
     }
 
-    pub(super) fn remove(&mut self, place: Place) -> Option<Arc<Work>> {
+    pub(super) fn remove(&mut self, place: WorkPlace) -> Option<Arc<Work>> {
         let lane = self.lanes.get_mut(&place.lane)?;
-        let Entry { work, deadline } = lane.waiting.remove(&place.number)?;
+        let WaitingWork { work, deadline } = lane.waiting.remove(&place.number)?;
         lane.sorted.remove(&(work.ids.clone(), place.number));
         lane.tokens -= work.cost();
         self.tokens -= work.cost();
@@ -147,7 +140,7 @@ impl Backlog {
     }
 
     /// Takes the place of a served piece of work, and counts it against its run.
-    pub(super) fn serve(&mut self, place: Place) -> Option<Arc<Work>> {
+    pub(super) fn serve(&mut self, place: WorkPlace) -> Option<Arc<Work>> {
         let work = self.remove(place)?;
         if let Some(lane) = self.lanes.get_mut(&place.lane) {
             self.clock = self.clock.max(lane.served);
@@ -156,7 +149,7 @@ impl Backlog {
         Some(work)
     }
 
-    pub(super) fn get(&self, place: Place) -> Option<&Arc<Work>> {
+    pub(super) fn get(&self, place: WorkPlace) -> Option<&Arc<Work>> {
         Some(&self.lanes.get(&place.lane)?.waiting.get(&place.number)?.work)
     }
 
@@ -167,14 +160,14 @@ impl Backlog {
     }
 
     /// Places in the order of their deadlines.
-    pub(super) fn by_deadline(&self) -> impl Iterator<Item = (Instant, Place)> {
+    pub(super) fn by_deadline(&self) -> impl Iterator<Item = (Instant, WorkPlace)> {
         self.deadlines.iter().copied()
     }
 
     /// The piece of work that came first.
-    pub(super) fn oldest(&self) -> Option<Place> {
+    pub(super) fn oldest(&self) -> Option<WorkPlace> {
         let first = |(&lane, state): (&u64, &Lane)| {
-            Some(Place { lane, number: *state.waiting.first_key_value()?.0 })
+            Some(WorkPlace { lane, number: *state.waiting.first_key_value()?.0 })
         };
         self.lanes.iter().filter_map(first).min_by_key(|place| place.number)
     }

@@ -30,12 +30,12 @@ impl Default for CacheConfig {
 
 /// What is scored: SHA-256 over the weights' hash and the token ids, and the draws of the latent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(super) struct ScoreKey {
     digest: [u8; 32],
     draws: usize,
 }
 
-impl Key {
+impl ScoreKey {
     /// The same text without draws: its score.
     pub(super) fn without_draws(self) -> Self {
         Self { draws: 0, ..self }
@@ -44,7 +44,7 @@ impl Key {
 
 /// A score, and the reward's standard deviation where the key has draws.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct KnownScore {
     pub(super) score: Arc<Score>,
     pub(super) reward_std: Option<f32>,
 }
@@ -53,7 +53,7 @@ pub(super) struct Known {
 /// cached score is bitwise the computed one. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ScoreCache {
-    entries: Option<Cache<Key, Known>>,
+    entries: Option<Cache<ScoreKey, KnownScore>>,
     weights: Sha256,
     bytes: IntGauge,
     count: IntGauge,
@@ -65,7 +65,7 @@ impl ScoreCache {
         let entries = (config.max_bytes > 0).then(|| {
             Cache::builder()
                 .max_capacity(config.max_bytes)
-                .weigher(|_, known: &Known| u32::try_from(bytes(known)).unwrap_or(u32::MAX))
+                .weigher(|_, known: &KnownScore| u32::try_from(bytes(known)).unwrap_or(u32::MAX))
                 .eviction_policy(EvictionPolicy::lru())
                 .build()
         });
@@ -77,7 +77,7 @@ impl ScoreCache {
         }
     }
 
-    pub(super) fn key(&self, ids: &[u32], draws: usize) -> Key {
+    pub(super) fn key(&self, ids: &[u32], draws: usize) -> ScoreKey {
         let mut hash = self.weights.clone();
         let mut block = [0; 256];
         for ids in ids.chunks(block.len() / 4) {
@@ -86,10 +86,10 @@ impl ScoreCache {
             }
             hash.update(&block[..4 * ids.len()]);
         }
-        Key { digest: hash.finalize().into(), draws }
+        ScoreKey { digest: hash.finalize().into(), draws }
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Known> {
+    pub(super) fn get(&self, key: &ScoreKey) -> Option<KnownScore> {
         self.entries.as_ref()?.get(key)
     }
 
@@ -97,7 +97,7 @@ impl ScoreCache {
         self.entries.is_some()
     }
 
-    pub(super) fn insert(&self, key: Key, known: Known) {
+    pub(super) fn insert(&self, key: ScoreKey, known: KnownScore) {
         if let Some(entries) = &self.entries {
             entries.insert(key, known);
         }
@@ -113,7 +113,7 @@ impl ScoreCache {
     }
 }
 
-fn bytes(known: &Known) -> usize {
+fn bytes(known: &KnownScore) -> usize {
     let Score { latent, parts, .. } = &*known.score;
     let parts = match parts {
         Parts::Whole => 0,

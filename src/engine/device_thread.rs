@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::JobError;
-use super::cache::{Known, ScoreCache};
+use super::cache::{KnownScore, ScoreCache};
+use super::job::JobError;
 use super::queue::{Batch, Queue, sequences};
 use super::work::Work;
 use crate::metrics::Metrics;
@@ -14,7 +14,7 @@ use crate::model::{ScoreError, Scorer};
 use crate::ops::Packing;
 
 /// What the thread works with.
-pub(super) struct Device {
+pub(super) struct DeviceThread {
     pub(super) scorer: Box<dyn Scorer>,
     pub(super) queue: Arc<Queue>,
     pub(super) cache: ScoreCache,
@@ -30,7 +30,7 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
-impl Device {
+impl DeviceThread {
     /// Scores batches until the queue is closed and empty.
     pub(super) fn run(self) {
         let _closing = CloseOnDrop(&self.queue);
@@ -41,8 +41,8 @@ impl Device {
             let work = AssertUnwindSafe(|| self.score_batch(batch, started));
             if let Err(panic) = catch_unwind(work) {
                 // What was answered before is not answered again.
-                tracing::error!(error = said(&*panic), "the engine failed on a batch");
-                self.answer(&works, &Err(JobError::Device(said(&*panic))), started);
+                tracing::error!(error = panic_message(&*panic), "the engine failed on a batch");
+                self.answer(&works, &Err(JobError::Device(panic_message(&*panic))), started);
             }
             self.queue.finished(tokens, started.elapsed());
         }
@@ -67,7 +67,7 @@ impl Device {
         let message = match result {
             Ok(Ok(results)) => return self.deliver(&works, &results, started),
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => said(&*panic),
+            Err(panic) => panic_message(&*panic),
         };
         tracing::error!(sequences = works.len(), error = message, "a batch failed");
         if works.len() > 1 {
@@ -83,7 +83,7 @@ impl Device {
         &self,
         works: &[Arc<Work>],
         packing: Option<Packing>,
-    ) -> Result<Vec<Result<Known, JobError>>, ScoreError> {
+    ) -> Result<Vec<Result<KnownScore, JobError>>, ScoreError> {
         let sequences = sequences(works);
         let scores = if sequences.is_empty() {
             Vec::new()
@@ -108,16 +108,21 @@ impl Device {
                 0 => None,
                 draws => self.scorer.reward_spread(&score, draws)?,
             };
-            Ok(checked(Known { score, reward_std }))
+            Ok(checked(KnownScore { score, reward_std }))
         };
         works.iter().map(&mut result).collect()
     }
 
-    fn deliver(&self, works: &[Arc<Work>], results: &[Result<Known, JobError>], started: Instant) {
+    fn deliver(
+        &self,
+        works: &[Arc<Work>],
+        results: &[Result<KnownScore, JobError>],
+        started: Instant,
+    ) {
         for (work, result) in works.iter().zip(results) {
             if let (Some(key), Ok(known)) = (work.key, result) {
                 if work.draws > 0 {
-                    let score = Known { reward_std: None, ..known.clone() };
+                    let score = KnownScore { reward_std: None, ..known.clone() };
                     self.cache.insert(key.without_draws(), score);
                 }
                 self.cache.insert(key, known.clone());
@@ -130,20 +135,20 @@ impl Device {
     }
 
     /// Gives the same answer to all that have none yet.
-    fn answer(&self, works: &[Arc<Work>], result: &Result<Known, JobError>, started: Instant) {
+    fn answer(&self, works: &[Arc<Work>], result: &Result<KnownScore, JobError>, started: Instant) {
         self.queue.settle(works);
         works.iter().for_each(|work| work.answer(result, started));
     }
 }
 
 /// Numbers that are not finite never leave.
-fn checked(known: Known) -> Result<Known, JobError> {
+fn checked(known: KnownScore) -> Result<KnownScore, JobError> {
     let finite = known.score.values().chain(known.reward_std).all(f32::is_finite);
     if finite { Ok(known) } else { Err(JobError::NonFinite) }
 }
 
 /// The message of a panic.
-fn said(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic").to_owned()
 }

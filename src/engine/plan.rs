@@ -11,7 +11,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::backlog::{Backlog, Lane, Place};
+use super::backlog::{Backlog, Lane};
+use super::work::WorkPlace;
 
 /// Shortest common beginning for which work is taken out of turn, as in [`crate::ops::Packing`].
 const MIN_SHARED: usize = 16;
@@ -69,9 +70,9 @@ impl Pace {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Selection {
     /// At least one where anybody still waits for anything.
-    pub(super) places: Vec<Place>,
+    pub(super) places: Vec<WorkPlace>,
     /// Work that nobody waits for any more.
-    pub(super) unwanted: Vec<Place>,
+    pub(super) unwanted: Vec<WorkPlace>,
 }
 
 /// Tokens of the next batch. Where several runs are active and one of them has less to do than its share
@@ -124,7 +125,13 @@ pub(super) fn select(
 }
 
 /// What must go first, in order of deadlines, for none to be missed.
-fn urgent(backlog: &Backlog, limit: usize, pace: Pace, running: usize, now: Instant) -> Vec<Place> {
+fn urgent(
+    backlog: &Backlog,
+    limit: usize,
+    pace: Pace,
+    running: usize,
+    now: Instant,
+) -> Vec<WorkPlace> {
     // Work that this batch leaves out is done at the end of the next.
     let mut ahead = running + 2 * limit;
     let all = now + pace.time(ahead + backlog.tokens());
@@ -160,7 +167,7 @@ struct Picker<'a> {
     tokens: usize,
     /// Tokens that were computed before their turn.
     out_of_turn: usize,
-    seen: HashSet<Place>,
+    seen: HashSet<WorkPlace>,
     selection: Selection,
 }
 
@@ -175,7 +182,7 @@ impl Picker<'_> {
 
     /// Takes a piece of work if it fits and is wanted; answers its tokens, 0 where it was dealt with
     /// before, `None` where it does not fit.
-    fn take(&mut self, place: Place) -> Option<usize> {
+    fn take(&mut self, place: WorkPlace) -> Option<usize> {
         if self.seen.contains(&place) {
             return Some(0);
         }
@@ -195,14 +202,15 @@ impl Picker<'_> {
         Some(cost)
     }
 
-    fn in_turn(&mut self, urgent: &[Place], everything: bool) {
+    fn in_turn(&mut self, urgent: &[WorkPlace], everything: bool) {
         let backlog = self.backlog;
         let mut lanes: Vec<_> = backlog
             .active_lanes(self.now)
             .filter(|(_, lane)| !lane.waiting.is_empty())
             .map(|(number, lane)| {
                 let first = urgent.iter().filter(move |place| place.lane == number);
-                let ages = lane.waiting.keys().map(move |&age| Place { lane: number, number: age });
+                let ages =
+                    lane.waiting.keys().map(move |&age| WorkPlace { lane: number, number: age });
                 (lane, first.copied().chain(ages))
             })
             .collect();
@@ -236,7 +244,7 @@ impl Picker<'_> {
 
     /// Takes a piece of work with those that begin as it does. A family that would fit into a batch of
     /// its own is not torn once this batch is half full.
-    fn take_family(&mut self, head: Place, lane: &Lane) -> Option<usize> {
+    fn take_family(&mut self, head: WorkPlace, lane: &Lane) -> Option<usize> {
         let Some(work) = self.backlog.get(head) else { return Some(0) };
         let enough = self.out_of_turn >= self.limit / 2;
         if enough || !work.is_wanted(self.now) || work.known.is_some() {
@@ -267,7 +275,7 @@ impl Picker<'_> {
 
     /// Work of the lane that begins as `head` does, most in common first, with its tokens and those that
     /// are not in common; no more than a batch holds.
-    fn family(&self, head: Place, lane: &Lane) -> Vec<(Place, usize, usize)> {
+    fn family(&self, head: WorkPlace, lane: &Lane) -> Vec<(WorkPlace, usize, usize)> {
         let mut family = Vec::new();
         let Some(entry) = lane.waiting.get(&head.number) else { return family };
         let ids = &entry.work.ids;
@@ -295,7 +303,7 @@ impl Picker<'_> {
             let side = if from_left { &mut left } else { &mut right };
             let Some((shared, length, number)) = side.take() else { break };
             tokens += length;
-            let place = Place { lane: head.lane, number };
+            let place = WorkPlace { lane: head.lane, number };
             if !self.seen.contains(&place) {
                 family.push((place, length, length - shared));
             }
@@ -315,18 +323,18 @@ mod tests {
     use tokio::sync::oneshot::{self, Receiver};
 
     use super::*;
+    use crate::engine::job::{JobError, JobScore};
     use crate::engine::work::{Waiter, Work};
-    use crate::engine::{JobError, Scored};
 
-    type Answer = Receiver<Result<Scored, JobError>>;
+    type Answer = Receiver<Result<JobScore, JobError>>;
 
-    struct Bench {
+    struct BacklogBench {
         backlog: Backlog,
         start: Instant,
         answers: Vec<Answer>,
     }
 
-    impl Bench {
+    impl BacklogBench {
         fn new() -> Self {
             Self { backlog: Backlog::default(), start: Instant::now(), answers: Vec::new() }
         }
@@ -361,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_run_with_little_to_do_does_not_wait_for_the_work_of_others() {
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for text in 0..40 {
             bench.push("flood", (7, 1), (100 + text, 19), 60);
         }
@@ -378,7 +386,7 @@ mod tests {
 
     #[test]
     fn runs_are_served_the_same_tokens_however_much_they_ask() {
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for number in 0..100 {
             bench.push("flood", (1000 + number, 1), (1, 9), 100);
         }
@@ -405,7 +413,7 @@ mod tests {
     fn work_that_would_miss_its_deadline_goes_first() {
         let mut pace = Pace::default();
         pace.record(100, Duration::from_secs(1));
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for number in 0..50 {
             bench.push("a", (number, 1), (1, 19), 100);
         }
@@ -420,7 +428,7 @@ mod tests {
     fn a_run_does_not_buy_the_share_of_another_with_its_deadlines() {
         let mut pace = Pace::default();
         pace.record(100, Duration::from_secs(1));
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for number in 0..50 {
             bench.push("flood", (number, 1), (1, 19), 5);
         }
@@ -432,7 +440,7 @@ mod tests {
     fn work_that_is_late_whatever_goes_first_holds_nobody_up() {
         let mut pace = Pace::default();
         pace.record(100, Duration::from_secs(10));
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for number in 0..50 {
             bench.push("a", (number, 1), (1, 19), 10_000);
         }
@@ -442,7 +450,7 @@ mod tests {
 
     #[test]
     fn answers_to_one_prompt_go_together_whenever_they_came() {
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for answer in 0..4 {
             for prompt in 1..=8 {
                 bench.push("a", (prompt, 50), (100 * prompt + answer, 10), 100);
@@ -460,7 +468,7 @@ mod tests {
 
     #[test]
     fn a_family_that_fits_into_the_next_batch_is_not_torn() {
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for prompt in 1..=2 {
             for answer in 0..3 {
                 bench.push("a", (prompt, 50), (100 * prompt + answer, 10), 100);
@@ -477,7 +485,7 @@ mod tests {
 
     #[test]
     fn a_prompt_that_all_have_in_common_does_not_undo_the_order() {
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         // The oldest sort last: relatives alone would leave them to the end.
         for number in (0..100).rev() {
             bench.push("a", (1, 20), (1000 + number, 20), 100);
@@ -490,7 +498,7 @@ mod tests {
 
     #[test]
     fn who_left_is_left_out_and_one_too_long_goes_alone() {
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         bench.push("a", (1, 1), (1, 9), 100);
         bench.push("a", (2, 1), (2, 999), 100);
         bench.push("a", (3, 1), (3, 9), 100);
@@ -504,7 +512,7 @@ mod tests {
     #[test]
     fn batches_are_short_while_a_run_with_little_to_do_is_active() {
         let bounds = Bounds { budget: 1000, turn: 100 };
-        let mut bench = Bench::new();
+        let mut bench = BacklogBench::new();
         for number in 0..100 {
             bench.push("flood", (1000 + number, 1), (1, 19), 100);
         }

@@ -11,10 +11,11 @@ use prometheus::IntGauge;
 use tokio::sync::oneshot;
 
 use super::backlog::Backlog;
-use super::cache::{Key, Known, ScoreCache};
+use super::cache::{KnownScore, ScoreCache, ScoreKey};
+use super::error::EngineError;
+use super::job::{JobError, JobScore};
 use super::plan::{self, Bounds, Pace, Policy, Selection};
 use super::work::{Waiter, Work};
-use super::{EngineError, JobError, Scored};
 use crate::model::Score;
 use crate::ops::Packing;
 
@@ -25,25 +26,25 @@ const MARGIN: f64 = 1.6;
 pub(super) struct Request {
     pub(super) ids: Arc<[u32]>,
     pub(super) draws: usize,
-    pub(super) key: Option<Key>,
+    pub(super) key: Option<ScoreKey>,
     /// The score, where only the spread over the draws is missing.
     pub(super) known: Option<Arc<Score>>,
 }
 
 /// What came of it.
-pub(super) enum Admitted {
+pub(super) enum Admission {
     /// Its own work waits.
     Queued(Ticket),
     /// Somebody else's work is the same.
     Joined(Ticket),
     /// The work was finished in the meantime.
-    Known(Known),
+    Known(KnownScore),
 }
 
 /// A claim to an answer.
 pub(super) struct Ticket {
     pub(super) work: Arc<Work>,
-    pub(super) answer: oneshot::Receiver<Result<Scored, JobError>>,
+    pub(super) answer: oneshot::Receiver<Result<JobScore, JobError>>,
 }
 
 /// The next work of the device.
@@ -66,7 +67,7 @@ pub(super) fn sequences(works: &[Arc<Work>]) -> Vec<&[u32]> {
 }
 
 pub(super) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// For the device thread.
     arrived: Condvar,
     /// For the planner.
@@ -78,10 +79,10 @@ pub(super) struct Queue {
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     backlog: Backlog,
     /// Work that others may join: what waits, and what the device has.
-    flights: HashMap<Key, Arc<Work>>,
+    flights: HashMap<ScoreKey, Arc<Work>>,
     /// Tokens that the devices have; 0 when all are idle.
     running: usize,
     /// The next batch, packed. Valid until `epoch` changes.
@@ -117,7 +118,7 @@ impl Queue {
         gauge: IntGauge,
     ) -> Self {
         Self {
-            state: Mutex::new(State { pace: Pace::of(devices), ..State::default() }),
+            state: Mutex::new(QueueState { pace: Pace::of(devices), ..QueueState::default() }),
             arrived: Condvar::new(),
             plannable: Condvar::new(),
             limit,
@@ -143,7 +144,7 @@ impl Queue {
     /// Whether so many tokens are admitted of a run of which `own` tokens wait.
     fn admits(
         &self,
-        state: &State,
+        state: &QueueState,
         own: usize,
         asked: usize,
         deadline: Instant,
@@ -182,7 +183,7 @@ impl Queue {
         requests: Vec<Request>,
         deadline: Instant,
         cache: &ScoreCache,
-    ) -> Result<Vec<Admitted>, EngineError> {
+    ) -> Result<Vec<Admission>, EngineError> {
         let now = Instant::now();
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -206,12 +207,12 @@ impl Queue {
                 if let Some(place) = place {
                     state.backlog.hasten(place, deadline);
                 }
-                admitted.push(Admitted::Joined(Ticket { work, answer }));
+                admitted.push(Admission::Joined(Ticket { work, answer }));
                 continue;
             }
             // The device enters a score before its flight ends: one of both is found.
             if let Some(known) = key.and_then(|key| cache.get(&key)) {
-                admitted.push(Admitted::Known(known));
+                admitted.push(Admission::Known(known));
                 continue;
             }
             let work = Arc::new(Work::new(ids, draws, key, known, waiter));
@@ -219,7 +220,7 @@ impl Queue {
                 state.flights.insert(key, work.clone());
             }
             state.backlog.push(run, work.clone(), deadline, now);
-            admitted.push(Admitted::Queued(Ticket { work, answer }));
+            admitted.push(Admission::Queued(Ticket { work, answer }));
         }
         self.gauge.set(state.backlog.tokens() as i64);
         // A draft is full: an arrival belongs into it only if its run is not in there, or if it cannot
@@ -263,7 +264,7 @@ impl Queue {
         }
     }
 
-    fn take(&self, state: &mut State) -> Option<Batch> {
+    fn take(&self, state: &mut QueueState) -> Option<Batch> {
         let now = Instant::now();
         let draft = state.draft.take();
         state.renew_draft();
@@ -303,7 +304,7 @@ impl Queue {
 
     /// The selection of the next batch. Where the policy itself fails, the oldest work: requests must
     /// not be stuck behind a fault of ours.
-    fn select(&self, state: &State, now: Instant) -> Selection {
+    fn select(&self, state: &QueueState, now: Instant) -> Selection {
         let select = || (self.policy)(&state.backlog, self.bounds, state.pace, state.running, now);
         catch_unwind(AssertUnwindSafe(select)).unwrap_or_else(|_| {
             tracing::error!("planning failed: the oldest work goes alone");
@@ -342,13 +343,13 @@ impl Queue {
         }
     }
 
-    fn is_plannable(&self, state: &State, now: Instant) -> bool {
+    fn is_plannable(&self, state: &QueueState, now: Instant) -> bool {
         state.running > 0
             && state.planned != Some(state.epoch)
             && state.backlog.tokens() >= plan::limit(&state.backlog, self.bounds, now)
     }
 
-    fn wake_planner(&self, state: &State, now: Instant) {
+    fn wake_planner(&self, state: &QueueState, now: Instant) {
         if self.is_plannable(state, now) {
             self.plannable.notify_one();
         }
@@ -392,7 +393,7 @@ impl Queue {
     }
 }
 
-impl State {
+impl QueueState {
     fn renew_draft(&mut self) {
         self.draft = None;
         self.epoch += 1;

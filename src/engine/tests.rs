@@ -18,9 +18,9 @@ use crate::ops::Packing;
 const POISON: u32 = 666;
 
 /// Each reward is its text's last token; keeps the rewards of each batch.
-struct Device(Arc<Mutex<Vec<Vec<f32>>>>);
+struct LastTokenScorer(Arc<Mutex<Vec<Vec<f32>>>>);
 
-impl Scorer for Device {
+impl Scorer for LastTokenScorer {
     fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {
         let rewards: Vec<f32> =
             packing.last_rows().into_iter().map(|row| packing.ids()[row] as f32).collect();
@@ -33,19 +33,19 @@ impl Scorer for Device {
     }
 }
 
-struct Bench {
+struct EngineBench {
     engine: Engine,
     batches: Arc<Mutex<Vec<Vec<f32>>>>,
     runtime: Runtime,
 }
 
-impl Bench {
+impl EngineBench {
     fn start(policy: Policy, token_budget: usize) -> Self {
         let batches = Arc::default();
         let metrics = Metrics::new().unwrap();
         let cache = ScoreCache::new("w", &CacheConfig { max_bytes: 0 }, &metrics);
         let config = EngineConfig { token_budget, ..EngineConfig::default() };
-        let devices: Vec<Box<dyn Scorer>> = vec![Box::new(Device(Arc::clone(&batches)))];
+        let devices: Vec<Box<dyn Scorer>> = vec![Box::new(LastTokenScorer(Arc::clone(&batches)))];
         let engine = Engine::start_with(policy, devices, &config, cache, None, metrics).unwrap();
         Self { engine, batches, runtime: Runtime::new().unwrap() }
     }
@@ -90,7 +90,7 @@ fn fails_always(_: &Backlog, _: Bounds, _: Pace, _: usize, _: Instant) -> Select
 
 #[test]
 fn a_panic_in_planning_costs_nobody_an_answer_and_the_threads_live() {
-    let bench = Bench::start(fails_at_poison, 8);
+    let bench = EngineBench::start(fails_at_poison, 8);
     assert_eq!(bench.rewards("a", &[10, 11, 12]), [10.0, 11.0, 12.0]);
     for round in 0..3 {
         let poisoned: Vec<u32> =
@@ -112,7 +112,7 @@ fn a_panic_in_planning_costs_nobody_an_answer_and_the_threads_live() {
 
 #[test]
 fn without_any_plan_the_oldest_goes_first_and_alone() {
-    let bench = Bench::start(fails_always, 4);
+    let bench = EngineBench::start(fails_always, 4);
     assert_eq!(bench.rewards("a", &[5, 3, 9, 1, 7]), [5.0, 3.0, 9.0, 1.0, 7.0]);
     assert_eq!(*bench.batches.lock(), [[5.0], [3.0], [9.0], [1.0], [7.0]]);
     assert!(bench.engine.is_accepting());
@@ -143,7 +143,7 @@ fn several_devices_work_on_one_queue_at_once() {
     let devices: Vec<Box<dyn Scorer>> =
         vec![Box::new(Paired(barrier.clone())), Box::new(Paired(barrier))];
     let engine = Engine::start(devices, &config, cache, None, metrics).unwrap();
-    let bench = Bench { engine, batches: Arc::default(), runtime: Runtime::new().unwrap() };
+    let bench = EngineBench { engine, batches: Arc::default(), runtime: Runtime::new().unwrap() };
     assert_eq!(bench.rewards("a", &[2, 3, 4, 5]), [1.0; 4]);
     bench.engine.join();
 }

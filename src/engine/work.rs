@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::backlog::Place;
-use super::cache::{Key, Known};
-use super::{JobError, Scored};
+use super::cache::{KnownScore, ScoreKey};
+use super::job::{JobError, JobScore};
 use crate::model::Score;
 
 /// Somebody who waits for an answer.
@@ -16,7 +15,7 @@ use crate::model::Score;
 pub(super) struct Waiter {
     pub(super) since: Instant,
     pub(super) deadline: Instant,
-    pub(super) answer: oneshot::Sender<Result<Scored, JobError>>,
+    pub(super) answer: oneshot::Sender<Result<JobScore, JobError>>,
 }
 
 impl Waiter {
@@ -25,17 +24,24 @@ impl Waiter {
     }
 }
 
+/// Where a piece of work waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct WorkPlace {
+    pub(super) lane: u64,
+    pub(super) number: u64,
+}
+
 /// A sequence to score.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) ids: Arc<[u32]>,
     pub(super) draws: usize,
     /// Under which the answer is kept, and others may join; `None` for work of its own.
-    pub(super) key: Option<Key>,
+    pub(super) key: Option<ScoreKey>,
     /// The score, where only the spread over the draws is missing.
     pub(super) known: Option<Arc<Score>>,
     /// `None` once the device has it.
-    pub(super) place: Mutex<Option<Place>>,
+    pub(super) place: Mutex<Option<WorkPlace>>,
     waiters: Mutex<Vec<Waiter>>,
 }
 
@@ -43,7 +49,7 @@ impl Work {
     pub(super) fn new(
         ids: Arc<[u32]>,
         draws: usize,
-        key: Option<Key>,
+        key: Option<ScoreKey>,
         known: Option<Arc<Score>>,
         waiter: Waiter,
     ) -> Self {
@@ -72,12 +78,12 @@ impl Work {
     }
 
     /// Answers all who wait. `started` is when the device began.
-    pub(super) fn answer(&self, result: &Result<Known, JobError>, started: Instant) {
+    pub(super) fn answer(&self, result: &Result<KnownScore, JobError>, started: Instant) {
         let now = Instant::now();
         for Waiter { since, answer, .. } in std::mem::take(&mut *self.waiters.lock()) {
             // Who joined after the start has waited for the device only.
             let begun = started.max(since);
-            let result = result.clone().map(|known| Scored {
+            let result = result.clone().map(|known| JobScore {
                 score: (*known.score).clone(),
                 reward_std: known.reward_std,
                 cached: false,

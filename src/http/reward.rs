@@ -17,7 +17,7 @@ use super::error::{ApiError, ScoringErrors};
 use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
 use super::scoring::{Outcome, Work, score};
 use super::{object, whole};
-use crate::engine::Scored;
+use crate::engine::JobScore;
 use crate::model::{Parts, Score, variance};
 use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
@@ -146,7 +146,7 @@ struct Timing {
 }
 
 impl Timing {
-    fn of(scored: &Scored) -> Self {
+    fn of(scored: &JobScore) -> Self {
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         Self { queue_ms: milliseconds(scored.queue), device_ms: milliseconds(scored.device) }
     }

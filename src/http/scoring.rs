@@ -7,7 +7,7 @@ use super::AppState;
 use super::caller::Caller;
 use super::error::ApiError;
 use super::inputs::{Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode};
-use crate::engine::{Job, JobError, Scored};
+use crate::engine::{Job, JobError, JobScore};
 use crate::monitor::shaping::{ShapingError, ShapingParameters, ShapingTerms};
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role, Subject};
@@ -35,7 +35,7 @@ pub(super) struct Outcome {
     pub(super) tokens: Option<usize>,
     pub(super) truncated: bool,
     /// With the shaped reward, where the run's rewards are shaped.
-    pub(super) scored: Result<Scored, ItemError>,
+    pub(super) scored: Result<JobScore, ItemError>,
     /// Whether the run's rewards are shaped.
     pub(super) is_shaped: bool,
     /// The model's reward, where `scored` has a shaped one.
@@ -176,7 +176,7 @@ fn shaping_error(error: ShapingError) -> ItemError {
 fn outcomes(
     state: &AppState,
     encodings: Encodings,
-    answers: Vec<Result<Scored, JobError>>,
+    answers: Vec<Result<JobScore, JobError>>,
 ) -> Result<Vec<Outcome>, ApiError> {
     let mut answers = answers.into_iter();
     let mut outcomes = Vec::with_capacity(encodings.len());

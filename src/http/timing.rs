@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::scoring::Outcome;
-use crate::engine::Scored;
+use crate::engine::JobScore;
 
 /// Asks for it, as `X-Timing: true`.
 const ASKED: HeaderName = HeaderName::from_static("x-timing");
@@ -30,7 +30,7 @@ impl Timing {
     /// Notes the times of a request's inputs: the longest, and, where there are several, each.
     pub(super) fn note(&self, outcomes: &[Outcome]) {
         let scored = || outcomes.iter().map(|outcome| outcome.scored.as_ref().ok());
-        let longest = |time: fn(&Scored) -> Duration| scored().flatten().map(time).max();
+        let longest = |time: fn(&JobScore) -> Duration| scored().flatten().map(time).max();
         let mut text = String::new();
         let mut add = |name: &str, index: Option<usize>, time: Duration| {
             let comma = if text.is_empty() { "" } else { ", " };

@@ -6,11 +6,12 @@ use crate::checkpoint::{
     Architecture, Biases, CheckpointError, DecoderConfig, DecoderTensors, MlpKind, NormKind,
     Residual, TensorSource,
 };
-use crate::ops::{AttentionShape, Gelu, Ops, OpsError, Packing, TrainingOps};
+use crate::layer::{AttentionShape, Gelu};
+use crate::ops::{DecoderOps, OpsError, Packing, QueryRows, TrainingOps};
 
 /// A decoder: token embedding, layers, final norm.
 #[derive(Debug)]
-pub struct Decoder<O: Ops> {
+pub struct Decoder<O: DecoderOps> {
     /// Absent where the first layers are.
     embedding: Option<O::Table>,
     /// The layers from `first_layer` on.
@@ -21,10 +22,10 @@ pub struct Decoder<O: Ops> {
 }
 
 #[derive(Debug)]
-struct Layer<O: Ops> {
+struct Layer<O: DecoderOps> {
     attention: AttentionShape,
     attention_norm: O::Scale,
-    projection: Projection<O>,
+    projection: AttentionInputs<O>,
     /// Of each head's queries and keys.
     query_key_norm: Option<(O::Scale, O::Scale)>,
     attention_output: O::Weight,
@@ -37,16 +38,16 @@ struct Layer<O: Ops> {
 
 /// The inputs of attention.
 #[derive(Debug)]
-enum Projection<O: Ops> {
-    /// Every row asks: `[q | k | v]` is one product.
+enum AttentionInputs<O: DecoderOps> {
+    /// Every row is a query: `[q | k | v]` is one product.
     All(O::Weight),
-    /// Only the pooled rows ask, as in the last layer: queries of those, `[k | v]` of all rows.
+    /// Only the pooled rows are queries, as in the last layer: queries of those, `[k | v]` of all rows.
     Last { query: O::Weight, key_value: O::Weight },
 }
 
 /// What comes before the MLP's last product.
 #[derive(Debug)]
-enum Mlp<O: Ops> {
+enum Mlp<O: DecoderOps> {
     SwiGlu(O::GatedWeight),
     GeGlu(O::GatedWeight, Gelu),
     Plain(O::Weight, Gelu),
@@ -54,20 +55,20 @@ enum Mlp<O: Ops> {
 
 /// [`Residual`] with its norms.
 #[derive(Debug)]
-enum LayerResidual<O: Ops> {
+enum LayerResidual<O: DecoderOps> {
     Sequential,
     Parallel,
     Normed { attention: O::Scale, mlp: O::Scale },
 }
 
 /// Loads a decoder's tensors by Llama's names.
-struct Loader<'a, O: Ops> {
+struct Loader<'a, O: DecoderOps> {
     ops: &'a O,
     config: &'a DecoderConfig,
     tensors: DecoderTensors<'a>,
 }
 
-impl<O: Ops> Loader<'_, O> {
+impl<O: DecoderOps> Loader<'_, O> {
     fn norm(&self, name: &str) -> Result<O::Scale, CheckpointError> {
         let (scale, columns) = (format!("{name}.weight"), self.config.hidden_size);
         match self.config.architecture.norm {
@@ -130,9 +131,9 @@ impl<O: Ops> Loader<'_, O> {
         let key_value = [(key.as_str(), key_value_columns), (value.as_str(), key_value_columns)];
         let projection = if index + 1 < self.config.num_hidden_layers {
             let all = [query, key_value[0], key_value[1]];
-            Projection::All(self.weight(&all, hidden, query_key_value)?)
+            AttentionInputs::All(self.weight(&all, hidden, query_key_value)?)
         } else {
-            Projection::Last {
+            AttentionInputs::Last {
                 query: self.weight(&[query], hidden, query_key_value)?,
                 key_value: self.weight(&key_value, hidden, query_key_value)?,
             }
@@ -170,13 +171,13 @@ impl<O: Ops> Loader<'_, O> {
     }
 }
 
-impl<O: Ops> Layer<O> {
+impl<O: DecoderOps> Layer<O> {
     /// What the attention of this layer reads: `[q | k | v]`, or `[k | v]`.
     fn project(&self, ops: &O, x: &O::Matrix) -> Result<O::Matrix, OpsError> {
         let normed = ops.norm(x, &self.attention_norm, self.epsilon)?;
         let (weight, query_columns) = match &self.projection {
-            Projection::All(weight) => (weight, self.attention.output_columns()),
-            Projection::Last { key_value, .. } => (key_value, 0),
+            AttentionInputs::All(weight) => (weight, self.attention.output_columns()),
+            AttentionInputs::Last { key_value, .. } => (key_value, 0),
         };
         let mut projected = ops.linear(&normed, weight)?;
         if let Some((query, key)) = &self.query_key_norm {
@@ -189,9 +190,9 @@ impl<O: Ops> Layer<O> {
         Ok(projected)
     }
 
-    /// Queries of the pooled rows, where only those ask.
+    /// Queries of the pooled rows, where only those are.
     fn last_queries(&self, ops: &O, x: &O::Matrix) -> Result<Option<O::Matrix>, OpsError> {
-        let Projection::Last { query, .. } = &self.projection else { return Ok(None) };
+        let AttentionInputs::Last { query, .. } = &self.projection else { return Ok(None) };
         let normed = ops.norm(x, &self.attention_norm, self.epsilon)?;
         let queries = ops.linear(&normed, query)?;
         Ok(Some(match &self.query_key_norm {
@@ -203,7 +204,12 @@ impl<O: Ops> Layer<O> {
     }
 
     /// What follows this layer's attention.
-    fn finish(&self, ops: &O, attended: &O::Operand, x: O::Matrix) -> Result<O::Matrix, OpsError> {
+    fn after_attention(
+        &self,
+        ops: &O,
+        attended: &O::Operand,
+        x: O::Matrix,
+    ) -> Result<O::Matrix, OpsError> {
         match &self.residual {
             LayerResidual::Sequential => {
                 let x = ops.linear_add(attended, &self.attention_output, x)?;
@@ -235,7 +241,7 @@ impl<O: Ops> Layer<O> {
     }
 }
 
-impl<O: Ops> Decoder<O> {
+impl<O: DecoderOps> Decoder<O> {
     /// Loads the embedding, the layers and the final norm; with a `first_layer` above 0 only the layers from there on and
     /// the norm, for hidden states that something else computes.
     ///
@@ -309,7 +315,7 @@ impl<O: Ops> Decoder<O> {
     ///
     /// # Errors
     /// A failing device.
-    pub fn advance(
+    pub fn next_projection(
         &self,
         ops: &O,
         index: usize,
@@ -322,23 +328,26 @@ impl<O: Ops> Decoder<O> {
             let x = match attended {
                 Some(attended) => {
                     let before = &self.layers[index - 1 - self.first_layer];
-                    before.finish(ops, &attended, x)?
+                    before.after_attention(ops, &attended, x)?
                 }
                 None => x,
             };
             let projected = layer.project(ops, &x)?;
             Ok((x, projected))
         };
-        let asks = matches!(layer.projection, Projection::All(_));
-        ops.advance(x, previous, layout, &layer.attention, asks, work)
+        let queries = match layer.projection {
+            AttentionInputs::All(_) => QueryRows::All,
+            AttentionInputs::Last { .. } => QueryRows::LastOfSequence,
+        };
+        ops.next_projection(x, previous, layout, &layer.attention, queries, work)
     }
 
-    /// The last layer, for the last token of each sequence: from what [`Decoder::advance`] gave for it to
+    /// The last layer, for the last token of each sequence: from what [`Decoder::next_projection`] gave for it to
     /// `[sequences, hidden]` before the final norm.
     ///
     /// # Errors
     /// A failing device.
-    pub fn finish(
+    pub fn last_layer(
         &self,
         ops: &O,
         x: &O::Matrix,
@@ -350,14 +359,14 @@ impl<O: Ops> Decoder<O> {
         let Some(layer) = self.layers.last() else { return Ok(x) };
         let Some(queries) = layer.last_queries(ops, &x)? else { return Ok(x) };
         let attended = ops.last_attention(queries, projection, layout)?;
-        layer.finish(ops, &attended, x)
+        layer.after_attention(ops, &attended, x)
     }
 
     /// What enters layer `index`: `[rows, hidden]`.
     ///
     /// # Errors
     /// A failing device.
-    pub fn entering(
+    pub fn layer_input(
         &self,
         ops: &O,
         packing: &Packing,
@@ -366,8 +375,9 @@ impl<O: Ops> Decoder<O> {
         let layout = self.layout(ops, packing)?;
         let (mut x, mut projection) = (self.embed(ops, packing)?, None);
         for layer in self.first_layer..=index {
-            let (advanced, next) = self.advance(ops, layer, x, projection.as_ref(), &layout)?;
-            (x, projection) = (advanced, Some(next));
+            let (entered, next) =
+                self.next_projection(ops, layer, x, projection.as_ref(), &layout)?;
+            (x, projection) = (entered, Some(next));
         }
         Ok(x)
     }
@@ -386,11 +396,12 @@ impl<O: Ops> Decoder<O> {
         let layout = self.layout(ops, packing)?;
         let mut projection = None;
         for index in self.layers() {
-            let (advanced, next) = self.advance(ops, index, x, projection.as_ref(), &layout)?;
-            (x, projection) = (advanced, Some(next));
+            let (entered, next) =
+                self.next_projection(ops, index, x, projection.as_ref(), &layout)?;
+            (x, projection) = (entered, Some(next));
         }
         match &projection {
-            Some(projection) => self.finish(ops, &x, projection, &layout, packing),
+            Some(projection) => self.last_layer(ops, &x, projection, &layout, packing),
             None => ops.gather(&x, &packing.last_rows()),
         }
     }
@@ -414,6 +425,6 @@ where
     ) -> Result<O::Matrix, OpsError> {
         let layer = &self.layers[index - self.first_layer];
         let attended = ops.attention(&layer.project(ops, x)?, layout, &layer.attention)?;
-        layer.finish(ops, &attended, x.clone())
+        layer.after_attention(ops, &attended, x.clone())
     }
 }

@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::decoder::Decoder;
 use super::readout::Readout;
-use super::{Decoder, Member, Parts, Score, ScoreError, Scorer, standard_deviation, variance};
+use super::score::{Member, Parts, Score};
+use super::scorer::{ScoreError, Scorer};
+use super::variance::{standard_deviation, variance};
 use crate::checkpoint::{CheckpointError, ModelConfig, TensorSource};
 use crate::ops::{Ops, OpsError, Packing};
 
@@ -75,7 +78,7 @@ impl<O: Ops> Ensemble<O> {
     /// Builds the members and checks every tensor's shape.
     ///
     /// # Errors
-    /// As [`super::RewardModel::load`].
+    /// As [`RewardModel::load`](crate::model::RewardModel::load).
     pub fn load(
         ops: O,
         sources: &[MemberSource<'_>],

@@ -2,17 +2,18 @@
 
 use parking_lot::Mutex;
 
-use super::Latent;
+use super::score::Latent;
 use crate::checkpoint::{CheckpointError, DecodeKind, HeadConfig, StandardHead, TensorSource};
-use crate::ops::head::{Decode, InformHead, decode};
-use crate::ops::{Ops, OpsError, standard_normal};
+use crate::ops::{
+    DeviceOps, HeadOps, InformHead, LatentDecoder, OpsError, decode_latents, standard_normal,
+};
 
 /// Seed of the draws that estimate a reward's spread.
 const SPREAD_SEED: u64 = 0;
 
 /// What a head gives for `n` sequences.
 #[derive(Debug)]
-pub struct HeadOutput<O: Ops> {
+pub struct HeadOutput<O: DeviceOps> {
     /// Rewards `[n, 1]`; of a standard head its outputs `[n, labels]`, without their biases.
     pub reward: O::Matrix,
     /// `[mu | logvar]`, `[n, 2 d]`; `None` for a standard head.
@@ -21,7 +22,7 @@ pub struct HeadOutput<O: Ops> {
 
 /// A reward head.
 #[derive(Debug)]
-pub enum Head<O: Ops> {
+pub enum Head<O: HeadOps> {
     /// `[mu | logvar] = W_enc h`, `s = mu + exp(logvar / 2) * eps`, `r = g(s)` (InfoRM, section 4).
     Inform {
         /// `W_enc` and `g`.
@@ -42,7 +43,7 @@ pub enum Head<O: Ops> {
     },
 }
 
-impl<O: Ops> Head<O> {
+impl<O: HeadOps> Head<O> {
     /// Loads the head's tensors.
     ///
     /// # Errors
@@ -76,8 +77,10 @@ impl<O: Ops> Head<O> {
         let d = *latent_dim;
         let part = |name: &str| format!("{decode_head_prefix}.{name}weight");
         let decode = match decode {
-            DecodeKind::Linear => Decode::Linear(ops.head_weight(source, &[(&part(""), 1)], d)?),
-            DecodeKind::Gated => Decode::Gated {
+            DecodeKind::Linear => {
+                LatentDecoder::Linear(ops.head_weight(source, &[(&part(""), 1)], d)?)
+            }
+            DecodeKind::Gated => LatentDecoder::Gated {
                 gate_up: ops.head_weight(
                     source,
                     &[(&part("gate_proj."), 4 * d), (&part("up_proj."), 4 * d)],
@@ -147,6 +150,6 @@ impl<O: Ops> Head<O> {
                 *value = mean + sigma * *value;
             }
         }
-        ops.read(&decode(ops, weights, &ops.upload(values, *latent_dim)?)?)
+        ops.read(&decode_latents(ops, weights, &ops.upload(values, *latent_dim)?)?)
     }
 }

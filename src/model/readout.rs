@@ -1,18 +1,19 @@
 //! From pooled hidden states to scores: a reward head and the normalisation of its rewards.
 
-use super::{Head, HeadOutput, Latent, Parts, Score};
+use super::head::{Head, HeadOutput};
+use super::score::{Latent, Parts, Score};
 use crate::checkpoint::{CheckpointError, ModelConfig, RewardScale, TensorSource};
-use crate::ops::{Ops, OpsError};
+use crate::ops::{HeadOps, OpsError};
 
 /// A reward head with its normalisation.
 #[derive(Debug)]
-pub(super) struct Readout<O: Ops> {
+pub(super) struct Readout<O: HeadOps> {
     head: Head<O>,
     latent_dim: Option<usize>,
     scale: Option<RewardScale>,
 }
 
-impl<O: Ops> Readout<O> {
+impl<O: HeadOps> Readout<O> {
     /// Loads the head's tensors.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use anyhow::Context;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, json};
 
-use crate::checkpoint::{DecoderConfig, MemoryTensors, Place};
+use crate::checkpoint::{DecoderConfig, MemoryTensors, TensorPlace};
 use crate::ops::autograd::{LoraConfig, adapter_name};
 
 /// The adapter of a linear layer as the family has it, which may be several of Llama's.
@@ -21,7 +21,7 @@ struct Module {
 
 /// The adapter of a layer with Llama's name: where its outputs are, `A` `[rank, inputs]` and `B` `[its outputs, rank]`.
 struct Part {
-    place: Place,
+    place: TensorPlace,
     a: Vec<f32>,
     b: Vec<f32>,
 }

@@ -86,8 +86,8 @@ mod gpu {
     use super::*;
     use crate::model::Decoder;
     use crate::ops::cuda::CudaError;
-    use crate::ops::cuda::training::{CudaTraining, Shared};
-    use crate::ops::{Ops, OpsError};
+    use crate::ops::cuda::training::{CudaTraining, SharedValue};
+    use crate::ops::{DeviceOps, OpsError};
 
     #[derive(Debug)]
     struct GpuDecoder {
@@ -108,6 +108,11 @@ mod gpu {
         ops.leave_out(decoder.norm().0);
         eprintln!("the decoder is trained on cuda:{ordinal} ({})", ops.name());
         Ok(Rc::new(GpuDecoder { ops, decoder, hidden: config.hidden_size }))
+    }
+
+    /// Whether an operation failed for want of memory.
+    fn is_full(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+        matches!(error.downcast_ref(), Some(CudaError::OutOfMemory { .. }))
     }
 
     impl GpuDecoder {
@@ -139,14 +144,15 @@ mod gpu {
             for index in 0..last {
                 entered.push(decoder.layer(ops, index, &entered[index], &layout)?);
             }
-            let mut leaf = |ops: &CudaTraining| -> anyhow::Result<Shared<f32>> {
+            let mut leaf = |ops: &CudaTraining| -> anyhow::Result<SharedValue<f32>> {
                 let x = entered.pop().context("a layer that nothing enters")?;
                 ops.record();
                 Ok(ops.leaf(&x))
             };
             let x = leaf(ops)?;
-            let (advanced, projection) = decoder.advance(ops, last, x.clone(), None, &layout)?;
-            let pooled = decoder.finish(ops, &advanced, &projection, &layout, packing)?;
+            let (advanced, projection) =
+                decoder.next_projection(ops, last, x.clone(), None, &layout)?;
+            let pooled = decoder.last_layer(ops, &advanced, &projection, &layout, packing)?;
             let known = ops.upload(gradient(ops.read(&pooled)?)?, *hidden)?;
             let mut known = ops.backward(&pooled, &known, Some(&x))?;
             for index in (0..last).rev() {
@@ -188,10 +194,10 @@ mod gpu {
                 false => self.at_once(packing, gradient),
             };
             done.map_err(|error| match error.downcast_ref() {
-                Some(OpsError::Cuda(CudaError::OutOfMemory { .. })) if !recompute => {
+                Some(OpsError::Device(cause)) if is_full(cause.as_ref()) && !recompute => {
                     error.context("schedule.micro_batch_tokens, recompute: the GPU has no room for so many tokens at once")
                 }
-                Some(OpsError::Cuda(CudaError::OutOfMemory { .. })) => {
+                Some(OpsError::Device(cause)) if is_full(cause.as_ref()) => {
                     error.context("schedule.micro_batch_tokens: the GPU has no room for so many at once")
                 }
                 _ => error,

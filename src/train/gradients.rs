@@ -105,8 +105,8 @@ impl Backward<'_> {
         // The last layer with the head; then each layer before it, of the gradient of what follows.
         let x = leaf(entered.pop())?;
         let (advanced, projection) =
-            decoder.advance(ops, last, x.as_tensor().clone(), None, &layout)?;
-        let pooled = decoder.finish(ops, &advanced, &projection, &layout, packing)?;
+            decoder.next_projection(ops, last, x.as_tensor().clone(), None, &layout)?;
+        let pooled = decoder.last_layer(ops, &advanced, &projection, &layout, packing)?;
         let output = model.head_forward(&pooled, noise)?;
         let loss = loss(&output)?;
         let mut found = loss.total.backward()?;

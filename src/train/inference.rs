@@ -155,7 +155,7 @@ impl<O: Ops + Send + Sync> Inference for Loaded<O> {
         let (model, ops) = (&self.model, self.model.ops());
         ops.enter(|| match depth {
             Depth::Pooled => ops.read(&model.pooled(packing)?),
-            Depth::Entering(layer) => ops.read(&model.entering(packing, layer)?),
+            Depth::Entering(layer) => ops.read(&model.layer_input(packing, layer)?),
         })
     }
 

@@ -16,8 +16,8 @@ use crate::checkpoint::{
     ModelConfig, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WeightType,
     write_checkpoint,
 };
+use crate::layer::AttentionShape;
 use crate::model::{initialise_decoder, initialise_head};
-use crate::ops::AttentionShape;
 
 const EOS: &str = "<|end|>";
 const ROLES: [&str; 3] = ["<|system|>", "<|user|>", "<|assistant|>"];

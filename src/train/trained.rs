@@ -20,7 +20,7 @@ use crate::config::DeviceChoice;
 use crate::model::{HeadOutput, RewardModel};
 use crate::ops::autograd::{AutogradOps, LoraConfig, Trains, adapter_name};
 use crate::ops::cpu::{CpuOps, Precision};
-use crate::ops::{Ops, Packing, StateTensor};
+use crate::ops::{DeviceOps, Packing, StateTensor};
 
 /// A model in training.
 pub(super) struct Trained {

@@ -1,12 +1,12 @@
 //! Gemma 2: soft-caps, windows in every other layer, norms before and after attention and MLP, GeGLU, scaled embeddings.
 
-use super::{Keys, base, heads, llama, sliding_layers, window, with_whole_rope};
-use crate::checkpoint::{
-    Architecture, CheckpointError, DecoderConfig, MlpKind, Residual, SlidingLayers,
-};
-use crate::ops::{AttentionShape, Gelu};
+use super::common_keys::{base, heads, sliding_layers, window, with_whole_rope};
+use super::llama;
+use crate::checkpoint::decoder::{Architecture, DecoderConfig, MlpKind, Residual, SlidingLayers};
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
+use crate::layer::{AttentionShape, Gelu};
 
-pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let mut decoder = gemma(keys)?;
     let soft_cap = match keys.unless_null("attn_logit_softcapping", Some(50.0))? {
         Some(cap) if !(cap > 0.0 && f32::is_finite(cap)) => {
@@ -23,7 +23,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
 }
 
 /// What Gemma 2 and 3 have in common.
-pub(super) fn gemma(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+pub(super) fn gemma(keys: &ConfigKeys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let mut decoder = base(keys, heads(keys, Some(256))?)?;
     let scalar = keys.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
     decoder.attention.score_scale = Some((1.0 / scalar.sqrt()) as f32);

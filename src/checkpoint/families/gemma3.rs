@@ -3,12 +3,14 @@
 
 use serde_json::{Map, Value};
 
+use super::common_keys::{sliding_layers, window};
 use super::gemma2::gemma;
-use super::{Keys, Rope, sliding_layers, window};
-use crate::checkpoint::{CheckpointError, DecoderConfig, SlidingLayers};
-use crate::ops::AttentionShape;
+use super::rope::RopeKeys;
+use crate::checkpoint::decoder::{DecoderConfig, SlidingLayers};
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
+use crate::layer::AttentionShape;
 
-pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<DecoderConfig, CheckpointError> {
     if keys.object("text_config")?.is_some() {
         let message = "models for texts and images are not supported, Gemma3ForCausalLM is";
         return Err(keys.wrong("text_config", message));
@@ -31,7 +33,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
 }
 
 /// Rotary embedding of the full and of the sliding layers.
-fn ropes(keys: &Keys<'_>) -> Result<(Rope, Rope), CheckpointError> {
+fn ropes(keys: &ConfigKeys<'_>) -> Result<(RopeKeys, RopeKeys), CheckpointError> {
     let mut parameters = keys.object("rope_parameters")?.unwrap_or_default();
     let mut of = |kind: &str, theta: &str, default: f64| {
         let mut map = match parameters.remove(kind) {
@@ -47,7 +49,7 @@ fn ropes(keys: &Keys<'_>) -> Result<(Rope, Rope), CheckpointError> {
         if kind == "full_attention" {
             map.extend(keys.object("rope_scaling")?.unwrap_or_default());
         }
-        Rope::of(keys, &format!("rope_parameters.{kind}"), &map)
+        RopeKeys::of(keys, &format!("rope_parameters.{kind}"), &map)
     };
     let full = of("full_attention", "rope_theta", 1_000_000.0)?;
     Ok((full, of("sliding_attention", "rope_local_base_freq", 10_000.0)?))

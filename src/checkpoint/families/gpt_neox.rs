@@ -1,15 +1,16 @@
 //! GPT-NeoX and Pythia: layer norm, parallel residual, GELU, biases, rotary embedding of a part of the channels; queries,
 //! keys and values of a head lie together in one tensor.
 
-use super::{FusedRows, Keys, Place, Rope, base};
-use crate::checkpoint::{
-    Architecture, Biases, CheckpointError, DecoderConfig, MlpKind, NormKind, Residual,
+use super::common_keys::base;
+use super::place::{FusedRows, TensorPlace};
+use super::rope::RopeKeys;
+use crate::checkpoint::decoder::{
+    Architecture, Biases, DecoderConfig, Family, MlpKind, NormKind, Residual,
 };
-use crate::ops::{AttentionShape, Gelu};
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
+use crate::layer::{AttentionShape, Gelu};
 
-pub(super) const PREFIX: &str = "gpt_neox.";
-
-pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let (hidden_size, heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
     if !hidden_size.is_multiple_of(2 * heads) {
         let message =
@@ -22,7 +23,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
         head_dim: hidden_size / heads,
         ..AttentionShape::default()
     };
-    let rope = Rope::read_or(keys, |map| {
+    let rope = RopeKeys::read_or(keys, |map| {
         for (key, own, default) in [
             ("rope_theta", "rotary_emb_base", 10_000.0),
             ("partial_rotary_factor", "rotary_pct", 0.25),
@@ -71,18 +72,18 @@ const NAMES: [(&str, &str); 5] = [
     ("mlp.down_proj.", "mlp.dense_4h_to_h."),
 ];
 
-pub(super) fn place(decoder: &DecoderConfig, name: &str) -> Place {
-    let own = name.replacen("model.", PREFIX, 1);
+pub(super) fn place(decoder: &DecoderConfig, name: &str) -> TensorPlace {
+    let own = name.replacen("model.", Family::GptNeoX.prefix(), 1);
     let parts = [("q_proj", 0), ("k_proj", 1), ("v_proj", 2)];
     let part = parts.iter().find(|(part, _)| name.contains(&format!("self_attn.{part}.")));
     let Some((part, index)) = part else {
         let renamed = NAMES.iter().fold(own, |name, (llama, own)| name.replace(llama, own));
-        return Place::whole(&renamed);
+        return TensorPlace::whole(&renamed);
     };
     let AttentionShape { heads, head_dim, .. } = decoder.attention;
     let start = |head: usize| (3 * head + index) * head_dim;
     let ranges = (0..heads).map(|head| start(head)..start(head) + head_dim).collect();
-    Place {
+    TensorPlace {
         name: own.replace(&format!("self_attn.{part}"), "attention.query_key_value"),
         rows: Some(FusedRows { count: 3 * heads * head_dim, ranges }),
     }

@@ -1,9 +1,10 @@
 //! Llama.
 
-use super::{Keys, base, heads, with_whole_rope};
-use crate::checkpoint::{Biases, CheckpointError, DecoderConfig};
+use super::common_keys::{base, heads, with_whole_rope};
+use crate::checkpoint::decoder::{Biases, DecoderConfig};
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
 
-pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let mut decoder = base(keys, heads(keys, None)?)?;
     decoder.rms_norm_eps = keys.required("rms_norm_eps")?;
     decoder.attention = with_whole_rope(keys, decoder.attention)?;
@@ -14,7 +15,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
 }
 
 /// `attention_bias` is of all four projections.
-pub(super) fn attention_biases(keys: &Keys<'_>) -> Result<Biases, CheckpointError> {
+pub(super) fn attention_biases(keys: &ConfigKeys<'_>) -> Result<Biases, CheckpointError> {
     let has = keys.or("attention_bias", false)?;
     Ok(Biases { query_key_value: has, attention_output: has, mlp: false })
 }

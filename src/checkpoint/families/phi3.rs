@@ -1,10 +1,13 @@
 //! Phi-3 and Phi-4-mini: Llama with a sliding window, the long ones for texts of up to the first training's length, whose queries, keys and values are one tensor, gate and up another.
 
-use super::{FusedRows, Keys, Place, Rope, base, heads, window};
-use crate::checkpoint::{CheckpointError, DecoderConfig};
+use super::common_keys::{base, heads, window};
+use super::place::{FusedRows, TensorPlace};
+use super::rope::RopeKeys;
+use crate::checkpoint::decoder::DecoderConfig;
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
 
-pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
-    let rope = Rope::read_or(keys, |map| {
+pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<DecoderConfig, CheckpointError> {
+    let rope = RopeKeys::read_or(keys, |map| {
         // What early releases called longrope.
         for key in ["rope_type", "type"] {
             if map.get(key).is_some_and(|kind| kind == "su" || kind == "yarn") {
@@ -22,7 +25,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
     Ok(decoder)
 }
 
-pub(super) fn place(decoder: &DecoderConfig, name: &str) -> Place {
+pub(super) fn place(decoder: &DecoderConfig, name: &str) -> TensorPlace {
     let query = decoder.attention.output_columns();
     let key = decoder.attention.key_value_heads * decoder.attention.head_dim;
     let inner = decoder.intermediate_size;
@@ -37,9 +40,9 @@ pub(super) fn place(decoder: &DecoderConfig, name: &str) -> Place {
     ];
     let is_in = |part: &str| name.contains(&format!(".{part}."));
     let Some((part, own, count, range)) = parts.into_iter().find(|(part, ..)| is_in(part)) else {
-        return Place::whole(name);
+        return TensorPlace::whole(name);
     };
-    Place {
+    TensorPlace {
         name: name.replace(&format!(".{part}."), &format!(".{own}.")),
         rows: Some(FusedRows { count, ranges: vec![range] }),
     }

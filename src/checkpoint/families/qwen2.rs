@@ -1,11 +1,12 @@
 //! Qwen2 and Qwen2.5: Llama with biases of queries, keys and values, and windows in the upper layers where they are
 //! switched on.
 
-use super::{Keys, base, heads, sliding_layers, window, with_whole_rope};
-use crate::checkpoint::{Biases, CheckpointError, DecoderConfig, SlidingLayers};
-use crate::ops::AttentionShape;
+use super::common_keys::{base, heads, sliding_layers, window, with_whole_rope};
+use crate::checkpoint::decoder::{Biases, DecoderConfig, SlidingLayers};
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
+use crate::layer::AttentionShape;
 
-pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
+pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<DecoderConfig, CheckpointError> {
     let mut decoder = base(keys, heads(keys, None)?)?;
     decoder.attention = with_whole_rope(keys, decoder.attention)?;
     decoder.architecture.biases = Biases { query_key_value: true, ..Biases::default() };
@@ -16,7 +17,7 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<DecoderConfig, CheckpointError> {
 
 /// The layers with a window.
 pub(super) fn sliding(
-    keys: &Keys<'_>,
+    keys: &ConfigKeys<'_>,
     decoder: &DecoderConfig,
 ) -> Result<Option<SlidingLayers>, CheckpointError> {
     if !keys.or("use_sliding_window", false)? {

@@ -4,31 +4,30 @@
 
 use serde_json::{Map, Value};
 
-use super::Keys;
-use crate::checkpoint::CheckpointError;
-use crate::ops::{AttentionShape, RopeFactors, RopeScaling};
+use crate::checkpoint::files::{CheckpointError, ConfigKeys};
+use crate::layer::{AttentionShape, RopeFactors, RopeScaling};
 
 /// Where the scaling stands.
 const OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 /// What `config.json` says of rotary embedding.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rope {
+pub(super) struct RopeKeys {
     pub(super) theta: f64,
     /// Share of a head's channels that are rotated.
     pub(super) partial: f64,
     pub(super) scaling: RopeScaling,
 }
 
-impl Rope {
+impl RopeKeys {
     /// Reads the keys of a model whose layers all have the same.
-    pub(super) fn read(keys: &Keys<'_>) -> Result<Self, CheckpointError> {
+    pub(super) fn read(keys: &ConfigKeys<'_>) -> Result<Self, CheckpointError> {
         Self::read_or(keys, |_| Ok(()))
     }
 
-    /// As [`Rope::read`], after `complete` has added what the object may leave out.
+    /// As [`RopeKeys::read`], after `complete` has added what the object may leave out.
     pub(super) fn read_or(
-        keys: &Keys<'_>,
+        keys: &ConfigKeys<'_>,
         complete: impl Fn(&mut Map<String, Value>) -> Result<(), CheckpointError>,
     ) -> Result<Self, CheckpointError> {
         let mut found = (OBJECTS[1], Map::new());
@@ -44,7 +43,7 @@ impl Rope {
 
     /// From the object that is called `name`, and the keys beside it.
     pub(super) fn of(
-        keys: &Keys<'_>,
+        keys: &ConfigKeys<'_>,
         name: &str,
         map: &Map<String, Value>,
     ) -> Result<Self, CheckpointError> {
@@ -64,7 +63,7 @@ impl Rope {
     /// Lays base, rotated channels and scaling into a shape.
     pub(super) fn into_shape(
         self,
-        keys: &Keys<'_>,
+        keys: &ConfigKeys<'_>,
         shape: AttentionShape,
     ) -> Result<AttentionShape, CheckpointError> {
         let channels = (shape.head_dim as f64 * self.partial) as usize;
@@ -91,7 +90,7 @@ impl Rope {
     }
 }
 
-fn scaling(keys: &Keys<'_>, own: &Keys<'_>) -> Result<RopeScaling, CheckpointError> {
+fn scaling(keys: &ConfigKeys<'_>, own: &ConfigKeys<'_>) -> Result<RopeScaling, CheckpointError> {
     let mut key = "rope_type";
     let mut kind: Option<String> = own.get(key)?;
     if kind.is_none() {
@@ -130,7 +129,7 @@ fn scaling(keys: &Keys<'_>, own: &Keys<'_>) -> Result<RopeScaling, CheckpointErr
 }
 
 /// Tokens of a text in the first training.
-fn original(keys: &Keys<'_>, own: &Keys<'_>) -> Result<usize, CheckpointError> {
+fn original(keys: &ConfigKeys<'_>, own: &ConfigKeys<'_>) -> Result<usize, CheckpointError> {
     const KEY: &str = "original_max_position_embeddings";
     // The key beside the object wins in transformers, too.
     let original = match keys.get(KEY)? {
@@ -145,7 +144,11 @@ fn original(keys: &Keys<'_>, own: &Keys<'_>) -> Result<usize, CheckpointError> {
 }
 
 /// How much longer texts became.
-fn factor(keys: &Keys<'_>, own: &Keys<'_>, original: usize) -> Result<f64, CheckpointError> {
+fn factor(
+    keys: &ConfigKeys<'_>,
+    own: &ConfigKeys<'_>,
+    original: usize,
+) -> Result<f64, CheckpointError> {
     match own.positive("factor")? {
         Some(factor) => Ok(factor),
         None => Ok(keys.count("max_position_embeddings")? as f64 / original as f64),
@@ -154,8 +157,8 @@ fn factor(keys: &Keys<'_>, own: &Keys<'_>, original: usize) -> Result<f64, Check
 
 /// Of texts up to the original length: what the long factors are for depends on a text's length.
 fn longrope(
-    keys: &Keys<'_>,
-    own: &Keys<'_>,
+    keys: &ConfigKeys<'_>,
+    own: &ConfigKeys<'_>,
     original: usize,
 ) -> Result<RopeScaling, CheckpointError> {
     let factor = factor(keys, own, original)?;
@@ -177,7 +180,11 @@ fn longrope(
     })
 }
 
-fn yarn(keys: &Keys<'_>, own: &Keys<'_>, original: usize) -> Result<RopeScaling, CheckpointError> {
+fn yarn(
+    keys: &ConfigKeys<'_>,
+    own: &ConfigKeys<'_>,
+    original: usize,
+) -> Result<RopeScaling, CheckpointError> {
     let factor = factor(keys, own, original)?;
     // Peng et al. 2023, equation 22, and its later form with two coefficients.
     let attention = |coefficient: f64| match factor > 1.0 {

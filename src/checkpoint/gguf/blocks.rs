@@ -11,7 +11,7 @@ use candle_core::quantized::k_quants::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, non_camel_case_types, clippy::upper_case_acronyms)]
 #[repr(u32)]
-pub(crate) enum BlockType {
+pub(in crate::checkpoint) enum BlockType {
     F32 = 0,
     F16 = 1,
     Q4_0 = 2,
@@ -34,7 +34,7 @@ const KNOWN: [BlockType; 13] = {
 
 impl BlockType {
     /// The type that ggml gives this number, or how to call the one that this build does not read.
-    pub(crate) fn from_id(id: u32) -> Result<Self, String> {
+    pub(in crate::checkpoint) fn from_id(id: u32) -> Result<Self, String> {
         KNOWN.into_iter().find(|kind| *kind as u32 == id).ok_or_else(|| match id {
             9 | 15 => "an intermediate type of ggml's".to_owned(),
             16..=23 | 29 => format!("IQ (number {id})"),
@@ -44,17 +44,17 @@ impl BlockType {
     }
 
     /// The name in GGUF's files and tools.
-    pub(crate) fn name(self) -> String {
+    pub(in crate::checkpoint) fn name(self) -> String {
         format!("{self:?}")
     }
 
     /// All names, for an error.
-    pub(crate) fn names() -> String {
+    pub(in crate::checkpoint) fn names() -> String {
         KNOWN.map(Self::name).join(", ")
     }
 
     /// Elements of a block.
-    pub(crate) fn elements(self) -> usize {
+    pub(in crate::checkpoint) fn elements(self) -> usize {
         use BlockType::*;
         match self {
             F32 | F16 | BF16 => 1,
@@ -72,7 +72,7 @@ impl BlockType {
     }
 
     /// Bytes of a block.
-    pub(crate) fn bytes(self) -> usize {
+    pub(in crate::checkpoint) fn bytes(self) -> usize {
         use BlockType::*;
         match self {
             F32 => 4,
@@ -92,7 +92,7 @@ impl BlockType {
 
     /// The values of quantised blocks. `bytes` are whole blocks and lie at a multiple of 2; plain floats
     /// give nothing.
-    pub(crate) fn dequantise(self, bytes: &[u8]) -> Vec<f32> {
+    pub(in crate::checkpoint) fn dequantise(self, bytes: &[u8]) -> Vec<f32> {
         use BlockType::*;
         match self {
             F32 | F16 | BF16 => Vec::new(),

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Gguf;
-use crate::checkpoint::{CheckpointError, Family};
+use super::file::GgufFile;
+use crate::checkpoint::decoder::Family;
+use crate::checkpoint::files::CheckpointError;
 
 const ARCHITECTURE_KEY: &str = "general.architecture";
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
@@ -22,12 +23,12 @@ const ARCHITECTURES: [(&str, Family); 6] = [
 ];
 
 /// The keys of `config.json`.
-pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
+pub(super) fn keys(gguf: &GgufFile) -> Result<Map<String, Value>, CheckpointError> {
     let (architecture, family) = architecture(gguf)?;
     let key = |name: &str| format!("{architecture}.{name}");
     let size = |name: &str| gguf.size(&key(name));
-    let optional = |name: &str| gguf.optional(&key(name), Gguf::size);
-    let number = |gguf: &Gguf, key: &str| gguf.value(key, "a number", Value::as_f64);
+    let optional = |name: &str| gguf.optional(&key(name), GgufFile::size);
+    let number = |gguf: &GgufFile, key: &str| gguf.value(key, "a number", Value::as_f64);
 
     let heads = size("attention.head_count")?;
     let hidden = size("embedding_length")?;
@@ -94,7 +95,7 @@ pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
         _ => keys["hidden_act"] = json!("silu"),
     }
     for token in ["bos_token_id", "eos_token_id"] {
-        if let Some(id) = gguf.optional(&format!("tokenizer.ggml.{token}"), Gguf::size)? {
+        if let Some(id) = gguf.optional(&format!("tokenizer.ggml.{token}"), GgufFile::size)? {
             keys[token] = json!(id);
         }
     }
@@ -104,7 +105,7 @@ pub(super) fn keys(gguf: &Gguf) -> Result<Map<String, Value>, CheckpointError> {
     })
 }
 
-pub(super) fn architecture(gguf: &Gguf) -> Result<(&'static str, Family), CheckpointError> {
+pub(super) fn architecture(gguf: &GgufFile) -> Result<(&'static str, Family), CheckpointError> {
     let found = gguf.text(ARCHITECTURE_KEY)?;
     ARCHITECTURES.into_iter().find(|(name, ..)| *name == found).ok_or_else(|| {
         let known = ARCHITECTURES.map(|(name, ..)| name).join(", ");
@@ -114,7 +115,7 @@ pub(super) fn architecture(gguf: &Gguf) -> Result<(&'static str, Family), Checkp
 }
 
 /// Rows of the embedding table, or tokens where there is none.
-fn vocabulary(gguf: &Gguf) -> Result<usize, CheckpointError> {
+fn vocabulary(gguf: &GgufFile) -> Result<usize, CheckpointError> {
     let table = gguf.container.tensors.iter().find(|tensor| tensor.name == "token_embd.weight");
     match table.and_then(|table| table.shape.first()) {
         Some(&rows) => Ok(rows),
@@ -124,7 +125,7 @@ fn vocabulary(gguf: &Gguf) -> Result<usize, CheckpointError> {
 
 /// `rope_scaling` in the words of `config.json`.
 fn rope_scaling(
-    gguf: &Gguf,
+    gguf: &GgufFile,
     architecture: &str,
     head_dim: usize,
     theta: &Value,
@@ -146,22 +147,22 @@ fn rope_scaling(
     let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
     if let Some(factors) = factors(SHORT_ROPE_FACTORS) {
         let mut scaling = json!({"rope_type": "longrope", "short_factor": factors});
-        if let Some(length) = gguf.optional(&key("original_context_length"), Gguf::size)? {
+        if let Some(length) = gguf.optional(&key("original_context_length"), GgufFile::size)? {
             scaling["original_max_position_embeddings"] = json!(length);
         }
-        let number = |gguf: &Gguf, key: &str| gguf.value(key, "a number", Value::as_f64);
+        let number = |gguf: &GgufFile, key: &str| gguf.value(key, "a number", Value::as_f64);
         if let Some(factor) = gguf.optional(&key("attn_factor"), number)? {
             scaling["attention_factor"] = json!(factor);
         }
         return Ok(Some(scaling));
     }
-    let kind = match gguf.optional(&key("type"), Gguf::text)? {
+    let kind = match gguf.optional(&key("type"), GgufFile::text)? {
         None | Some("none") => return Ok(None),
         Some(kind) => kind,
     };
     let factor = gguf.value(&key("factor"), "a number", Value::as_f64)?;
     let mut scaling = json!({"rope_type": kind, "factor": factor});
-    if let Some(length) = gguf.optional(&key("original_context_length"), Gguf::size)? {
+    if let Some(length) = gguf.optional(&key("original_context_length"), GgufFile::size)? {
         scaling["original_max_position_embeddings"] = json!(length);
     }
     Ok(Some(scaling))

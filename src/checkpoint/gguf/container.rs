@@ -12,8 +12,7 @@ use memmap2::Mmap;
 use serde_json::{Map, Value};
 
 use super::blocks::BlockType;
-use crate::checkpoint::CheckpointError;
-use crate::checkpoint::config::shortest;
+use crate::checkpoint::files::{CheckpointError, shortest};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const ALIGNMENT_KEY: &str = "general.alignment";
@@ -23,23 +22,23 @@ const MAX_DEPTH: usize = 4;
 
 /// A tensor as the header describes it.
 #[derive(Debug, Clone)]
-pub(crate) struct TensorInfo {
-    pub(crate) name: String,
-    pub(crate) kind: BlockType,
+pub(in crate::checkpoint) struct TensorInfo {
+    pub(in crate::checkpoint) name: String,
+    pub(in crate::checkpoint) kind: BlockType,
     /// Rows first, as everywhere but in GGUF.
-    pub(crate) shape: Vec<usize>,
+    pub(in crate::checkpoint) shape: Vec<usize>,
     /// Where the bytes are in the file.
-    pub(crate) range: (usize, usize),
+    pub(in crate::checkpoint) range: (usize, usize),
 }
 
 /// An opened file.
 #[derive(Debug)]
-pub(crate) struct Container {
-    pub(crate) file: PathBuf,
-    pub(crate) map: Mmap,
+pub(in crate::checkpoint) struct Container {
+    pub(in crate::checkpoint) file: PathBuf,
+    pub(in crate::checkpoint) map: Mmap,
     /// Numbers are exact, but for 32-bit floats, which are the shortest decimals that read back as they were.
-    pub(crate) metadata: Map<String, Value>,
-    pub(crate) tensors: Vec<TensorInfo>,
+    pub(in crate::checkpoint) metadata: Map<String, Value>,
+    pub(in crate::checkpoint) tensors: Vec<TensorInfo>,
 }
 
 impl Container {
@@ -48,7 +47,7 @@ impl Container {
     /// # Errors
     /// A file that is missing, is none of these, or ends too early; a tensor of an unknown type. The message
     /// names the metadata key or the tensor.
-    pub(crate) fn open(file: &Path) -> Result<Self, CheckpointError> {
+    pub(in crate::checkpoint) fn open(file: &Path) -> Result<Self, CheckpointError> {
         let opened = File::open(file).map_err(CheckpointError::io(file))?;
         // SAFETY: the mapping is read-only; a checkpoint that another process rewrites in place
         // while it is served is outside what a server can defend against.

@@ -9,8 +9,10 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{Gguf, config};
-use crate::checkpoint::{CheckpointError, Family};
+use super::config;
+use super::file::GgufFile;
+use crate::checkpoint::decoder::Family;
+use crate::checkpoint::files::CheckpointError;
 
 const MODEL_KEY: &str = "tokenizer.ggml.model";
 const SPLIT_KEY: &str = "tokenizer.ggml.pre";
@@ -37,7 +39,7 @@ const KEEPING_SPACES: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 const SPACE: &str = "\u{2581}";
 
 /// `tokenizer.json`.
-pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value, CheckpointError> {
+pub(super) fn tokenizer_json(gguf: &GgufFile) -> Result<Value, CheckpointError> {
     let tokens = gguf.list(TOKENS_KEY, "texts", Value::as_str)?;
     let types = gguf.optional(TYPES_KEY, |gguf, key| gguf.list(key, "numbers", Value::as_i64))?;
     let types = types.unwrap_or_else(|| vec![token_type::NORMAL; tokens.len()]);
@@ -79,7 +81,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value, CheckpointError> {
 }
 
 /// `tokenizer_config.json`.
-pub(super) fn tokenizer_config(gguf: &Gguf) -> Result<Value, CheckpointError> {
+pub(super) fn tokenizer_config(gguf: &GgufFile) -> Result<Value, CheckpointError> {
     let tokens = gguf.list(TOKENS_KEY, "texts", Value::as_str)?;
     let mut config = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
     for (ours, theirs) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
@@ -90,18 +92,18 @@ pub(super) fn tokenizer_config(gguf: &Gguf) -> Result<Value, CheckpointError> {
     Ok(config)
 }
 
-fn boolean(gguf: &Gguf, key: &str) -> Result<bool, CheckpointError> {
+fn boolean(gguf: &GgufFile, key: &str) -> Result<bool, CheckpointError> {
     gguf.value(key, "true or false", Value::as_bool)
 }
 
 /// The text of a token that the metadata names by its id.
 fn special_token(
-    gguf: &Gguf,
+    gguf: &GgufFile,
     tokens: &[&str],
     name: &str,
 ) -> Result<Option<String>, CheckpointError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
-    let Some(id) = gguf.optional(&key, Gguf::size)? else { return Ok(None) };
+    let Some(id) = gguf.optional(&key, GgufFile::size)? else { return Ok(None) };
     match tokens.get(id) {
         Some(token) => Ok(Some((*token).to_owned())),
         None => Err(gguf.wrong(&key, format!("found {id}, there are {} tokens", tokens.len()))),
@@ -126,7 +128,7 @@ fn vocabulary(tokens: &[&str]) -> Map<String, Value> {
 }
 
 /// Byte-level BPE, and whether it adds BOS where the metadata does not say.
-fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<(Value, bool), CheckpointError> {
+fn byte_level(gguf: &GgufFile, tokens: &[&str]) -> Result<(Value, bool), CheckpointError> {
     let merges = gguf.list(MERGES_KEY, "texts", Value::as_str)?;
     let merges = merges
         .into_iter()
@@ -189,14 +191,14 @@ fn words(digits: &str) -> Value {
 }
 
 /// Names are llama.cpp's; what they stand for is what the models' own `tokenizer.json` does.
-fn splitting(gguf: &Gguf) -> Result<Splitting, CheckpointError> {
+fn splitting(gguf: &GgufFile) -> Result<Splitting, CheckpointError> {
     let plain = |steps: Vec<Value>| Splitting {
         normalizer: Value::Null,
         steps,
         ignore_merges: false,
         adds_bos: false,
     };
-    Ok(match gguf.optional(SPLIT_KEY, Gguf::text)?.unwrap_or("default") {
+    Ok(match gguf.optional(SPLIT_KEY, GgufFile::text)?.unwrap_or("default") {
         "gpt-2" | "phi-2" | "olmo" | "mpt" | "jais" | "exaone4" => plain(vec![bytes(true)]),
         "smollm" | "starcoder" | "refact" | "codeshell" | "exaone" | "minerva-7b" => {
             plain(vec![digits(), bytes(true)])
@@ -244,7 +246,7 @@ fn splitting(gguf: &Gguf) -> Result<Splitting, CheckpointError> {
 /// SentencePiece's BPE with byte fallback. It has scores instead of merges: of all neighbours whose
 /// concatenation is a token, those with the best score are merged first.
 fn sentence_piece(
-    gguf: &Gguf,
+    gguf: &GgufFile,
     tokens: &[&str],
     types: &[i64],
 ) -> Result<(Value, bool), CheckpointError> {

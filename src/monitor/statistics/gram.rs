@@ -30,8 +30,8 @@
 use gemm::Parallelism;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
+use crate::isa::vectorised;
 use crate::ops::cpu::Isa;
-use crate::ops::cpu::isa::vectorised;
 
 /// Rows and columns of a block: the block (512 KiB) and its two panels stay in a second-level cache.
 /// A multiple of [`WORD`].

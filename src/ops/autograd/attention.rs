@@ -7,26 +7,38 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shap
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
-use super::{TrainingLayout, host, values};
-use crate::ops::AttentionShape;
-use crate::ops::cpu::{CpuOps, Isa, Matrix, rotate, soft_cap, soft_cap_gradient, softmax_gradient};
-use crate::ops::rotary::Rotary;
+use super::host::{host, values};
+use crate::layer::AttentionShape;
+use crate::ops::batch::Rotary;
+use crate::ops::cpu::{
+    AttentionLayout, CpuOps, Isa, Matrix, rotate, soft_cap, soft_cap_gradient, softmax_gradient,
+};
 
-/// Queries that are taken at once: keys after the last of them are not looked at.
+/// SegmentQueries that are taken at once: keys after the last of them are not looked at.
 const QUERY_BLOCK: usize = 128;
 
-/// Rotary embedding and attention: of `[q | k | v]` rows as in [`crate::ops::Ops::advance`], or of q
-/// and `[k | v]` as [`crate::ops::Ops::last_attention`].
+/// A batch as attention sees it.
+#[derive(Debug)]
+pub struct AutogradLayout {
+    pub(super) attention: AttentionLayout,
+    /// Each segment's rows, with all keys that they read.
+    pub(super) segments: Vec<SegmentQueries>,
+    /// Each sequence's last row; rows count sequences.
+    pub(super) lasts: Vec<SegmentQueries>,
+}
+
+/// Rotary embedding and attention: of `[q | k | v]` rows as in [`next_projection`](crate::ops::DecoderOps::next_projection), or of q
+/// and `[k | v]` as [`last_attention`](crate::ops::DecoderOps::last_attention).
 pub(super) struct PackedAttention {
     pub(super) cpu: Arc<CpuOps>,
-    pub(super) layout: Arc<TrainingLayout>,
+    pub(super) layout: Arc<AutogradLayout>,
     pub(super) shape: AttentionShape,
     pub(super) rotary: Arc<Rotary>,
 }
 
-/// Queries at consecutive positions, and the rows of the keys from position 0 to that of the last one.
+/// SegmentQueries at consecutive positions, and the rows of the keys from position 0 to that of the last one.
 #[derive(Debug)]
-pub(super) struct Queries {
+pub(super) struct SegmentQueries {
     pub(super) rows: Range<usize>,
     pub(super) keys: Vec<usize>,
 }
@@ -54,19 +66,19 @@ impl PackedAttention {
     /// target's; each from its column of `first` on. Keys that several queries share get the sum in the order of `queries`.
     fn gradients<const N: usize>(
         &self,
-        queries: &[Queries],
+        queries: &[SegmentQueries],
         inputs: Inputs<'_>,
-        mut targets: [Target<'_>; N],
+        mut targets: [GradientRows<'_>; N],
         first: [usize; 2],
     ) {
         let AttentionShape { heads, key_value_heads, head_dim, .. } = self.shape;
         let group = heads / key_value_heads;
-        let tasks: Vec<(&Queries, usize)> = queries
+        let tasks: Vec<(&SegmentQueries, usize)> = queries
             .iter()
             .flat_map(|queries| (0..key_value_heads).map(move |head| (queries, head)))
             .collect();
         let found: Vec<HeadGradient> = self.cpu.install(|| {
-            let of = |&(queries, head): &(&Queries, usize)| {
+            let of = |&(queries, head): &(&SegmentQueries, usize)| {
                 head_gradient(self.cpu.isa(), &self.shape, queries, head, inputs)
             };
             tasks.par_iter().with_max_len(1).map(of).collect()
@@ -106,7 +118,7 @@ impl CustomOp1 for PackedAttention {
             gradient: Rows { values: &gradient, columns: width, first: 0 },
         };
         let queries = &self.layout.segments;
-        self.gradients(queries, inputs, [Target { values: &mut out, columns }], [0, width]);
+        self.gradients(queries, inputs, [GradientRows { values: &mut out, columns }], [0, width]);
         self.rotate_back(&mut out, heads, positions);
         Ok(Some(Tensor::from_vec(out, qkv.shape(), &Device::Cpu)?))
     }
@@ -151,8 +163,8 @@ impl CustomOp2 for PackedAttention {
             gradient: Rows { values: &gradient, columns: width, first: 0 },
         };
         let targets = [
-            Target { values: &mut q_out, columns: width },
-            Target { values: &mut kv_out, columns },
+            GradientRows { values: &mut q_out, columns: width },
+            GradientRows { values: &mut kv_out, columns },
         ];
         self.gradients(&self.layout.lasts, inputs, targets, [0, 0]);
         self.rotate_back(&mut q_out, heads, last);
@@ -193,12 +205,12 @@ struct Inputs<'a> {
 }
 
 /// A matrix that gradients are added to.
-struct Target<'a> {
+struct GradientRows<'a> {
     values: &'a mut [f32],
     columns: usize,
 }
 
-impl Target<'_> {
+impl GradientRows<'_> {
     /// Adds `values` `[rows, count]` to these rows, from a column on.
     fn add(
         &mut self,
@@ -283,13 +295,13 @@ fn product(
 fn head_gradient(
     isa: Isa,
     shape: &AttentionShape,
-    queries: &Queries,
+    queries: &SegmentQueries,
     key_head: usize,
     inputs: Inputs<'_>,
 ) -> HeadGradient {
     let AttentionShape { heads, key_value_heads, head_dim, soft_cap: cap, .. } = *shape;
     let group = heads / key_value_heads;
-    let Queries { rows, keys } = queries;
+    let SegmentQueries { rows, keys } = queries;
     let scale = shape.scale();
     let gathered = |head: usize| -> Vec<f32> {
         let rows = keys.iter().flat_map(|&row| inputs.kv.get(row, head * head_dim, head_dim));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
-use super::{host, values};
-use crate::ops::Gelu;
+use super::host::{host, values};
+use crate::layer::Gelu;
 use crate::ops::cpu::{CpuOps, gelu, gelu_gradient};
 
 /// `y = gelu(x)`.

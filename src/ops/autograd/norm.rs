@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
-use super::{host, values};
+use super::host::{host, values};
 use crate::ops::cpu::{CpuOps, layer_norm, layer_norm_gradient, rms_norm, rms_norm_gradient};
 
 /// A norm's weights as training has them.

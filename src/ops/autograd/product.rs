@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{host, values};
+use super::host::{host, values};
 use crate::ops::cpu::{CpuOps, Factor, Precision, add, product};
 
 /// Rows that a task adds a bias to.

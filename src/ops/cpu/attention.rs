@@ -6,15 +6,17 @@
 
 use std::ops::Range;
 
-use super::bf16::{self, Panel};
 use super::buffers::Buffer;
-use super::elementwise;
+use super::device::CpuOps;
+use super::kernels::bf16::{self, PairPanel};
+use super::kernels::elementwise;
+use super::kernels::tile::{self, PANEL, ROWS, Strided};
 use super::layout::{AttentionLayout, KEY_BLOCK, Queries};
-use super::operand::{Operand, Precision, Target, Values};
-use super::projection::{KeyBlock, Projection};
-use super::tile::{self, PANEL, ROWS, Strided};
-use super::{CpuOps, Matrix};
-use crate::ops::AttentionShape;
+use super::matrix::Matrix;
+use super::operand::{Operand, OperandTarget, Precision, Values};
+use super::projection::{AttentionProjection, KeyBlock};
+use crate::layer::AttentionShape;
+use crate::ops::device::QueryRows;
 
 /// Queries that walk the keys together, while a block of these stays in the first-level cache.
 const QUERY_BLOCK: usize = 48;
@@ -24,7 +26,7 @@ const LANES: usize = 16;
 /// Attention of the given packed rows, in order: `[rows, heads * head_dim]`.
 pub(super) fn of_rows(
     ops: &CpuOps,
-    projection: &Projection,
+    projection: &AttentionProjection,
     layout: &AttentionLayout,
     rows: Range<usize>,
 ) -> Operand {
@@ -40,20 +42,20 @@ pub(super) fn of_rows(
 /// `[sequences, heads * head_dim]`.
 pub(super) fn of_last(
     ops: &CpuOps,
-    projection: &Projection,
+    projection: &AttentionProjection,
     layout: &AttentionLayout,
-    asking: &Operand,
+    query_values: &Operand,
 ) -> Operand {
-    let mut out = Operand::stale(ops.precision, asking.rows, asking.columns);
+    let mut out = Operand::stale(ops.precision, query_values.rows, query_values.columns);
     let queries: Vec<_> = layout.last_queries().collect();
-    run(ops, projection, asking, &queries, 0, out.target());
+    run(ops, projection, query_values, &queries, 0, out.target());
     out
 }
 
 /// Rotates and scales the queries of the sequences' last rows.
 pub(super) fn last_queries(
     ops: &CpuOps,
-    projection: &Projection,
+    projection: &AttentionProjection,
     layout: &AttentionLayout,
     mut queries: Matrix,
 ) -> Operand {
@@ -74,34 +76,65 @@ pub(super) fn last_queries(
     out
 }
 
+impl CpuOps {
+    /// Rotary embedding, then attention of every row: `[q | k | v]` to `[rows, output_columns]`.
+    pub(in crate::ops) fn attention(
+        &self,
+        qkv: Matrix,
+        layout: &AttentionLayout,
+        shape: &AttentionShape,
+    ) -> Matrix {
+        let rows = qkv.rows;
+        let mut projection = AttentionProjection::new(self, layout, shape, QueryRows::All);
+        projection.store(self, layout, qkv);
+        of_rows(self, &projection, layout, 0..rows).into_matrix()
+    }
+
+    /// As [`CpuOps::attention`], of each sequence's last row: q and `[k | v]` to
+    /// `[sequences, output_columns]`.
+    pub(in crate::ops) fn attention_of_last(
+        &self,
+        queries: Matrix,
+        key_value: Matrix,
+        layout: &AttentionLayout,
+        shape: &AttentionShape,
+    ) -> Matrix {
+        let mut projection =
+            AttentionProjection::new(self, layout, shape, QueryRows::LastOfSequence);
+        projection.store(self, layout, key_value);
+        let queries = last_queries(self, &projection, layout, queries);
+        of_last(self, &projection, layout, &queries).into_matrix()
+    }
+}
+
 /// `out` row `r` is that of query row `first_row + r`.
 fn run(
     ops: &CpuOps,
-    projection: &Projection,
-    asking: &Operand,
+    projection: &AttentionProjection,
+    query_values: &Operand,
     queries: &[Queries<'_>],
     first_row: usize,
-    out: Target<'_>,
+    out: OperandTarget<'_>,
 ) {
     let heads = projection.shape.key_value_heads;
     ops.parallel(queries.len() * heads, |index| {
         let queries = queries[index / heads];
-        let task = Task { ops, projection, asking, queries, head: index % heads };
+        let task = HeadTask { ops, projection, query_values, queries, head: index % heads };
         task.run(out, queries.row - first_row);
     });
 }
 
 /// Queries of one segment against one key-value head.
-struct Task<'a> {
+struct HeadTask<'a> {
     ops: &'a CpuOps,
-    projection: &'a Projection,
-    asking: &'a Operand,
+    projection: &'a AttentionProjection,
+    query_values: &'a Operand,
     queries: Queries<'a>,
     head: usize,
 }
 
 /// The running softmax of a task's queries, and the scores of a tile.
-struct State {
+struct SoftmaxState {
     /// `[ROWS, KEY_BLOCK]`.
     scores: Buffer<f32>,
     /// The weights of a tile as products read them: `scores` itself in f32.
@@ -112,13 +145,13 @@ struct State {
     weight: Buffer<f32>,
 }
 
-impl Task<'_> {
-    fn run(&self, out: Target<'_>, first_row: usize) {
+impl HeadTask<'_> {
+    fn run(&self, out: OperandTarget<'_>, first_row: usize) {
         let shape = &self.projection.shape;
         let group = shape.heads / shape.key_value_heads;
         let padded = shape.head_dim.next_multiple_of(PANEL);
         let count = self.queries.count;
-        let mut state = State {
+        let mut state = SoftmaxState {
             scores: Buffer::stale(ROWS * KEY_BLOCK),
             rounded: Buffer::stale(ROWS * KEY_BLOCK),
             sums: Buffer::stale(count * padded),
@@ -159,7 +192,7 @@ impl Task<'_> {
         first_key: usize,
         keys: KeyBlock,
         later: bool,
-        state: &mut State,
+        state: &mut SoftmaxState,
     ) {
         let isa = self.ops.isa;
         let AttentionShape { head_dim, soft_cap, .. } = self.projection.shape;
@@ -167,23 +200,25 @@ impl Task<'_> {
         // Keys beyond the last query's own are seen by none; their weights would be zeros.
         let seen = self.queries.first + tile.end - first_key;
         let width = seen.next_multiple_of(LANES).min(KEY_BLOCK);
-        let asking = (self.queries.row + tile.start) * self.asking.columns + head * head_dim;
+        let query_values =
+            (self.queries.row + tile.start) * self.query_values.columns + head * head_dim;
         let scores = Strided { start: state.scores.as_mut_ptr(), stride: KEY_BLOCK };
-        let stride = self.asking.columns;
+        let stride = self.query_values.columns;
         for panel in 0..width.div_ceil(PANEL) {
             let offset = panel * head_dim * PANEL;
-            // SAFETY: the tile's queries are rows of `asking`, a block has KEY_BLOCK / PANEL panels of keys,
+            // SAFETY: the tile's queries are rows of `query_values`, a block has KEY_BLOCK / PANEL panels of keys,
             // and `scores` holds ROWS rows of them.
             unsafe {
                 let out = Strided { start: scores.start.add(panel * PANEL), ..scores };
-                match (&self.asking.values, keys) {
+                match (&self.query_values.values, keys) {
                     (Values::F32(values), KeyBlock::F32 { keys, .. }) => {
-                        let x = Strided { start: values[asking..].as_ptr(), stride };
+                        let x = Strided { start: values[query_values..].as_ptr(), stride };
                         tile::multiply(isa, tile.len(), head_dim, x, keys.add(offset), out, false);
                     }
                     (Values::Bf16(values), KeyBlock::Bf16 { keys, .. }) => {
-                        let x = Strided { start: values[asking..].as_ptr(), stride };
-                        let keys = Panel { start: keys.add(offset / 2), next: std::ptr::null() };
+                        let x = Strided { start: values[query_values..].as_ptr(), stride };
+                        let keys =
+                            PairPanel { start: keys.add(offset / 2), next: std::ptr::null() };
                         bf16::multiply(tile.len(), head_dim, x, keys, out, false);
                     }
                     _ => unreachable!("queries and keys of one device have one precision"),
@@ -234,7 +269,7 @@ impl Task<'_> {
                     KeyBlock::Bf16 { values, .. } => {
                         let x = Strided { start: state.rounded.as_ptr(), stride: KEY_BLOCK };
                         let values =
-                            Panel { start: values.add(offset / 2), next: std::ptr::null() };
+                            PairPanel { start: values.add(offset / 2), next: std::ptr::null() };
                         bf16::multiply(tile.len(), width, x, values, out, later);
                     }
                 }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::ops::Packing;
+use crate::ops::batch::Packing;
 
 /// Keys of a block; a multiple of the panel width.
 pub(super) const KEY_BLOCK: usize = 64;

@@ -1,13 +1,14 @@
 //! Linear layers over weights that are packed once at load.
 
-use super::bf16::{self, Panel};
 use super::buffers::Buffer;
-use super::elementwise::{geglu, gelu, swiglu};
+use super::device::CpuOps;
+use super::kernels::bf16::{self, PairPanel};
+use super::kernels::elementwise::{geglu, gelu, swiglu};
+use super::kernels::tile::{self, PANEL, Strided};
 use super::operand::{Operand, Precision, Values};
-use super::shared::Shared;
-use super::tile::{self, PANEL, Strided};
-use super::{CpuOps, Isa};
-use crate::ops::Gelu;
+use super::shared_pointer::SharedPointer;
+use crate::isa::Isa;
+use crate::layer::Gelu;
 
 /// Rows that one task multiplies by a panel, which stays in the second-level cache meanwhile.
 pub(super) const ROW_BLOCK: usize = 96;
@@ -23,7 +24,7 @@ const HALF: usize = PANEL / 2;
 pub struct PackedWeight {
     rows: usize,
     columns: usize,
-    panels: Panels,
+    panels: WeightPanels,
     /// Added to each output channel, filled up to whole panels.
     bias: Option<Vec<f32>>,
 }
@@ -33,7 +34,7 @@ pub struct PackedWeight {
 pub struct PackedGate(PackedWeight);
 
 #[derive(Debug)]
-enum Panels {
+enum WeightPanels {
     F32(Buffer<f32>),
     Bf16(Buffer<u32>),
 }
@@ -68,7 +69,7 @@ impl PackedWeight {
                 for (panel, lane, k, value) in cells {
                     packed[(panel + k) * PANEL + lane] = value;
                 }
-                Panels::F32(packed.into())
+                WeightPanels::F32(packed.into())
             }
             Precision::Bf16 => {
                 assert!(columns.is_multiple_of(2), "config.json's checks make widths even");
@@ -77,7 +78,7 @@ impl PackedWeight {
                     let bits = u32::from(half::bf16::from_f32(value).to_bits());
                     packed[(panel / 2 + k / 2) * PANEL + lane] |= bits << (16 * (k % 2));
                 }
-                Panels::Bf16(packed.into())
+                WeightPanels::Bf16(packed.into())
             }
         };
         Self { rows, columns, panels, bias: None }
@@ -85,12 +86,12 @@ impl PackedWeight {
 
     /// A weight `[rows, columns]` whose panels are filled.
     pub(super) fn from_f32_panels(panels: Buffer<f32>, rows: usize, columns: usize) -> Self {
-        Self { rows, columns, panels: Panels::F32(panels), bias: None }
+        Self { rows, columns, panels: WeightPanels::F32(panels), bias: None }
     }
 
     /// As [`PackedWeight::from_f32_panels`].
     pub(super) fn from_bf16_panels(panels: Buffer<u32>, rows: usize, columns: usize) -> Self {
-        Self { rows, columns, panels: Panels::Bf16(panels), bias: None }
+        Self { rows, columns, panels: WeightPanels::Bf16(panels), bias: None }
     }
 
     /// The weight with a bias `[rows]`.
@@ -106,14 +107,14 @@ impl PackedWeight {
     }
 
     /// A panel of a bf16 weight, and the one after it.
-    fn bf16_panel(&self, index: usize) -> Panel {
-        let Panels::Bf16(panels) = &self.panels else {
+    fn bf16_panel(&self, index: usize) -> PairPanel {
+        let WeightPanels::Bf16(panels) = &self.panels else {
             unreachable!("operands and weights of one device have one precision")
         };
         let size = self.columns / 2 * PANEL;
         let next = panels.get((index + 1) * size..).filter(|rest| !rest.is_empty());
         let next = next.map_or(std::ptr::null(), <[u32]>::as_ptr);
-        Panel { start: panels[index * size..].as_ptr(), next }
+        PairPanel { start: panels[index * size..].as_ptr(), next }
     }
 }
 
@@ -146,7 +147,7 @@ pub(super) fn multiply(
     accumulate: bool,
 ) {
     assert_eq!((x.columns, out.len()), (weight.columns, x.rows * weight.rows));
-    let target = Shared::new(out);
+    let target = SharedPointer::new(out);
     tasks(ops, x.rows, weight, |first_row, count, panel| {
         let columns = PANEL.min(weight.rows - panel * PANEL);
         // SAFETY: the lengths were asserted, tasks write disjoint parts of `out`, and a panel that
@@ -245,8 +246,8 @@ fn tasks(
     task: impl Fn(usize, usize, usize) + Sync + Send,
 ) {
     let panels = match &weight.panels {
-        Panels::F32(values) => values.len() / (weight.columns * PANEL),
-        Panels::Bf16(values) => values.len() / (weight.columns / 2 * PANEL),
+        WeightPanels::F32(values) => values.len() / (weight.columns * PANEL),
+        WeightPanels::Bf16(values) => values.len() / (weight.columns / 2 * PANEL),
     };
     let row_blocks = rows.div_ceil(ROW_BLOCK).max(1);
     let wanted = (ops.threads() * TASKS_PER_THREAD).div_ceil(row_blocks);
@@ -301,12 +302,12 @@ unsafe fn multiply_panel(
     // SAFETY: the caller's; a panel holds `depth * PANEL` elements.
     unsafe {
         match (&x.values, &weight.panels) {
-            (Values::F32(values), Panels::F32(panels)) => {
+            (Values::F32(values), WeightPanels::F32(panels)) => {
                 let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
                 let panel = panels[panel * depth * PANEL..].as_ptr();
                 tile::multiply(isa, count, depth, x, panel, out, accumulate);
             }
-            (Values::Bf16(values), Panels::Bf16(_)) => {
+            (Values::Bf16(values), WeightPanels::Bf16(_)) => {
                 let x = Strided { start: values[first_row * depth..].as_ptr(), stride: depth };
                 bf16::multiply(count, depth, x, weight.bf16_panel(panel), out, accumulate);
             }

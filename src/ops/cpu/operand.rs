@@ -2,9 +2,10 @@
 
 use std::marker::PhantomData;
 
-use super::bf16;
 use super::buffers::Buffer;
-use super::shared::Shared;
+use super::kernels::bf16;
+use super::matrix::Matrix;
+use super::shared_pointer::SharedPointer;
 
 /// Precision of products. Sums, norms, softmax and the residual stream are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -44,15 +45,15 @@ pub(super) enum Values {
 
 /// Where tasks write an operand, each its own part. Borrows the operand.
 #[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
+pub(super) struct OperandTarget<'a> {
     elements: Elements,
     operand: PhantomData<&'a mut [f32]>,
 }
 
 #[derive(Clone, Copy)]
 enum Elements {
-    F32(Shared<f32>),
-    Bf16(Shared<u16>),
+    F32(SharedPointer<f32>),
+    Bf16(SharedPointer<u16>),
 }
 
 impl Operand {
@@ -66,24 +67,24 @@ impl Operand {
     }
 
     /// The values of an f32 device's operand.
-    pub(super) fn into_matrix(self) -> super::Matrix {
+    pub(super) fn into_matrix(self) -> Matrix {
         let Self { rows, columns, values } = self;
         match values {
-            Values::F32(values) => super::Matrix { rows, columns, values },
+            Values::F32(values) => Matrix { rows, columns, values },
             Values::Bf16(_) => unreachable!("only training asks, and it is f32"),
         }
     }
 
-    pub(super) fn target(&mut self) -> Target<'_> {
+    pub(super) fn target(&mut self) -> OperandTarget<'_> {
         let elements = match &mut self.values {
-            Values::F32(values) => Elements::F32(Shared::new(values)),
-            Values::Bf16(values) => Elements::Bf16(Shared::new(values)),
+            Values::F32(values) => Elements::F32(SharedPointer::new(values)),
+            Values::Bf16(values) => Elements::Bf16(SharedPointer::new(values)),
         };
-        Target { elements, operand: PhantomData }
+        OperandTarget { elements, operand: PhantomData }
     }
 }
 
-impl Target<'_> {
+impl OperandTarget<'_> {
     /// Writes `values` from element `offset` on.
     ///
     /// # Safety
@@ -105,7 +106,7 @@ impl Target<'_> {
     }
 }
 
-impl Target<'_> {
+impl OperandTarget<'_> {
     /// Element `offset` of a bf16 operand.
     ///
     /// # Safety

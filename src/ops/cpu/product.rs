@@ -2,13 +2,13 @@
 //!
 //! Both are packed for the call, `O(m k + n k)` beside `O(m n k)`, and multiplied by the kernels of linear layers.
 
-use super::CpuOps;
-use super::bf16;
 use super::buffers::Buffer;
+use super::device::CpuOps;
+use super::kernels::bf16;
+use super::kernels::tile::PANEL;
 use super::linear::{self, PackedWeight};
 use super::operand::{Operand, Precision};
-use super::shared::Shared;
-use super::tile::PANEL;
+use super::shared_pointer::SharedPointer;
 
 /// Inner dimension that is packed at once: its panels stay in the second-level cache. Even, for pairs of bf16.
 const DEPTH: usize = 1024;
@@ -131,7 +131,7 @@ fn weight(
     match precision {
         Precision::F32 => {
             let mut packed = Buffer::stale(panels * padded * PANEL);
-            let target = Shared::new(&mut packed);
+            let target = SharedPointer::new(&mut packed);
             ops.parallel(panels, |panel| {
                 // SAFETY: panels are disjoint, and within the buffer.
                 let out = unsafe {
@@ -146,7 +146,7 @@ fn weight(
         }
         Precision::Bf16 => {
             let mut packed = Buffer::<u32>::stale(panels * padded / 2 * PANEL);
-            let target = Shared::new(&mut packed);
+            let target = SharedPointer::new(&mut packed);
             ops.parallel(panels, |panel| {
                 let mut values = Buffer::stale(padded * PANEL);
                 fill(panel, &mut values);
@@ -174,7 +174,7 @@ fn weight(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::isa;
+    use crate::isa;
 
     /// Against a plain loop in f64, for factors as they are and transposed, around the depth that is packed at once.
     #[test]

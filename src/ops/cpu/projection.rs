@@ -4,16 +4,18 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bf16;
-use super::buffers::Buffer;
-use super::elementwise;
+use super::buffers::{Buffer, Element};
+use super::device::CpuOps;
+use super::kernels::bf16;
+use super::kernels::elementwise;
+use super::kernels::tile::PANEL;
 use super::layout::{AttentionLayout, KEY_BLOCK};
-use super::operand::{Operand, Precision, Target};
-use super::shared::Shared;
-use super::tile::PANEL;
-use super::{CpuOps, Matrix};
-use crate::ops::AttentionShape;
-use crate::ops::rotary::Rotary;
+use super::matrix::Matrix;
+use super::operand::{Operand, OperandTarget, Precision};
+use super::shared_pointer::SharedPointer;
+use crate::layer::AttentionShape;
+use crate::ops::batch::Rotary;
+use crate::ops::device::QueryRows;
 
 /// Rotated queries, keys and values of one layer.
 ///
@@ -21,17 +23,17 @@ use crate::ops::rotary::Rotary;
 /// `[64 / PANEL][head_dim][PANEL]` and the values as `[head_dim / PANEL][64][PANEL]`, filled up to whole panels; in
 /// bf16 two consecutive steps of the inner dimension lie side by side, `[inner / 2][PANEL][2]`.
 #[derive(Debug)]
-pub struct Projection {
-    /// Scaled as scores are; no columns where only pooled rows ask.
+pub struct AttentionProjection {
+    /// Scaled as scores are; no columns where only last rows are queries.
     pub(super) queries: Operand,
     pub(super) shape: AttentionShape,
     pub(super) rotary: Arc<Rotary>,
-    panels: Panels,
+    panels: KeyValuePanels,
 }
 
 /// Keys and values, in elements of the panels.
 #[derive(Debug)]
-enum Panels {
+enum KeyValuePanels {
     F32(Buffer<f32>),
     Bf16(Buffer<u32>),
 }
@@ -46,19 +48,19 @@ pub(super) enum KeyBlock {
 /// A projection that tasks write, each its own rows.
 #[derive(Clone, Copy)]
 pub(super) struct ProjectionTarget<'a> {
-    queries: Target<'a>,
+    queries: OperandTarget<'a>,
     panels: PanelsTarget,
     shape: &'a AttentionShape,
     rotary: &'a Rotary,
-    asks: bool,
-    projection: PhantomData<&'a mut Projection>,
+    has_queries: bool,
+    projection: PhantomData<&'a mut AttentionProjection>,
 }
 
 #[derive(Clone, Copy)]
 enum PanelsTarget {
-    F32(Shared<f32>),
+    F32(SharedPointer<f32>),
     /// Single halves: two keys of a pair may belong to different tasks.
-    Bf16(Shared<u16>),
+    Bf16(SharedPointer<u16>),
 }
 
 /// Elements of the keys, and of the values, of one block and head.
@@ -66,20 +68,23 @@ fn sizes(shape: &AttentionShape) -> (usize, usize) {
     (shape.head_dim * KEY_BLOCK, shape.head_dim.next_multiple_of(PANEL) * KEY_BLOCK)
 }
 
-impl Projection {
-    /// Room for a batch. `asks` tells whether every row is a query.
+impl AttentionProjection {
+    /// Room for a batch with these queries.
     pub(super) fn new(
         ops: &CpuOps,
         layout: &AttentionLayout,
         shape: &AttentionShape,
-        asks: bool,
+        queries: QueryRows,
     ) -> Self {
-        let columns = if asks { shape.output_columns() } else { 0 };
+        let columns = match queries {
+            QueryRows::All => shape.output_columns(),
+            QueryRows::LastOfSequence => 0,
+        };
         let (keys, values) = sizes(shape);
         let stride = (keys + values) * shape.key_value_heads;
         let panels = match ops.precision {
-            Precision::F32 => Panels::F32(panels(layout, stride)),
-            Precision::Bf16 => Panels::Bf16(panels(layout, stride / 2)),
+            Precision::F32 => KeyValuePanels::F32(panels(layout, stride)),
+            Precision::Bf16 => KeyValuePanels::Bf16(panels(layout, stride / 2)),
         };
         Self {
             queries: Operand::stale(ops.precision, layout.rows(), columns),
@@ -91,13 +96,15 @@ impl Projection {
 
     pub(super) fn target(&mut self) -> ProjectionTarget<'_> {
         ProjectionTarget {
-            asks: self.queries.columns > 0,
+            has_queries: self.queries.columns > 0,
             queries: self.queries.target(),
             shape: &self.shape,
             rotary: &self.rotary,
             panels: match &mut self.panels {
-                Panels::F32(values) => PanelsTarget::F32(Shared::new(values)),
-                Panels::Bf16(values) => PanelsTarget::Bf16(Shared::new(values).cast()),
+                KeyValuePanels::F32(values) => PanelsTarget::F32(SharedPointer::new(values)),
+                KeyValuePanels::Bf16(values) => {
+                    PanelsTarget::Bf16(SharedPointer::new(values).cast())
+                }
             },
             projection: PhantomData,
         }
@@ -107,7 +114,7 @@ impl Projection {
     pub(super) fn store(&mut self, ops: &CpuOps, layout: &AttentionLayout, mut values: Matrix) {
         let columns = values.columns;
         assert_eq!(values.rows, layout.rows());
-        let all = Shared::new(&mut values.values);
+        let all = SharedPointer::new(&mut values.values);
         let target = self.target();
         ops.parallel_rows(layout.rows(), |rows| {
             // SAFETY: ranges of rows are disjoint, and within `values`.
@@ -124,11 +131,11 @@ impl Projection {
         let (keys, values) = sizes(&self.shape);
         let start = (block * self.shape.key_value_heads + head) * (keys + values);
         match &self.panels {
-            Panels::F32(panels) => {
+            KeyValuePanels::F32(panels) => {
                 let panels = &panels[start..start + keys + values];
                 KeyBlock::F32 { keys: panels.as_ptr(), values: panels[keys..].as_ptr() }
             }
-            Panels::Bf16(panels) => {
+            KeyValuePanels::Bf16(panels) => {
                 let panels = &panels[start / 2..(start + keys + values) / 2];
                 KeyBlock::Bf16 { keys: panels.as_ptr(), values: panels[keys / 2..].as_ptr() }
             }
@@ -136,9 +143,9 @@ impl Projection {
     }
 }
 
-/// Panels of a batch. Lanes without a key are zeros: attention weighs them with zero, and zero times what
+/// KeyValuePanels of a batch. Lanes without a key are zeros: attention weighs them with zero, and zero times what
 /// another batch left there need not be zero.
-fn panels<T: super::buffers::Element>(layout: &AttentionLayout, stride: usize) -> Buffer<T> {
+fn panels<T: Element>(layout: &AttentionLayout, stride: usize) -> Buffer<T> {
     let mut panels = Buffer::stale(layout.blocks() * stride);
     for block in layout.partial_blocks() {
         panels[block * stride..(block + 1) * stride].fill(T::default());
@@ -159,18 +166,25 @@ impl ProjectionTarget<'_> {
         values: &mut [f32],
     ) {
         let AttentionShape { heads, key_value_heads, head_dim, .. } = *self.shape;
-        let asking = if self.asks { heads } else { 0 };
-        let columns = (asking + 2 * key_value_heads) * head_dim;
+        let query_heads = if self.has_queries { heads } else { 0 };
+        let columns = (query_heads + 2 * key_value_heads) * head_dim;
         assert_eq!(values.len(), rows.len() * columns);
         let scale = self.shape.scale();
         let mut rounded = Buffer::stale(2 * key_value_heads * head_dim);
         for (row, values) in rows.zip(values.chunks_exact_mut(columns)) {
             let (cosine, sine) = self.rotary.at(layout.positions()[row]);
-            elementwise::rotate(ops.isa, values, asking + key_value_heads, head_dim, cosine, sine);
-            let (queries, key_value) = values.split_at_mut(asking * head_dim);
+            elementwise::rotate(
+                ops.isa,
+                values,
+                query_heads + key_value_heads,
+                head_dim,
+                cosine,
+                sine,
+            );
+            let (queries, key_value) = values.split_at_mut(query_heads * head_dim);
             // SAFETY: the rows are this task's, and the slots those of the layout.
             unsafe {
-                if self.asks {
+                if self.has_queries {
                     elementwise::scale(ops.isa, queries, scale);
                     self.queries.write(row * heads * head_dim, queries);
                 }
@@ -202,7 +216,7 @@ impl ProjectionTarget<'_> {
     ///
     /// # Safety
     /// The block exists, and no other task writes or reads this lane.
-    unsafe fn keep(self, panels: Shared<f32>, block: usize, lane: usize, key_value: &[f32]) {
+    unsafe fn keep(self, panels: SharedPointer<f32>, block: usize, lane: usize, key_value: &[f32]) {
         let head_dim = self.shape.head_dim;
         let (keys, values) = key_value.split_at(key_value.len() / 2);
         let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
@@ -227,7 +241,13 @@ impl ProjectionTarget<'_> {
     ///
     /// # Safety
     /// As [`Self::keep`].
-    unsafe fn keep_pairs(self, panels: Shared<u16>, block: usize, lane: usize, key_value: &[u16]) {
+    unsafe fn keep_pairs(
+        self,
+        panels: SharedPointer<u16>,
+        block: usize,
+        lane: usize,
+        key_value: &[u16],
+    ) {
         let head_dim = self.shape.head_dim;
         let (keys, values) = key_value.split_at(key_value.len() / 2);
         let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));

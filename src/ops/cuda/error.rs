@@ -4,6 +4,7 @@ use cudarc::cublas::result::CublasError;
 use cudarc::driver::DriverError;
 
 use crate::checkpoint::CheckpointError;
+use crate::ops::device::OpsError;
 
 /// A GPU that cannot be had, or that refused an operation.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,12 @@ impl CudaError {
 impl From<CublasError> for CudaError {
     fn from(error: CublasError) -> Self {
         Self::Cublas(error)
+    }
+}
+
+impl From<CudaError> for OpsError {
+    fn from(error: CudaError) -> Self {
+        Self::Device(Box::new(error))
     }
 }
 

@@ -6,7 +6,7 @@ use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 
-use super::CudaError;
+use super::error::CudaError;
 
 /// File, architecture and PTX, as `build.rs` made them.
 static PTX: &[(&str, u32, &str)] = include!(concat!(env!("OUT_DIR"), "/ptx.rs"));

@@ -14,7 +14,7 @@ macro_rules! launch {
         // file asks for.
         unsafe { $ops.stream.launch_builder(kernel)$(.arg(&$argument))*.launch(config) }
             .map(drop)
-            .map_err($crate::ops::cuda::CudaError::driver("launching a kernel"))
+            .map_err($crate::ops::cuda::error::CudaError::driver("launching a kernel"))
     }};
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::memory::{Buffer, Memory};
-use super::{CudaError, Rotation};
-use crate::ops::{AttentionShape, Packing};
+use super::error::CudaError;
+use super::matrices::Rotation;
+use super::memory::{DeviceBuffer, Memory};
+use crate::layer::AttentionShape;
+use crate::ops::batch::Packing;
 
 /// Rows of a tile of the kernel: pairs of a query and a head of its group.
 const TILE_ROWS: usize = 64;
@@ -22,7 +24,7 @@ pub struct CudaLayout {
     pub(super) last_tiles: Tiles,
     pub(super) path_starts: u64,
     pub(super) stretches: u64,
-    _tables: Buffer<i32>,
+    _tables: DeviceBuffer<i32>,
 }
 
 /// `{row of the first query, queries, position of the first, path}` each.
@@ -34,7 +36,7 @@ pub(super) struct Tiles {
 
 /// The tables in host memory.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Tables {
+pub(super) struct AttentionTables {
     positions: Vec<i32>,
     last_positions: Vec<i32>,
     pub(super) tiles: Vec<[i32; 4]>,
@@ -43,7 +45,7 @@ pub(super) struct Tables {
     stretches: Vec<[i32; 2]>,
 }
 
-impl Tables {
+impl AttentionTables {
     pub(super) fn new(packing: &Packing, shape: &AttentionShape) -> Self {
         Self::of_group(packing, shape.heads / shape.key_value_heads)
     }
@@ -81,7 +83,7 @@ impl Tables {
 impl CudaLayout {
     pub(super) fn new(
         memory: &Arc<Memory>,
-        tables: &Tables,
+        tables: &AttentionTables,
         shape: &AttentionShape,
         rotation: Arc<Rotation>,
     ) -> Result<Self, CudaError> {
@@ -135,7 +137,7 @@ mod tests {
             .collect();
         for packing in [Packing::new(&texts).unwrap(), Packing::shared(&texts).unwrap()] {
             for group in [1, 3, 4] {
-                let tables = Tables::of_group(&packing, group);
+                let tables = AttentionTables::of_group(&packing, group);
                 let row_at = |path: i32, position: i32| {
                     let bounds = &tables.path_starts[path as usize..][..2];
                     let path = &tables.stretches[bounds[0] as usize..bounds[1] as usize];

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::memory::Buffer;
-use crate::ops::rotary::Rotary;
+use super::memory::DeviceBuffer;
+use crate::ops::batch::Rotary;
 
 /// A row-major matrix `[rows, columns]` on the device, with room for whole pieces of a product.
 #[derive(Debug)]
 pub struct CudaMatrix<T> {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    pub(super) values: Buffer<T>,
+    pub(super) values: DeviceBuffer<T>,
 }
 
 /// A linear layer's weight `[outputs, columns]`.
@@ -20,7 +20,7 @@ pub struct CudaMatrix<T> {
 pub struct CudaWeight {
     pub(super) outputs: usize,
     pub(super) columns: usize,
-    pub(super) values: Buffer<bf16>,
+    pub(super) values: DeviceBuffer<bf16>,
 }
 
 /// A head's weight `[outputs, columns]`.
@@ -28,25 +28,25 @@ pub struct CudaWeight {
 pub struct CudaHeadWeight {
     pub(super) outputs: usize,
     pub(super) columns: usize,
-    pub(super) values: Buffer<f32>,
+    pub(super) values: DeviceBuffer<f32>,
     /// The values rounded to bf16, and what that left; `None` where it left nothing.
-    pub(super) high: Buffer<bf16>,
-    pub(super) rest: Option<Buffer<bf16>>,
+    pub(super) high: DeviceBuffer<bf16>,
+    pub(super) rest: Option<DeviceBuffer<bf16>>,
 }
 
 /// An embedding table.
 #[derive(Debug)]
 pub struct CudaTable {
     pub(super) columns: usize,
-    pub(super) values: Buffer<bf16>,
+    pub(super) values: DeviceBuffer<bf16>,
 }
 
-/// Tables of the rotary embedding on the device.
+/// AttentionTables of the rotary embedding on the device.
 #[derive(Debug)]
 pub(super) struct Rotation {
     pub(super) host: Arc<Rotary>,
-    pub(super) cosine: Buffer<f32>,
-    pub(super) sine: Buffer<f32>,
+    pub(super) cosine: DeviceBuffer<f32>,
+    pub(super) sine: DeviceBuffer<f32>,
 }
 
 /// Queries, keys and values after their rotary embedding: `[q | k | v]`, or `[k | v]`.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, PinnedHostSlice, result};
 use parking_lot::Mutex;
 
-use super::CudaError;
+use super::error::CudaError;
 
 /// Page-locked host memory that the uploads of one batch go through.
 const STAGING_BYTES: usize = 4 << 20;
@@ -30,27 +30,27 @@ struct Staging {
 }
 
 /// Elements on the device, uninitialised unless somebody wrote them. Given back to the device's memory when dropped.
-pub struct Buffer<T> {
+pub struct DeviceBuffer<T> {
     memory: Arc<Memory>,
     bytes: Option<CudaSlice<u8>>,
     address: u64,
     elements: PhantomData<T>,
 }
 
-impl<T> Buffer<T> {
+impl<T> DeviceBuffer<T> {
     /// Address of the first element.
     pub(super) fn address(&self) -> u64 {
         self.address
     }
 }
 
-impl<T> fmt::Debug for Buffer<T> {
+impl<T> fmt::Debug for DeviceBuffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer at {:#x}", self.address)
+        write!(f, "DeviceBuffer at {:#x}", self.address)
     }
 }
 
-impl<T> Drop for Buffer<T> {
+impl<T> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
         self.memory.free.lock().extend(self.bytes.take());
     }
@@ -65,14 +65,19 @@ impl Memory {
     }
 
     /// Room for `count` elements.
-    pub(super) fn take<T>(self: &Arc<Self>, count: usize) -> Result<Buffer<T>, CudaError> {
+    pub(super) fn take<T>(self: &Arc<Self>, count: usize) -> Result<DeviceBuffer<T>, CudaError> {
         let wanted = (count * size_of::<T>()).max(1).next_multiple_of(ALIGNMENT);
         let bytes = match self.kept(wanted) {
             Some(bytes) => bytes,
             None => self.allocate(wanted)?,
         };
         let address = bytes.device_ptr(&self.stream).0;
-        Ok(Buffer { memory: self.clone(), bytes: Some(bytes), address, elements: PhantomData })
+        Ok(DeviceBuffer {
+            memory: self.clone(),
+            bytes: Some(bytes),
+            address,
+            elements: PhantomData,
+        })
     }
 
     /// The smallest that fits, unless most of it would lie idle.
@@ -104,7 +109,7 @@ impl Memory {
     pub(super) fn upload<T: DeviceRepr>(
         self: &Arc<Self>,
         values: &[T],
-    ) -> Result<Buffer<T>, CudaError> {
+    ) -> Result<DeviceBuffer<T>, CudaError> {
         let buffer = self.take(values.len())?;
         self.write(buffer.address, values)?;
         Ok(buffer)
@@ -141,7 +146,7 @@ impl Memory {
     }
 
     /// Fills elements with zeros.
-    pub(super) fn clear<T>(&self, buffer: &Buffer<T>, count: usize) -> Result<(), CudaError> {
+    pub(super) fn clear<T>(&self, buffer: &DeviceBuffer<T>, count: usize) -> Result<(), CudaError> {
         let failed = "clearing memory of the GPU";
         self.stream.context().bind_to_thread().map_err(CudaError::driver(failed))?;
         let bytes = count * size_of::<T>();
@@ -153,8 +158,8 @@ impl Memory {
     /// Copies elements on the device.
     pub(super) fn copy<T>(
         &self,
-        to: &Buffer<T>,
-        from: &Buffer<T>,
+        to: &DeviceBuffer<T>,
+        from: &DeviceBuffer<T>,
         count: usize,
     ) -> Result<(), CudaError> {
         let failed = "a copy on the GPU";
@@ -168,7 +173,7 @@ impl Memory {
     /// Waits for all work, and copies the first `count` elements to the host.
     pub(super) fn read<T: DeviceRepr + Clone + Default>(
         &self,
-        buffer: &Buffer<T>,
+        buffer: &DeviceBuffer<T>,
         count: usize,
     ) -> Result<Vec<T>, CudaError> {
         let failed = "a batch on the GPU";

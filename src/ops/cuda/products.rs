@@ -17,7 +17,7 @@ use cudarc::driver::CudaStream;
 use half::bf16;
 use parking_lot::Mutex;
 
-use super::CudaError;
+use super::error::CudaError;
 use super::memory::Memory;
 
 /// What becomes of a product.
@@ -56,22 +56,22 @@ pub(super) struct Block {
 
 /// A factor of a product, bf16: a block, or its transpose.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Factor {
+pub(super) struct ProductFactor {
     block: Block,
     is_transposed: bool,
 }
 
 impl Block {
-    pub(super) fn plain(self) -> Factor {
-        Factor { block: self, is_transposed: false }
+    pub(super) fn plain(self) -> ProductFactor {
+        ProductFactor { block: self, is_transposed: false }
     }
 
-    pub(super) fn transposed(self) -> Factor {
-        Factor { block: self, is_transposed: true }
+    pub(super) fn transposed(self) -> ProductFactor {
+        ProductFactor { block: self, is_transposed: true }
     }
 }
 
-impl Factor {
+impl ProductFactor {
     fn shape(&self) -> (usize, usize) {
         let Block { rows, columns, .. } = self.block;
         if self.is_transposed { (columns, rows) } else { (rows, columns) }
@@ -169,8 +169,8 @@ impl Products {
     /// sums over a batch anyway, and scoring a piece at a time. The same call gives the same bits.
     pub(super) fn product(
         &self,
-        a: Factor,
-        b: Factor,
+        a: ProductFactor,
+        b: ProductFactor,
         out: Block,
         into: Destination,
     ) -> Result<(), CudaError> {

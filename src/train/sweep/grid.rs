@@ -104,7 +104,7 @@ impl SweepConfig {
     /// # Errors
     /// A combination that is no valid training: names the run and the key.
     pub(super) fn runs(&self) -> anyhow::Result<Vec<Run>> {
-        crate::checkpoint::place(&self.output)?;
+        crate::checkpoint::parent_and_name(&self.output)?;
         let Grid { seed, head, loss, data } = &self.grid;
         let mut configs = vec![self.fit.clone()];
         configs = vary(configs, &data.label_noise, |fit, &noise| fit.data.label_noise = noise);

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::gpu::Gpu;
-use super::tape::{Gradient, Gradients};
+use super::tape::{Gradient, TapeGradients};
+use crate::ops::batch::Packing;
+use crate::ops::cuda::error::CudaError;
 use crate::ops::cuda::kernels::attention_shared_bytes;
 use crate::ops::cuda::launch::launch;
-use crate::ops::cuda::layout::{Tables, Tiles};
-use crate::ops::cuda::memory::Memory;
-use crate::ops::cuda::{Buffer, CudaError, CudaLayout, CudaMatrix, CudaProjection};
-use crate::ops::{Packing, Result};
+use crate::ops::cuda::layout::{AttentionTables, CudaLayout, Tiles};
+use crate::ops::cuda::matrices::{CudaMatrix, CudaProjection};
+use crate::ops::cuda::memory::{DeviceBuffer, Memory};
+use crate::ops::device::Result;
 
 /// Keys of a tile of the kernel.
 const TILE_KEYS: usize = 64;
@@ -21,12 +23,12 @@ const TILE_KEYS: usize = 64;
 pub struct TrainingLayout {
     pub(super) forward: CudaLayout,
     /// The negative of the rotary table: it turns gradients back.
-    pub(super) turned_back: Arc<Buffer<f32>>,
+    pub(super) turned_back: Arc<DeviceBuffer<f32>>,
     key_tiles: Tiles,
     /// Of all rows' queries, and of each sequence's last row.
     readers: Readers,
     last_readers: Readers,
-    _tables: Buffer<i32>,
+    _tables: DeviceBuffer<i32>,
 }
 
 /// Addresses of `reader_starts` and `readers` of the kernel.
@@ -74,7 +76,7 @@ impl ReaderTables {
 }
 
 impl KeyTables {
-    fn new(tables: &Tables, packing: &Packing) -> Self {
+    fn new(tables: &AttentionTables, packing: &Packing) -> Self {
         let mut key_tiles = Vec::new();
         for (index, segment) in packing.segments().iter().enumerate() {
             key_tiles.extend(segment.rows.clone().step_by(TILE_KEYS).map(|row| {
@@ -94,10 +96,10 @@ impl KeyTables {
 impl TrainingLayout {
     pub(super) fn new(
         memory: &Arc<Memory>,
-        tables: &Tables,
+        tables: &AttentionTables,
         packing: &Packing,
         forward: CudaLayout,
-        turned_back: Arc<Buffer<f32>>,
+        turned_back: Arc<DeviceBuffer<f32>>,
     ) -> std::result::Result<Self, CudaError> {
         let keys = KeyTables::new(tables, packing);
         // The kernel reads key tiles four numbers at a time: they come first.
@@ -152,7 +154,7 @@ impl Attended {
     pub(super) fn backward(
         &self,
         gpu: &Gpu,
-        gradients: &mut Gradients,
+        gradients: &mut TapeGradients,
         out: &CudaMatrix<bf16>,
         d_out: &CudaMatrix<bf16>,
     ) -> Result<()> {
@@ -276,7 +278,7 @@ impl Attended {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::ops::AttentionShape;
+    use crate::layer::AttentionShape;
 
     /// Every pair of a query and a key that it sees is in one pair of tiles, and keys that nobody reads have a tile.
     #[test]
@@ -291,7 +293,7 @@ mod tests {
         let packing = Packing::shared(&texts).unwrap();
         let shape =
             AttentionShape { heads: 4, key_value_heads: 2, head_dim: 16, ..Default::default() };
-        let tables = Tables::new(&packing, &shape);
+        let tables = AttentionTables::new(&packing, &shape);
         let keys = KeyTables::new(&tables, &packing);
         let covered: usize = keys.key_tiles.iter().map(|tile| tile[1] as usize).sum();
         assert_eq!(covered, packing.rows());

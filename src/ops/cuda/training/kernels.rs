@@ -2,10 +2,11 @@
 
 use cudarc::driver::CudaFunction;
 
+use crate::ops::cuda::device::CudaOps;
+use crate::ops::cuda::error::CudaError;
 use crate::ops::cuda::kernels::{
     HEAD_DIMS, allow_shared_bytes, attention_shared_bytes, function, module, of_head_dim,
 };
-use crate::ops::cuda::{CudaError, CudaOps};
 
 /// Elements that a block of `adamw.cu` takes at a time, and the most blocks that it is launched with.
 const ELEMENTS: usize = 1024;

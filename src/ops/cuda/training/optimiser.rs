@@ -2,12 +2,12 @@
 
 use half::bf16;
 
+use super::device::CudaTraining;
 use super::kernels::element_blocks;
-use super::parameters::State;
-use super::{CudaTraining, DeviceParameter, DeviceTensor};
-use crate::ops::cuda::Buffer;
+use super::parameters::{DeviceParameter, DeviceTensor, GradientMoments};
 use crate::ops::cuda::launch::launch;
-use crate::ops::{AdamWStep, Result, StateTensor};
+use crate::ops::cuda::memory::DeviceBuffer;
+use crate::ops::device::{AdamWStep, Result, StateTensor};
 
 impl CudaTraining {
     /// Sets every gradient to 0.
@@ -16,7 +16,7 @@ impl CudaTraining {
     /// A failing device.
     pub fn clear_gradients(&self) -> Result<()> {
         for DeviceParameter { tensor, .. } in &*self.parameters.borrow() {
-            if let Some(State { gradient, .. }) = &tensor.state {
+            if let Some(GradientMoments { gradient, .. }) = &tensor.state {
                 self.gpu.ops.memory.clear(gradient, tensor.count())?;
             }
         }
@@ -36,7 +36,7 @@ impl CudaTraining {
         let sums = ops.memory.take::<f64>(count)?;
         let mut first = 0;
         for (DeviceParameter { tensor, .. }, &blocks) in parameters.iter().zip(&blocks) {
-            let Some(State { gradient, .. }) = &tensor.state else { continue };
+            let Some(GradientMoments { gradient, .. }) = &tensor.state else { continue };
             launch!(
                 ops,
                 &self.gpu.kernels.sum_of_squares,
@@ -66,7 +66,7 @@ impl CudaTraining {
                 0,
                 [
                     values.address(),
-                    tensor.rounded.as_ref().map_or(0, Buffer::address),
+                    tensor.rounded.as_ref().map_or(0, DeviceBuffer::address),
                     state.first.address(),
                     state.second.address(),
                     state.gradient.address(),
@@ -123,7 +123,7 @@ impl CudaTraining {
 }
 
 impl DeviceTensor {
-    fn buffer(&self, of: StateTensor) -> Option<&Buffer<f32>> {
+    fn buffer(&self, of: StateTensor) -> Option<&DeviceBuffer<f32>> {
         let state = self.state.as_ref();
         match of {
             StateTensor::Values => self.values.as_ref(),

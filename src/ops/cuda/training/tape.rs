@@ -6,8 +6,8 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::gpu::Gpu;
-use crate::ops::cuda::CudaMatrix;
-use crate::ops::{OpsError, Result};
+use crate::ops::cuda::matrices::CudaMatrix;
+use crate::ops::device::{OpsError, Result};
 
 /// A matrix of a forward pass.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Value<T> {
 }
 
 /// Values that several steps read.
-pub type Shared<T> = Arc<Value<T>>;
+pub type SharedValue<T> = Arc<Value<T>>;
 
 /// Gradient of a value, in the precision that its maker gives.
 #[derive(Debug)]
@@ -29,9 +29,9 @@ pub(super) enum Gradient {
 
 /// The gradient of each place, as far as the way back has come.
 #[derive(Debug)]
-pub(super) struct Gradients(Vec<Option<Gradient>>);
+pub(super) struct TapeGradients(Vec<Option<Gradient>>);
 
-impl Gradients {
+impl TapeGradients {
     /// The gradient of a place, which no later step adds to.
     pub(super) fn take(&mut self, place: Option<usize>) -> Option<Gradient> {
         self.0[place?].take()
@@ -72,7 +72,7 @@ impl Gradients {
 }
 
 /// A step back.
-type Step = Box<dyn FnOnce(&Gpu, &mut Gradients) -> Result<()>>;
+type Step = Box<dyn FnOnce(&Gpu, &mut TapeGradients) -> Result<()>>;
 
 /// The steps of a forward pass, in its order.
 #[derive(Default)]
@@ -93,7 +93,10 @@ impl Tape {
         self.places - 1
     }
 
-    pub(super) fn push(&mut self, step: impl FnOnce(&Gpu, &mut Gradients) -> Result<()> + 'static) {
+    pub(super) fn push(
+        &mut self,
+        step: impl FnOnce(&Gpu, &mut TapeGradients) -> Result<()> + 'static,
+    ) {
         self.steps.push(Box::new(step));
     }
 
@@ -105,7 +108,7 @@ impl Tape {
         gradient: CudaMatrix<f32>,
         to: Option<usize>,
     ) -> Result<Option<CudaMatrix<f32>>> {
-        let mut gradients = Gradients((0..self.places).map(|_| None).collect());
+        let mut gradients = TapeGradients((0..self.places).map(|_| None).collect());
         gradients.put(from, Gradient::F32(gradient));
         for step in self.steps.into_iter().rev() {
             step(gpu, &mut gradients)?;
