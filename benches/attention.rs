@@ -13,7 +13,7 @@ use common::{decoder, devices, mixed_lengths, packing};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use inform::model::standard_normal;
 use inform::ops::cpu::CpuOps;
-use inform::ops::{Ops, Packing};
+use inform::ops::{DecoderOps, DeviceOps, HeadOps, Packing, QueryRows};
 
 /// Four prompts of 256 tokens with eight answers of 64 each, prompts packed once.
 fn prompts_with_answers() -> Packing {
@@ -49,12 +49,13 @@ fn bench(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(flop as u64));
             let upload = || ops.upload(values.clone(), columns).expect("host memory");
             // The rows are their own projection.
-            let work = |ops: &CpuOps, attended: Option<_>, rows: <CpuOps as Ops>::Matrix| {
+            let work = |ops: &CpuOps, attended: Option<_>, rows: <CpuOps as DeviceOps>::Matrix| {
                 black_box(attended);
                 Ok((ops.columns(&rows, 0, columns)?, rows))
             };
             let advance = |rows, projection| {
-                ops.advance(rows, projection, &layout, &shape, true, work).expect("host memory")
+                ops.next_projection(rows, projection, &layout, &shape, QueryRows::All, work)
+                    .expect("host memory")
             };
             let (_, projection) = advance(upload(), None);
             group.bench_function(*name, |bencher| {

@@ -13,7 +13,7 @@ use common::matrix;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use inform::checkpoint::{DecodeKind, HeadConfig, MemoryTensors};
 use inform::model::{Head, initialise_head};
-use inform::ops::Ops;
+use inform::ops::WeightOps;
 use inform::ops::cpu::{CpuOps, Precision};
 
 const HIDDEN: usize = 576;

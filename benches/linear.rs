@@ -19,8 +19,8 @@ use common::{devices, is_given, operand, serve, value};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use inform::checkpoint::MemoryTensors;
 use inform::model::standard_normal;
-use inform::ops::Ops;
 use inform::ops::cpu::{CpuOps, Precision};
+use inform::ops::{DecoderOps, DeviceOps, WeightOps};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -40,8 +40,8 @@ struct Product {
 }
 
 enum Weight {
-    Plain(<CpuOps as Ops>::Weight),
-    Gated(<CpuOps as Ops>::GatedWeight),
+    Plain(<CpuOps as WeightOps>::Weight),
+    Gated(<CpuOps as WeightOps>::GatedWeight),
 }
 
 impl Product {
@@ -66,7 +66,7 @@ impl Product {
 }
 
 impl Weight {
-    fn multiply(&self, ops: &CpuOps, x: &<CpuOps as Ops>::Operand) {
+    fn multiply(&self, ops: &CpuOps, x: &<CpuOps as DeviceOps>::Operand) {
         match self {
             Self::Plain(weight) => drop(black_box(ops.linear(x, weight))),
             Self::Gated(weight) => drop(black_box(ops.gated_linear(x, weight))),

@@ -8,9 +8,10 @@ use std::str::FromStr;
 
 use anyhow::anyhow;
 use inform::checkpoint::{Architecture, DecoderConfig, MemoryTensors};
+use inform::layer::AttentionShape;
 use inform::model::standard_normal;
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::ops::{AttentionShape, Ops, Packing};
+use inform::ops::{DecoderOps, DeviceOps, Packing, WeightOps};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -47,12 +48,12 @@ pub(crate) fn devices(threads: usize) -> Vec<CpuOps> {
 }
 
 /// A matrix of normal values `[rows, columns]`.
-pub(crate) fn matrix(ops: &CpuOps, rows: usize, columns: usize) -> <CpuOps as Ops>::Matrix {
+pub(crate) fn matrix(ops: &CpuOps, rows: usize, columns: usize) -> <CpuOps as DeviceOps>::Matrix {
     ops.upload(standard_normal(0, 0, rows * columns), columns).expect("host memory")
 }
 
 /// A matrix `[rows, columns]` as products read it.
-pub(crate) fn operand(ops: &CpuOps, rows: usize, columns: usize) -> <CpuOps as Ops>::Operand {
+pub(crate) fn operand(ops: &CpuOps, rows: usize, columns: usize) -> <CpuOps as DeviceOps>::Operand {
     let mut source = MemoryTensors::default();
     source.insert("ones", &[columns], vec![1.0; columns]);
     let ones = ops.scale(&source, "ones", columns).expect("given above");

@@ -21,7 +21,7 @@ use common::value;
 use inform::checkpoint::{HeadConfig, MemoryTensors, ModelConfig};
 use inform::model::{RewardModel, Scorer, initialise_decoder, initialise_head, standard_normal};
 use inform::ops::cuda::CudaOps;
-use inform::ops::{Ops, Packing};
+use inform::ops::{DecoderOps, DeviceOps, HeadOps, Packing, QueryRows, WeightOps};
 use models::{Shape, shapes};
 
 /// Pieces of products, as the server's default.
@@ -148,7 +148,7 @@ fn operations(
     let layout = ops.layout(&packing, &attention)?;
     let projection = {
         let work = |ops: &CudaOps, _, x| Ok((x, ops.linear(&normed, &qkv)?));
-        ops.advance(matrix(hidden)?, None, &layout, &attention, true, work)?.1
+        ops.next_projection(matrix(hidden)?, None, &layout, &attention, QueryRows::All, work)?.1
     };
     let pairs: f64 = lengths.iter().map(|&n| (n * (n + 1) / 2) as f64).sum();
 
@@ -168,7 +168,14 @@ fn operations(
     };
     let attend = || {
         let work = |ops: &CudaOps, _, x| Ok((x, ops.linear(&normed, &qkv)?));
-        let (x, _) = ops.advance(take()?, Some(&projection), &layout, &attention, true, work)?;
+        let (x, _) = ops.next_projection(
+            take()?,
+            Some(&projection),
+            &layout,
+            &attention,
+            QueryRows::All,
+            work,
+        )?;
         residual.set(Some(x));
         Ok(())
     };

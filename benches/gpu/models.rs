@@ -1,7 +1,7 @@
 //! Sizes of models that are measured.
 
 use inform::checkpoint::{Architecture, DecoderConfig};
-use inform::ops::AttentionShape;
+use inform::layer::AttentionShape;
 
 pub(crate) struct Shape {
     pub(crate) name: &'static str,

@@ -39,6 +39,7 @@ pub use files::{
 pub(crate) use files::{
     TOKEN_FILES, check_output, combined_hash, parent_and_name, read_json, replace_file,
 };
+pub use gguf::Gguf;
 pub use source::CheckpointSource;
 pub use tensors::{FolderTensors, MemoryTensors, TensorSource, TensorValues, WeightType};
 pub(crate) use text::padding_token;

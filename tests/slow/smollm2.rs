@@ -11,7 +11,7 @@ use crate::support::golden::{Golden, golden, relative_error};
 use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, Input, Message};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::ops::{Ops, Packing};
+use inform::ops::{DeviceOps, Packing};
 use inform::train::init_head;
 
 /// As in `tests/golden/smollm2.py`.

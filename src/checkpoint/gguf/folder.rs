@@ -17,7 +17,7 @@ const TEMPLATE_KEY: &str = "tokenizer.chat_template";
 
 /// An opened GGUF file.
 #[derive(Debug)]
-pub(in crate::checkpoint) struct Gguf {
+pub struct Gguf {
     file: GgufFile,
 }
 
@@ -26,12 +26,12 @@ impl Gguf {
     ///
     /// # Errors
     /// A file that is none, ends too early, is a part of a split model, or has a tensor of an unknown type.
-    pub(in crate::checkpoint) fn open(file: &Path) -> Result<Self, CheckpointError> {
+    pub fn open(file: &Path) -> Result<Self, CheckpointError> {
         Ok(Self { file: GgufFile::open(file)? })
     }
 
     /// The file.
-    pub(in crate::checkpoint) fn file(&self) -> &Path {
+    pub fn file(&self) -> &Path {
         self.file.file()
     }
 
@@ -39,7 +39,7 @@ impl Gguf {
     ///
     /// # Errors
     /// An unknown architecture, or a metadata key that is missing or of another type.
-    pub(in crate::checkpoint) fn config_keys(&self) -> Result<Map<String, Value>, CheckpointError> {
+    pub fn config_keys(&self) -> Result<Map<String, Value>, CheckpointError> {
         config::keys(&self.file)
     }
 
@@ -48,10 +48,7 @@ impl Gguf {
     ///
     /// # Errors
     /// An unknown kind of tokenizer, or a metadata key that is missing or of another type.
-    pub(in crate::checkpoint) fn text_file(
-        &self,
-        name: &str,
-    ) -> Result<Option<Vec<u8>>, CheckpointError> {
+    pub fn text_file(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
         let json = |value: &Value| Some(value.to_string().into_bytes());
         Ok(match name {
             TOKENIZER_FILE => json(&tokenizer::tokenizer_json(&self.file)?),

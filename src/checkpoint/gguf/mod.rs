@@ -12,5 +12,5 @@ mod names;
 mod tokenizer;
 
 pub(in crate::checkpoint) use blocks::BlockType;
-pub(in crate::checkpoint) use folder::Gguf;
+pub use folder::Gguf;
 pub(in crate::checkpoint) use names::StoredForm;

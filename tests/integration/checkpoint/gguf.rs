@@ -13,7 +13,7 @@ use inform::checkpoint::{
 };
 use inform::model::{RewardModel, initialise_head};
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::ops::{Ops, Packing};
+use inform::ops::{DeviceOps, Packing};
 use inform::train::init_head;
 use safetensors::SafeTensors;
 use serde::Deserialize;

@@ -11,7 +11,7 @@ use inform::checkpoint::{
 };
 use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::ops::{Ops, Packing};
+use inform::ops::{DeviceOps, Packing};
 use inform::train::init_head;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;

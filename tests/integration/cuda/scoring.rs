@@ -12,8 +12,8 @@ use inform::device::Devices;
 use inform::model::{RewardModel, Score, Scorer, initialise_head, standard_normal};
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::cuda::{CudaError, CudaOps};
-use inform::ops::head::{Decode, InformHead, step_by_step};
-use inform::ops::{Ops, Packing};
+use inform::ops::{DeviceOps, HeadOps, Packing, WeightOps};
+use inform::ops::{InformHead, LatentDecoder, inform_head_in_steps};
 use inform::served::ServedModel;
 use inform::train::init_head;
 
@@ -119,18 +119,21 @@ fn the_fused_head_is_the_head_step_by_step() {
         let weight =
             |parts: &[(&str, usize)], columns| ops.head_weight(&tensors, parts, columns).unwrap();
         let decode = if decode == DecodeKind::Linear {
-            Decode::Linear(weight(&[("decode_head.weight", 1)], d))
+            LatentDecoder::Linear(weight(&[("decode_head.weight", 1)], d))
         } else {
             let parts = ["gate_proj", "up_proj"].map(|part| format!("decode_head.{part}.weight"));
             let gate_up = weight(&[(&parts[0], 4 * d), (&parts[1], 4 * d)], d);
-            Decode::Gated { gate_up, down: weight(&[("decode_head.down_proj.weight", 1)], 4 * d) }
+            LatentDecoder::Gated {
+                gate_up,
+                down: weight(&[("decode_head.down_proj.weight", 1)], 4 * d),
+            }
         };
         let encode = weight(&[("encode_head.weight", 2 * d)], hidden);
         let head = InformHead { encode, decode, latent_dim: d };
         let scale = ops.scale(&tensors, "norm", hidden).unwrap();
         let x = ops.upload(standard_normal(1, index as u64, rows * hidden), hidden).unwrap();
         let fused = ops.inform_head(&x, (&scale, 1e-5), &head, None).unwrap();
-        let steps = step_by_step(&ops, &x, (&scale, 1e-5), &head, None).unwrap();
+        let steps = inform_head_in_steps(&ops, &x, (&scale, 1e-5), &head, None).unwrap();
         for (fused, steps) in [(fused.0, steps.0), (fused.1, steps.1)] {
             let error = relative_error(&ops.read(&fused).unwrap(), &ops.read(&steps).unwrap());
             println!("fused against step by step: {error:.1e}");

@@ -13,7 +13,7 @@ use inform::model::{Decoder, standard_normal};
 use inform::ops::autograd::{AutogradOps, LoraConfig, Trains};
 use inform::ops::cpu::Precision;
 use inform::ops::cuda::training::CudaTraining;
-use inform::ops::{Ops, Packing, StateTensor};
+use inform::ops::{DeviceOps, Packing, StateTensor};
 use inform::train::{FitConfig, FitReport, fit};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use inform::checkpoint::Checkpoint;
 use inform::engine::{
-    CacheConfig, Engine, EngineConfig, EngineError, Job, JobError, ScoreCache, Scored,
+    CacheConfig, Engine, EngineConfig, EngineError, Job, JobError, JobScore, ScoreCache,
 };
 use inform::metrics::Metrics;
 use inform::model::{Latent, RewardModel, Score, ScoreError, Scorer};
@@ -87,7 +87,7 @@ struct Bench {
     runtime: Runtime,
 }
 
-type Task = JoinHandle<Result<Vec<Result<Scored, JobError>>, EngineError>>;
+type Task = JoinHandle<Result<Vec<Result<JobScore, JobError>>, EngineError>>;
 
 fn config() -> EngineConfig {
     EngineConfig { token_budget: 100, turn_tokens: 100, ..EngineConfig::default() }
@@ -146,15 +146,15 @@ impl Bench {
         self.send_within(run, jobs, PATIENCE)
     }
 
-    fn answers(&self, task: Task) -> Result<Vec<Result<Scored, JobError>>, EngineError> {
+    fn answers(&self, task: Task) -> Result<Vec<Result<JobScore, JobError>>, EngineError> {
         self.runtime.block_on(task).unwrap()
     }
 
-    fn score(&self, jobs: Vec<Job>) -> Vec<Result<Scored, JobError>> {
+    fn score(&self, jobs: Vec<Job>) -> Vec<Result<JobScore, JobError>> {
         self.answers(self.send("run", jobs)).unwrap()
     }
 
-    fn one(&self, job: Job) -> Scored {
+    fn one(&self, job: Job) -> JobScore {
         self.score(vec![job]).pop().unwrap().unwrap()
     }
 
@@ -190,8 +190,8 @@ fn text(number: u32) -> Vec<u32> {
     (0..10).map(|place| 1000 + 10 * number + place).collect()
 }
 
-fn same_bits(one: &Scored, other: &Scored) -> bool {
-    let bits = |scored: &Scored| {
+fn same_bits(one: &JobScore, other: &JobScore) -> bool {
+    let bits = |scored: &JobScore| {
         let latent = scored.score.latent.clone().unwrap();
         let values = [vec![scored.score.reward], latent.mean, latent.sigma].concat();
         values.into_iter().chain(scored.reward_std).map(f32::to_bits).collect::<Vec<_>>()
@@ -214,7 +214,7 @@ fn a_hundred_identical_requests_compute_once() {
     bench.hold();
     tasks.extend((0..50).map(|_| bench.send("run", vec![job([7, 8, 9])])));
     bench.release();
-    let answers: Vec<Scored> =
+    let answers: Vec<JobScore> =
         tasks.into_iter().map(|task| bench.answers(task).unwrap()[0].clone().unwrap()).collect();
     assert_eq!(bench.computed(), [[7, 8, 9]]);
     assert!(answers.iter().all(|answer| same_bits(answer, &answers[0])));

@@ -7,7 +7,7 @@ use inform::checkpoint::{FolderTensors, ModelConfig};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::autograd::AutogradOps;
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::ops::{Ops, Packing};
+use inform::ops::{DeviceOps, Packing};
 
 const LLAMA: [&str; 5] =
     ["llama_bias", "llama_linear", "llama_dynamic", "llama_llama3", "llama_yarn"];

@@ -283,7 +283,7 @@ fn last_layers_have_the_gradients_that_they_have_in_the_whole() {
     let last = checkpoint.config.decoder.num_hidden_layers - 1;
     let ops = AutogradOps::new(1, Precision::F32).unwrap();
     let tail = RewardModel::load_from(ops, &checkpoint.config, &checkpoint.tensors, last).unwrap();
-    let entering = |packing: &Packing| whole.entering(packing, last).unwrap().detach();
+    let entering = |packing: &Packing| whole.layer_input(packing, last).unwrap().detach();
     let sequences = Golden::read("shared_gradients.safetensors").sequences();
     let noise = Golden::read("shared_gradients.safetensors").f32("linear.noise");
     for way in [(false, false), (true, true)] {

@@ -6,7 +6,7 @@ use crate::support::golden::{Golden, golden, relative_error};
 use inform::checkpoint::{Checkpoint, Input, Message};
 use inform::model::{RewardModel, Scorer};
 use inform::ops::cpu::{CpuOps, Precision};
-use inform::ops::{Ops, Packing};
+use inform::ops::{DeviceOps, Packing};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
