@@ -34,7 +34,7 @@ pub enum CudaError {
     #[error("{0}")]
     Unsupported(String),
     /// The device's memory is full.
-    #[error("the GPU has no {bytes} bytes left: {}", said(*answer))]
+    #[error("the GPU has no {bytes} bytes left: {}", answer_text(*answer))]
     OutOfMemory {
         /// What was asked for.
         bytes: usize,
@@ -42,7 +42,7 @@ pub enum CudaError {
         answer: DriverError,
     },
     /// The driver failed.
-    #[error("{what}: {}", said(*answer))]
+    #[error("{what}: {}", answer_text(*answer))]
     Driver {
         /// What it was asked for.
         what: &'static str,
@@ -83,7 +83,7 @@ impl From<CudaError> for CheckpointError {
 }
 
 /// Name and meaning of a driver's answer. A driver that is none (a stub for linking) may not even have those.
-fn said(error: DriverError) -> String {
+fn answer_text(error: DriverError) -> String {
     let text = |result: Result<&std::ffi::CStr, DriverError>| {
         result.ok().map(|text| text.to_string_lossy().into_owned())
     };
