@@ -23,9 +23,9 @@ cargo build --release --locked --features cuda
 
 section "Tests on the device"
 export REQUIRE_CUDA=1 CUDA_TRIAL=${CUDA_TRIAL:-50}
-fenced cargo test --release --locked --features cuda --test cuda -- --nocapture --test-threads 1
-fenced cargo test --release --locked --features cuda --test invariance on_a_gpu -- --nocapture
-fenced cargo test --release --locked --features cuda --test cuda_training -- --nocapture --test-threads 1
+fenced cargo test --release --locked --features cuda --test integration cuda::scoring -- --nocapture --test-threads 1
+fenced cargo test --release --locked --features cuda --test integration invariance::on_a_gpu -- --nocapture
+fenced cargo test --release --locked --features cuda --test integration cuda::training -- --nocapture --test-threads 1
 
 section "Operations and whole batches"
 cargo bench --locked --features cuda --bench gpu -- --device "$device" | tee -a "$report"

@@ -1,4 +1,4 @@
-//! Trace spans by OTLP: `cargo test --release --features otlp --test otlp`.
+//! Trace spans by OTLP: `cargo test --release --features otlp --test integration otlp`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

@@ -2,10 +2,10 @@
 //! the token budget, the threads, or the sharing of prefixes.
 //!
 //! Every text is scored alone, then in random compositions of batches; all numbers are compared as bits.
-//! With SmolLM2-135M (`SMOLLM2_FOLDER`, as in `tests/smollm2.rs`) a short run is part of the suite, and
+//! With SmolLM2-135M (`SMOLLM2_FOLDER`, as in `tests/slow/smollm2.rs`) a short run is part of the suite, and
 //! the whole is
 //!
-//!     cargo test --release --test invariance -- --ignored --nocapture
+//!     cargo test --release --test integration invariance -- --ignored --nocapture
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -115,7 +115,7 @@ fn smollm2_f32() {
     trial.run_on_cpu(Precision::F32);
 }
 
-/// On a GPU, real or emulated (`tests/cuda.rs`), whose two models cut products into other pieces. A real one is
+/// On a GPU, real or emulated (`tests/integration/cuda/scoring.rs`), whose two models cut products into other pieces. A real one is
 /// quick: `CUDA_TRIAL` names its number of compositions, over texts of up to 1,500 tokens.
 #[cfg(feature = "cuda")]
 #[test]

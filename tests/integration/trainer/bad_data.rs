@@ -270,7 +270,7 @@ fn columns_of_common_data_sets_are_understood() {
     assert_eq!(pairs[0].chosen.len(), 3);
 }
 
-/// Whether or not such files can be read: see `tests/parquet.rs`.
+/// Whether or not such files can be read: see `tests/integration/trainer/parquet.rs`.
 #[cfg(not(feature = "parquet"))]
 #[test]
 fn parquet_without_the_feature_names_it() {

@@ -19,7 +19,7 @@
 //! Tails are Kuonen's (1999, "Saddlepoint approximations for distributions of quadratic forms in
 //! normal variables"), good to some per cent of `p` however small `p` is. The law itself is a limit: of windows of 32 answers,
 //! a quarter of them from a wide cluster, three times as many fall beyond its level 0.002
-//! (`tests/null.rs`).
+//! (`tests/integration/monitor/null.rs`).
 
 use ndarray::{Array2, ArrayView2, Axis};
 use rand::seq::SliceRandom;
