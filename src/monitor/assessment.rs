@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::judgement::judge;
 use super::statistics::null::Judged;
-use super::statistics::{WindowStatistics, evaluate_window};
+use super::window_evaluation::evaluate_window;
+use super::window_statistics::WindowStatistics;
 use super::{BaselineSet, MonitorConfig, Sample};
 
 /// What an evaluation of these answers as a window would say of them, without what takes windows before.

@@ -7,7 +7,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Sample;
-use super::journal::BaselineRecord;
 use super::statistics::csi::{CsiParameters, EpsMode};
 use super::statistics::mahalanobis::Mahalanobis;
 use super::statistics::null::Null;
@@ -171,25 +170,6 @@ impl BaselineSet {
         ];
         let missing: Vec<&str> = missing.into_iter().flatten().collect();
         (!missing.is_empty()).then(|| missing.join("; "))
-    }
-
-    /// What the journal keeps of it. Recorded answers are there already.
-    pub(super) fn record(&self) -> BaselineRecord {
-        let recorded = self.origin == BaselineOrigin::Recorded;
-        BaselineRecord {
-            version: self.version,
-            origin: self.origin,
-            rows: self.len(),
-            dimension: self.latents.ncols(),
-            latents: if recorded {
-                Vec::new()
-            } else {
-                // They were f32 when they came.
-                self.latents.iter().map(|&value| value as f32).collect()
-            },
-            rewards: self.rewards.clone().filter(|_| !recorded),
-            prompts: self.prompts.clone().filter(|_| !recorded),
-        }
     }
 
     /// Number of latents.

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::MonitorError;
 use super::alerts::AlertParameters;
 use super::early_stop::{EarlyStop, EarlyStopParameters};
+use super::error::{MonitorError, OverrideError};
 use super::journal::JournalConfig;
 use super::shaping::ShapingParameters;
 use super::statistics::StatisticsParameters;
@@ -100,17 +100,6 @@ pub struct RunConfig {
     pub alerts: AlertParameters,
     /// What is taken off the rewards.
     pub shaping: ShapingParameters,
-}
-
-/// Own settings that a run cannot have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OverrideError {
-    /// JSON pointer of the setting at fault.
-    pub pointer: String,
-    /// What is wrong with it.
-    pub message: String,
-    /// Whether it is right by itself, and out of place beside other settings or out of range.
-    pub is_conflict: bool,
 }
 
 impl MonitorConfig {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::alerts::AlertKind;
 use super::baseline::BaselineOrigin;
-use super::statistics::WindowStatistics;
+use super::window_statistics::WindowStatistics;
 
 /// The evaluation of one window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]

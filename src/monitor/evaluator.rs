@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 
 use super::alerts::AlertKind;
 use super::baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
-use super::journal::{Entry, Journal};
+use super::journal::{BaselineRecord, Entry, Journal};
 use super::judgement::judge;
 use super::run::Run;
-use super::statistics::evaluate_window;
 use super::window::Window;
+use super::window_evaluation::evaluate_window;
 use super::worker::{BaselineSender, EvaluationSender};
 use super::{Evaluation, MonitorError};
 use crate::metrics::Metrics;
@@ -186,7 +186,7 @@ impl Work {
 
     fn keep_baseline(&self, run: &Run, forget_recorded: bool) {
         if let (Some(journal), Some(baseline)) = (&self.journal, run.baseline()) {
-            let entry = Entry::baseline(run.id(), &baseline.record(), forget_recorded);
+            let entry = Entry::baseline(run.id(), &BaselineRecord::of(&baseline), forget_recorded);
             journal.append(entry, None);
         }
     }

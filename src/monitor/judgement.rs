@@ -5,8 +5,9 @@ use ndarray::Array2;
 use super::Sample;
 use super::alerts::OutlyingSample;
 use super::baseline::BaselineSet;
+use super::statistics::StatisticsParameters;
 use super::statistics::null::{NullValues, Observed};
-use super::statistics::{StatisticsParameters, WindowEvaluation};
+use super::window_statistics::WindowEvaluation;
 
 /// Answers of a window that are named as the most outlying.
 const OUTLYING: usize = 10;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::MonitorConfig;
 use super::baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
+use super::clock::unix_seconds;
 use super::journal::{BaselineRecord, StoredRun};
 use super::run::Run;
 use super::window::Window;
-use super::{MonitorConfig, unix_seconds};
 
 /// The run, and the windows that were complete and not evaluated. `server` are the server's settings,
 /// `checkpoint` is its baseline.

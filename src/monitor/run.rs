@@ -9,13 +9,14 @@ use serde_json::{Map, Value};
 
 use super::alerts::{Alert, Alerts, Changes, Look};
 use super::baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
+use super::clock::unix_seconds;
 use super::early_stop::EarlyStop;
 use super::evaluation::Evaluation;
 use super::journal::StateRecord;
 use super::judgement::Judgement;
-use super::statistics::WindowEvaluation;
 use super::window::{Window, Windows};
-use super::{MonitorConfig, OverrideError, RunConfig, Sample, unix_seconds};
+use super::window_statistics::WindowEvaluation;
+use super::{MonitorConfig, OverrideError, RunConfig, Sample};
 
 /// A run as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]

@@ -12,12 +12,13 @@ use serde_json::{Map, Value};
 
 use super::alerts::AlertKind;
 use super::baseline::{BaselineAnswers, BaselineSet};
+use super::clock::unix_seconds;
 use super::evaluator::{Evaluator, Task, publish};
 use super::journal::{Committed, Entry, Journal, ObservationRecord, RunRecord, StoredRun};
 use super::resume::resume;
 use super::run::{Run, RunView};
 use super::window::Window;
-use super::{Evaluation, MonitorConfig, MonitorError, Observation, Role, unix_seconds};
+use super::{Evaluation, MonitorConfig, MonitorError, Observation, Role};
 use crate::metrics::Metrics;
 
 /// The runs that are known, by name.

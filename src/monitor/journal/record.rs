@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::monitor::{BaselineOrigin, Sample};
+use crate::monitor::{BaselineOrigin, BaselineSet, Sample};
 
 /// The samples of one request, in the postcard format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -109,4 +109,25 @@ pub(in crate::monitor) struct BaselineRecord {
     pub(in crate::monitor) latents: Vec<f32>,
     pub(in crate::monitor) rewards: Option<Vec<f32>>,
     pub(in crate::monitor) prompts: Option<Vec<Option<u64>>>,
+}
+
+impl BaselineRecord {
+    /// Of a baseline. The journal has recorded answers already.
+    pub(in crate::monitor) fn of(baseline: &BaselineSet) -> Self {
+        let recorded = baseline.origin == BaselineOrigin::Recorded;
+        Self {
+            version: baseline.version,
+            origin: baseline.origin,
+            rows: baseline.len(),
+            dimension: baseline.latents.ncols(),
+            latents: if recorded {
+                Vec::new()
+            } else {
+                // They were f32 when they came.
+                baseline.latents.iter().map(|&value| value as f32).collect()
+            },
+            rewards: baseline.rewards.clone().filter(|_| !recorded),
+            prompts: baseline.prompts.clone().filter(|_| !recorded),
+        }
+    }
 }

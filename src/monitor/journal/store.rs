@@ -25,8 +25,9 @@ use redb::{
 };
 use serde::de::DeserializeOwned;
 
+use super::entry::{Entry, Pending};
+use super::error::JournalError;
 use super::record::{BaselineRecord, ObservationRecord, RunRecord, StateRecord};
-use super::{Entry, JournalError, Pending};
 use crate::monitor::{Evaluation, Role};
 
 /// Number of the format of tables and records.

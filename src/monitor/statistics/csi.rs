@@ -227,7 +227,7 @@ impl CsiParameters {
     ///
     /// # Errors
     /// In [`EpsMode::Calibrated`], which takes one.
-    pub(super) fn fixed_eps(&self) -> Result<f64, CsiError> {
+    pub(in crate::monitor) fn fixed_eps(&self) -> Result<f64, CsiError> {
         match self.eps_mode {
             EpsMode::Fixed => Ok(self.eps),
             EpsMode::Calibrated => calibrated_eps(&[], self),
@@ -239,7 +239,7 @@ impl CsiParameters {
 ///
 /// # Errors
 /// Where it gives none.
-pub(super) fn calibrated_eps(
+pub(in crate::monitor) fn calibrated_eps(
     k_distances: &[f64],
     parameters: &CsiParameters,
 ) -> Result<f64, CsiError> {
@@ -253,16 +253,16 @@ pub(super) fn calibrated_eps(
 
 /// The clusters of the policy's latents, which take no baseline.
 #[derive(Debug)]
-pub(super) struct Clustering {
+pub(in crate::monitor) struct Clustering {
     /// The group of each latent that counts: its cluster, or what the noise policy makes of noise.
     groups: Vec<Option<usize>>,
-    pub(super) eps: f64,
-    pub(super) clusters: usize,
-    pub(super) noise_fraction: f64,
+    pub(in crate::monitor) eps: f64,
+    pub(in crate::monitor) clusters: usize,
+    pub(in crate::monitor) noise_fraction: f64,
 }
 
 impl Clustering {
-    pub(super) fn new(graph: &NeighbourGraph, eps: f64, parameters: &CsiParameters) -> Self {
+    pub(in crate::monitor) fn new(graph: &NeighbourGraph, eps: f64, parameters: &CsiParameters) -> Self {
         let labels = graph.clusters(parameters.min_samples);
         let clusters = count(&labels);
         let noise = labels.iter().filter(|label| label.is_none()).count();
@@ -284,7 +284,7 @@ impl Clustering {
     /// Equation 8. The two sets have one origin, of which distances do not depend, but the rounding of
     /// means does. `nearest` are the distances of the policy's latents to their nearest baseline
     /// latents, where they are known: those of groups of one.
-    pub(super) fn separation(
+    pub(in crate::monitor) fn separation(
         &self,
         policy: &Centred,
         baseline: &Centred,

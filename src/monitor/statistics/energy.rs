@@ -28,12 +28,12 @@ pub fn mean_distance_within(x: ArrayView2<'_, f64>) -> Option<f64> {
 }
 
 /// The energy distance of two sets whose mean distances are these.
-pub(super) fn combine(between: f64, within_x: f64, within_y: f64) -> f64 {
+pub(in crate::monitor) fn combine(between: f64, within_x: f64, within_y: f64) -> f64 {
     // Rounding may leave a little below zero where the sets are the same.
     (2.0 * between - within_x - within_y).max(0.0)
 }
 
 /// The mean; NaN for no values.
-pub(super) fn average(values: &[f64]) -> f64 {
+pub(in crate::monitor) fn average(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

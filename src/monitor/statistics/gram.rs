@@ -35,10 +35,10 @@ use crate::ops::cpu::Isa;
 
 /// Rows and columns of a block: the block (512 KiB) and its two panels stay in a second-level cache.
 /// A multiple of [`WORD`].
-pub(super) const BLOCK: usize = 256;
+pub(in crate::monitor) const BLOCK: usize = 256;
 
 /// Pairs whose questions are answered by the bits of one word.
-pub(super) const WORD: usize = u64::BITS as usize;
+pub(in crate::monitor) const WORD: usize = u64::BITS as usize;
 
 /// Half-lengths of vectors: sums and minima are kept in so many lanes, in one fixed order.
 const LANES: usize = 16;
@@ -50,14 +50,14 @@ const CLOSE: f64 = 1e-3;
 
 /// Points less an origin, with half their squared norms.
 #[derive(Debug)]
-pub(super) struct Centred {
+pub(in crate::monitor) struct Centred {
     rows: Array2<f64>,
     half_norms: Vec<f64>,
     largest: f64,
 }
 
 impl Centred {
-    pub(super) fn new(points: ArrayView2<'_, f64>, origin: &Array1<f64>) -> Self {
+    pub(in crate::monitor) fn new(points: ArrayView2<'_, f64>, origin: &Array1<f64>) -> Self {
         // Rows must lie one after the other for the products.
         let mut rows = points.as_standard_layout().into_owned();
         rows -= origin;
@@ -68,18 +68,18 @@ impl Centred {
         Self { rows, half_norms, largest }
     }
 
-    pub(super) fn rows(&self) -> ArrayView2<'_, f64> {
+    pub(in crate::monitor) fn rows(&self) -> ArrayView2<'_, f64> {
         self.rows.view()
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::monitor) fn len(&self) -> usize {
         self.half_norms.len()
     }
 
     /// Shows `visit` every pair of a row here and a row of `other`, one [`Run`] at a time: block by
     /// block, in each block row by row, in each row in ascending order of columns. With `upper` only
     /// the pairs whose column is greater than their row. The two must share their origin and dimension.
-    pub(super) fn walk(&self, other: &Self, upper: bool, mut visit: impl FnMut(&Run<'_>)) {
+    pub(in crate::monitor) fn walk(&self, other: &Self, upper: bool, mut visit: impl FnMut(&Run<'_>)) {
         let dimension = self.rows.ncols();
         debug_assert_eq!(dimension, other.rows.ncols());
         let width = 2.0 * (dimension as f64 + 8.0) * f64::EPSILON;
@@ -156,10 +156,10 @@ impl Centred {
 }
 
 /// The pairs of one row with up to [`BLOCK`] consecutive rows of the other set, its columns.
-pub(super) struct Run<'a> {
-    pub(super) row: usize,
+pub(in crate::monitor) struct Run<'a> {
+    pub(in crate::monitor) row: usize,
     /// The first column.
-    pub(super) first: usize,
+    pub(in crate::monitor) first: usize,
     products: &'a [f64],
     half_norm: f64,
     half_norms: &'a [f64],
@@ -170,9 +170,9 @@ pub(super) struct Run<'a> {
 }
 
 /// What can be said of a run without looking at its pairs.
-pub(super) struct Survey {
+pub(in crate::monitor) struct Survey {
     /// No squared distance is smaller.
-    pub(super) lowest: f64,
+    pub(in crate::monitor) lowest: f64,
     /// The sum of the distances, but for those of close pairs.
     far_sum: f64,
     /// Whether there are close pairs.
@@ -180,11 +180,11 @@ pub(super) struct Survey {
 }
 
 impl Run<'_> {
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::monitor) fn len(&self) -> usize {
         self.products.len()
     }
 
-    pub(super) fn survey(&self) -> Survey {
+    pub(in crate::monitor) fn survey(&self) -> Survey {
         if !self.bounded {
             return Survey { lowest: f64::NEG_INFINITY, far_sum: 0.0, close: true };
         }
@@ -195,7 +195,7 @@ impl Run<'_> {
 
     /// The sum of the distances of all pairs; `plain` gives the squared distance of the row and the
     /// column where that takes a plain sum.
-    pub(super) fn distance_sum(&self, survey: &Survey, plain: impl Fn(usize, usize) -> f64) -> f64 {
+    pub(in crate::monitor) fn distance_sum(&self, survey: &Survey, plain: impl Fn(usize, usize) -> f64) -> f64 {
         let mut sum = survey.far_sum;
         if survey.close {
             for (column, (product, half_norm)) in
@@ -212,7 +212,7 @@ impl Run<'_> {
 
     /// Of [`WORD`] columns from `first + skip`: those whose squared distance is certainly at most
     /// `limit`, and those of which the interval leaves it open.
-    pub(super) fn within(&self, skip: usize, limit: f64) -> (u64, u64) {
+    pub(in crate::monitor) fn within(&self, skip: usize, limit: f64) -> (u64, u64) {
         let end = self.len().min(skip + WORD);
         if !self.bounded {
             return (0, u64::MAX >> (WORD - (end - skip)));
@@ -226,7 +226,7 @@ impl Run<'_> {
 
     /// Shows `found` the columns whose squared distance may be at most `limit`, which is from then on
     /// what `found` answers.
-    pub(super) fn candidates(&self, mut limit: f64, mut found: impl FnMut(usize) -> f64) {
+    pub(in crate::monitor) fn candidates(&self, mut limit: f64, mut found: impl FnMut(usize) -> f64) {
         for skip in (0..self.len()).step_by(WORD) {
             let (near, open) = self.within(skip, limit);
             for column in bits(near | open) {
@@ -237,7 +237,7 @@ impl Run<'_> {
 }
 
 /// The places of the bits that are set, in ascending order.
-pub(super) fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+pub(in crate::monitor) fn bits(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let place = (word != 0).then(|| word.trailing_zeros() as usize);
         word &= word.wrapping_sub(1);
@@ -322,7 +322,7 @@ vectorised! {
 }
 
 /// The mean row, or zeros for an empty set. Exactly the common row where all rows are the same.
-pub(super) fn mean(points: ArrayView2<'_, f64>) -> Array1<f64> {
+pub(in crate::monitor) fn mean(points: ArrayView2<'_, f64>) -> Array1<f64> {
     let Some(first) = points.outer_iter().next() else { return Array1::zeros(points.ncols()) };
     let offsets = points.outer_iter().fold(Array1::zeros(points.ncols()), |mut sum, row| {
         ndarray::Zip::from(&mut sum)
@@ -335,7 +335,7 @@ pub(super) fn mean(points: ArrayView2<'_, f64>) -> Array1<f64> {
 }
 
 /// The plain sum, in the order of the coordinates: reordering it would decide ties differently.
-pub(super) fn squared_distance(x: ArrayView1<'_, f64>, y: ArrayView1<'_, f64>) -> f64 {
+pub(in crate::monitor) fn squared_distance(x: ArrayView1<'_, f64>, y: ArrayView1<'_, f64>) -> f64 {
     x.iter().zip(y).fold(0.0, |sum, (x, y)| {
         let difference = x - y;
         sum + difference * difference

@@ -46,6 +46,6 @@ pub fn k_distances(set: ArrayView2<'_, f64>, k: usize) -> Vec<f64> {
 }
 
 /// The last of each `k` values.
-pub(super) fn kth(distances: &[f64], k: usize) -> Vec<f64> {
+pub(in crate::monitor) fn kth(distances: &[f64], k: usize) -> Vec<f64> {
     distances.chunks_exact(k.max(1)).map(|row| row[row.len() - 1]).collect()
 }

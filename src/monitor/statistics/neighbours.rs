@@ -1,9 +1,6 @@
 //! Which points lie within a radius of each other, and the clusters that they make.
 
-use ndarray::ArrayView2;
-
 use super::gram::{WORD, bits};
-use super::pairs;
 
 /// The neighbour graph of a set of points: one bit for each ordered pair, itself included.
 ///
@@ -16,18 +13,8 @@ pub struct NeighbourGraph {
 }
 
 impl NeighbourGraph {
-    /// The graph of the rows of `points`, `[N, d]`, whose Euclidean distance is at most `radius`.
-    ///
-    /// A point at exactly the radius is a neighbour, as in scikit-learn, and every answer is that of
-    /// the plain sum of squared differences: at the dimensions of a latent space (64 to 256) a tree
-    /// visits nearly every point, and a matrix product over all pairs is the faster search, but it
-    /// only screens. Costs `N^2 d` floating-point operations.
-    pub fn new(points: ArrayView2<'_, f64>, radius: f64) -> Self {
-        pairs::within(points, Some(radius), false).0
-    }
-
     /// A graph without edges but those of each point to itself.
-    pub(super) fn isolated(rows: usize) -> Self {
+    pub(in crate::monitor) fn isolated(rows: usize) -> Self {
         let words_per_row = rows.div_ceil(WORD);
         let mut graph = Self { rows, words_per_row, adjacency: vec![0; rows * words_per_row] };
         for row in 0..rows {
@@ -37,7 +24,7 @@ impl NeighbourGraph {
     }
 
     /// Makes neighbours of `row` those of the [`WORD`] points from `first` whose bits are set.
-    pub(super) fn connect(&mut self, row: usize, first: usize, neighbours: u64) {
+    pub(in crate::monitor) fn connect(&mut self, row: usize, first: usize, neighbours: u64) {
         let word = &mut self.adjacency[row * self.words_per_row + first / WORD..];
         let shift = first % WORD;
         word[0] |= neighbours << shift;
@@ -48,7 +35,7 @@ impl NeighbourGraph {
 
     /// Makes `j` a neighbour of `i` wherever `i` is one of `j`, given that edges were only entered
     /// for `i < j`.
-    pub(super) fn mirror(&mut self) {
+    pub(in crate::monitor) fn mirror(&mut self) {
         let width = self.words_per_row;
         for top in 0..width {
             for right in top..width {

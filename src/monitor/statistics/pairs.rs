@@ -7,18 +7,30 @@ use super::neighbours::NeighbourGraph;
 
 /// Points, and the same less an origin.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Points<'a> {
+pub(in crate::monitor) struct Points<'a> {
     /// `[N, d]`: what plain sums are taken of.
-    pub(super) plain: ArrayView2<'a, f64>,
+    pub(in crate::monitor) plain: ArrayView2<'a, f64>,
     /// `[N, d]`: what is multiplied.
-    pub(super) centred: &'a Centred,
+    pub(in crate::monitor) centred: &'a Centred,
+}
+
+impl NeighbourGraph {
+    /// The graph of the rows of `points`, `[N, d]`, whose Euclidean distance is at most `radius`.
+    ///
+    /// A point at exactly the radius is a neighbour, as in scikit-learn, and every answer is that of
+    /// the plain sum of squared differences: at the dimensions of a latent space (64 to 256) a tree
+    /// visits nearly every point, and a matrix product over all pairs is the faster search, but it
+    /// only screens. Costs `N^2 d` floating-point operations.
+    pub fn new(points: ArrayView2<'_, f64>, radius: f64) -> Self {
+        within(points, Some(radius), false).0
+    }
 }
 
 /// The graph of neighbours at `radius`, if one is given, and the mean distance of all ordered pairs,
 /// those of a point with itself included, or 0 if `means` is not set.
 ///
 /// Half of the pairs are walked: `N^2 d` floating-point operations, with `means` `N^2 / 2` roots.
-pub(super) fn within(
+pub(in crate::monitor) fn within(
     points: ArrayView2<'_, f64>,
     radius: Option<f64>,
     means: bool,
@@ -53,12 +65,12 @@ pub(super) fn within(
 
 /// What is asked of the pairs between two sets.
 #[derive(Debug, Default)]
-pub(super) struct Between {
+pub(in crate::monitor) struct Between {
     /// Mean distance of each query to all points of the set; `[N]`, or empty if it was not asked for.
-    pub(super) mean_distances: Vec<f64>,
+    pub(in crate::monitor) mean_distances: Vec<f64>,
     /// Distances to the nearest points of the set, ascending; `[N, k]` row by row, infinite where the
     /// set has fewer.
-    pub(super) nearest: Vec<f64>,
+    pub(in crate::monitor) nearest: Vec<f64>,
 }
 
 /// Distances from each of `queries` to its `k` nearest points of `set`, and to all of them on average
@@ -66,7 +78,7 @@ pub(super) struct Between {
 ///
 /// `2 N M d` floating-point operations, with `means` `N M` roots, and plain sums for the few points
 /// that come closer than the `k` closest before.
-pub(super) fn between(queries: Points<'_>, set: Points<'_>, k: usize, means: bool) -> Between {
+pub(in crate::monitor) fn between(queries: Points<'_>, set: Points<'_>, k: usize, means: bool) -> Between {
     let rows = queries.centred.len();
     let mut mean_distances = vec![0.0; if means { rows } else { 0 }];
     let mut nearest = vec![f64::INFINITY; rows * k];
@@ -107,7 +119,7 @@ fn insert(smallest: &mut [f64], value: f64) {
 }
 
 /// [`between`] for sets that nothing else is asked of.
-pub(super) fn between_plain(
+pub(in crate::monitor) fn between_plain(
     queries: ArrayView2<'_, f64>,
     set: ArrayView2<'_, f64>,
     k: usize,

@@ -10,8 +10,8 @@ use super::energy::average;
 use super::gram::{Centred, mean};
 use super::mahalanobis::Mahalanobis;
 use super::nearest::kth;
-use super::paired::PromptIndex;
 use super::pairs::{Points, between};
+use super::prompt_index::PromptIndex;
 use super::rewards::quantile;
 
 /// Parts of a baseline, of which each is measured by a fit to the others.
@@ -92,11 +92,11 @@ impl Reference {
     }
 
     /// `latents`, `[N, d]`, less the baseline's mean.
-    pub(super) fn centre(&self, latents: ArrayView2<'_, f64>) -> Centred {
+    pub(in crate::monitor) fn centre(&self, latents: ArrayView2<'_, f64>) -> Centred {
         Centred::new(latents, &self.origin)
     }
 
-    pub(super) fn points(&self) -> Points<'_> {
+    pub(in crate::monitor) fn points(&self) -> Points<'_> {
         Points { plain: self.centred.rows(), centred: &self.centred }
     }
 

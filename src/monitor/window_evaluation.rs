@@ -2,16 +2,17 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use super::correlation::spearman;
-use super::csi::{Clustering, CsiError, LatentSet};
-use super::dispersion::{distinct_ratio, total_variance};
-use super::energy::{average, combine};
-use super::mahalanobis::Mahalanobis;
-use super::nearest::kth;
-use super::pairs::{Points, between, within};
-use super::reference::Reference;
-use super::rewards::{Groups, Quantiles, moments, share_above};
-use super::{StatisticsParameters, WindowEvaluation, WindowStatistics};
+use super::statistics::StatisticsParameters;
+use super::statistics::correlation::spearman;
+use super::statistics::csi::{Clustering, CsiError, LatentSet};
+use super::statistics::dispersion::{distinct_ratio, total_variance};
+use super::statistics::energy::{average, combine};
+use super::statistics::mahalanobis::Mahalanobis;
+use super::statistics::nearest::kth;
+use super::statistics::pairs::{Points, between, within};
+use super::statistics::reference::Reference;
+use super::statistics::rewards::{Groups, Quantiles, moments, share_above};
+use super::window_statistics::{WindowEvaluation, WindowStatistics};
 use crate::monitor::{BaselineSet, Sample};
 
 /// Computes all statistics of a window of `N` samples; without a baseline, those that need none.
@@ -160,32 +161,4 @@ fn paired(samples: &[Sample], reference: &Reference, statistics: &mut WindowStat
         .collect();
     statistics.paired_samples = distances.len();
     statistics.paired_distance = (!distances.is_empty()).then(|| average(&distances));
-}
-
-impl WindowStatistics {
-    /// Takes back what is no number: NaN and infinities never leave.
-    fn keep_finite(&mut self) {
-        for value in [
-            &mut self.csi,
-            &mut self.csi_per_sample,
-            &mut self.noise_fraction,
-            &mut self.eps,
-            &mut self.energy,
-            &mut self.mop,
-            &mut self.mahalanobis_mean,
-            &mut self.dispersion_ratio,
-            &mut self.dispersion_log_det,
-            &mut self.distinct_ratio,
-            &mut self.knn_distance,
-            &mut self.paired_distance,
-            &mut self.saturation,
-            &mut self.group_zero_variance_rate,
-            &mut self.reward_length_rho,
-            &mut self.response_characters_mean,
-            &mut self.sigma_mean,
-            &mut self.divergence_mean,
-        ] {
-            *value = value.filter(|value| value.is_finite());
-        }
-    }
 }
