@@ -3,41 +3,21 @@
 //! The engine shows it every scored answer; a thread of its own sorts them into runs and windows
 //! (`ingest/worker.rs`), and another evaluates each window (`ingest/evaluator.rs`). Scoring never waits for them.
 
-pub mod alerts;
-mod assessment;
-mod baseline;
-mod calibration;
-mod clock;
-mod config;
-pub mod early_stop;
-mod error;
-mod evaluation;
-mod evaluator;
-mod handle;
+mod answers;
+mod ingest;
 mod journal;
-mod judgement;
-mod resume;
-mod run;
-mod sample;
-pub mod shaping;
+mod offline;
+mod settings;
 pub mod statistics;
-mod window;
-mod window_evaluation;
-mod window_statistics;
-mod worker;
+mod verdict;
 
-pub use assessment::Assessment;
-pub use baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
-pub use calibration::{Calibration, CsiCalibration, Expected, RewardLevels};
-pub use config::{MonitorConfig, RunConfig, StatisticsConfig};
-pub use error::{MonitorError, OverrideError};
-pub use evaluation::Evaluation;
-pub use handle::Monitor;
-pub use journal::{JournalConfig, JournalError};
-pub use run::{Latest, RunView};
-pub use sample::{
-    Observation, Origin, Role, Sample, Subject, Watched, fingerprint, prompt_fingerprint,
+pub use answers::{
+    BaselineAnswers, BaselineOrigin, BaselineSet, Observation, Origin, Role, Sample, Subject,
+    Watched, fingerprint, prompt_fingerprint,
 };
-pub use window::Window;
-pub use window_evaluation::evaluate_window;
-pub use window_statistics::{WindowEvaluation, WindowStatistics};
+pub use ingest::{Latest, Monitor, RunView, Window};
+pub use journal::{JournalConfig, JournalError};
+pub use offline::{Assessment, Calibration, CsiCalibration, Expected, RewardLevels};
+pub use settings::{MonitorConfig, MonitorError, OverrideError, RunConfig, StatisticsConfig};
+pub use verdict::{Evaluation, WindowEvaluation, WindowStatistics, evaluate_window};
+pub use verdict::{alerts, early_stop, shaping};

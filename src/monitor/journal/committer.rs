@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::clock::unix_seconds;
 use super::config::JournalConfig;
 use super::entry::{Entry, Pending};
 use super::error::JournalError;
 use super::store::{Retention, Store, StoredRun};
 use crate::metrics::Metrics;
-use crate::monitor::clock::unix_seconds;
 use crate::telemetry::spawn;
 
 /// Time between two attempts to write after a failure.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::record::{BaselineRecord, ObservationRecord, RunRecord, StateRecord};
-use crate::monitor::Role;
+use crate::monitor::answers::Role;
 
 /// Something to keep. What has several parts is kept as a whole or not at all.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 //! While the file cannot be written, entries wait in memory, up to `monitor.max_pending` samples; further
 //! samples are lost to the journal and counted, and monitoring goes on.
 
+mod clock;
 mod committer;
 mod config;
 mod entry;
@@ -14,6 +15,7 @@ mod error;
 mod record;
 mod store;
 
+pub(super) use clock::unix_seconds;
 pub(super) use committer::{Committed, Journal};
 pub use config::JournalConfig;
 pub(super) use entry::Entry;

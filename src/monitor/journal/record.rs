@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::monitor::{BaselineOrigin, BaselineSet, Sample};
+use crate::monitor::answers::{BaselineOrigin, BaselineSet, Sample};
 
 /// The samples of one request, in the postcard format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -28,7 +28,8 @@ use serde::de::DeserializeOwned;
 use super::entry::{Entry, Pending};
 use super::error::JournalError;
 use super::record::{BaselineRecord, ObservationRecord, RunRecord, StateRecord};
-use crate::monitor::{Evaluation, Role};
+use crate::monitor::answers::Role;
+use crate::monitor::verdict::Evaluation;
 
 /// Number of the format of tables and records.
 const FORMAT: u64 = 1;

@@ -262,7 +262,11 @@ pub(in crate::monitor) struct Clustering {
 }
 
 impl Clustering {
-    pub(in crate::monitor) fn new(graph: &NeighbourGraph, eps: f64, parameters: &CsiParameters) -> Self {
+    pub(in crate::monitor) fn new(
+        graph: &NeighbourGraph,
+        eps: f64,
+        parameters: &CsiParameters,
+    ) -> Self {
         let labels = graph.clusters(parameters.min_samples);
         let clusters = count(&labels);
         let noise = labels.iter().filter(|label| label.is_none()).count();

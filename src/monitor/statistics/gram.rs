@@ -79,7 +79,12 @@ impl Centred {
     /// Shows `visit` every pair of a row here and a row of `other`, one [`Run`] at a time: block by
     /// block, in each block row by row, in each row in ascending order of columns. With `upper` only
     /// the pairs whose column is greater than their row. The two must share their origin and dimension.
-    pub(in crate::monitor) fn walk(&self, other: &Self, upper: bool, mut visit: impl FnMut(&Run<'_>)) {
+    pub(in crate::monitor) fn walk(
+        &self,
+        other: &Self,
+        upper: bool,
+        mut visit: impl FnMut(&Run<'_>),
+    ) {
         let dimension = self.rows.ncols();
         debug_assert_eq!(dimension, other.rows.ncols());
         let width = 2.0 * (dimension as f64 + 8.0) * f64::EPSILON;
@@ -195,7 +200,11 @@ impl Run<'_> {
 
     /// The sum of the distances of all pairs; `plain` gives the squared distance of the row and the
     /// column where that takes a plain sum.
-    pub(in crate::monitor) fn distance_sum(&self, survey: &Survey, plain: impl Fn(usize, usize) -> f64) -> f64 {
+    pub(in crate::monitor) fn distance_sum(
+        &self,
+        survey: &Survey,
+        plain: impl Fn(usize, usize) -> f64,
+    ) -> f64 {
         let mut sum = survey.far_sum;
         if survey.close {
             for (column, (product, half_norm)) in
@@ -226,7 +235,11 @@ impl Run<'_> {
 
     /// Shows `found` the columns whose squared distance may be at most `limit`, which is from then on
     /// what `found` answers.
-    pub(in crate::monitor) fn candidates(&self, mut limit: f64, mut found: impl FnMut(usize) -> f64) {
+    pub(in crate::monitor) fn candidates(
+        &self,
+        mut limit: f64,
+        mut found: impl FnMut(usize) -> f64,
+    ) {
         for skip in (0..self.len()).step_by(WORD) {
             let (near, open) = self.within(skip, limit);
             for column in bits(near | open) {

@@ -21,4 +21,13 @@ pub mod reference;
 pub mod rewards;
 pub mod tsne;
 
+pub(super) use correlation::spearman;
+pub(super) use csi::{Clustering, CsiError, CsiParameters, EpsMode, LatentSet};
+pub(super) use dispersion::{distinct_ratio, total_variance};
+pub(super) use energy::{average, combine};
+pub(super) use mahalanobis::Mahalanobis;
+pub(super) use nearest::{k_distances, kth};
+pub(super) use pairs::{Points, between, within};
 pub use parameters::StatisticsParameters;
+pub(super) use reference::Reference;
+pub(super) use rewards::{Groups, Quantiles, moments, share_above};

@@ -78,7 +78,12 @@ pub(in crate::monitor) struct Between {
 ///
 /// `2 N M d` floating-point operations, with `means` `N M` roots, and plain sums for the few points
 /// that come closer than the `k` closest before.
-pub(in crate::monitor) fn between(queries: Points<'_>, set: Points<'_>, k: usize, means: bool) -> Between {
+pub(in crate::monitor) fn between(
+    queries: Points<'_>,
+    set: Points<'_>,
+    k: usize,
+    means: bool,
+) -> Between {
     let rows = queries.centred.len();
     let mut mean_distances = vec![0.0; if means { rows } else { 0 }];
     let mut nearest = vec![f64::INFINITY; rows * k];

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use inform::monitor::statistics::StatisticsParameters;
 use inform::monitor::statistics::csi::{
     CsiError, CsiParameters, EpsMode, LatentSet, NoisePolicy, csi,
 };
-use inform::monitor::statistics::{StatisticsParameters, WindowEvaluation, evaluate_window};
 use inform::monitor::{BaselineAnswers, BaselineOrigin, BaselineSet, Sample};
+use inform::monitor::{WindowEvaluation, evaluate_window};
 use ndarray::Array2;
 
 fn sample(latent: &[f32], reward: f32, prompt: Option<u64>, sequence: u64) -> Sample {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::support::recipe::{Recipe, close};
+use inform::monitor::statistics::StatisticsParameters;
 use inform::monitor::statistics::correlation::spearman;
 use inform::monitor::statistics::csi::{CsiParameters, EpsMode};
 use inform::monitor::statistics::energy::energy_distance;
 use inform::monitor::statistics::pca::Pca;
 use inform::monitor::statistics::tsne::tsne;
-use inform::monitor::statistics::{StatisticsParameters, WindowEvaluation, evaluate_window};
 use inform::monitor::{BaselineAnswers, BaselineOrigin, BaselineSet, Sample};
+use inform::monitor::{WindowEvaluation, evaluate_window};
 use ndarray::{Array2, ArrayView2};
 use serde::Deserialize;
 

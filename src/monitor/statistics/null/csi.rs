@@ -15,8 +15,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::super::csi::{CsiParameters, NoisePolicy, csi};
 use super::tail::Resampled;
+use crate::monitor::statistics::csi::{CsiParameters, NoisePolicy, csi};
 
 const MAX_HELD_OUT: usize = 1024;
 /// Fewest latents on either side.

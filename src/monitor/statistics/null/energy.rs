@@ -26,8 +26,8 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::super::gram::mean;
 use super::tail::{bisect, normal_tail};
+use crate::monitor::statistics::gram::mean;
 
 /// Most baseline latents that the law is fitted to: 2,000 cost 1 GFLOP at d = 128, and 32 MB.
 const MAX_ROWS: usize = 2000;

@@ -23,11 +23,12 @@ use ndarray::{ArrayView2, Axis};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-use super::csi::CsiParameters;
-use super::gram::mean;
+use crate::monitor::statistics::csi::CsiParameters;
+use crate::monitor::statistics::gram::mean;
 use csi::{CsiNull, held_out};
 pub use energy::EnergyNull;
-use tail::{beta_binomial_tail, bisect, normal_tail, normal_upper_quantile};
+use tail::beta_binomial_tail;
+pub(in crate::monitor) use tail::{bisect, normal_tail, normal_upper_quantile};
 
 /// The quantile that is reported beside a value.
 const QUANTILE: f64 = 0.95;

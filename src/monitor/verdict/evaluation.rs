@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::alerts::AlertKind;
-use super::baseline::BaselineOrigin;
 use super::window_statistics::WindowStatistics;
+use crate::monitor::answers::BaselineOrigin;
 
 /// The evaluation of one window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]

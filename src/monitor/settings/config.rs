@@ -3,13 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::alerts::AlertParameters;
-use super::early_stop::{EarlyStop, EarlyStopParameters};
 use super::error::{MonitorError, OverrideError};
-use super::journal::JournalConfig;
-use super::shaping::ShapingParameters;
-use super::statistics::StatisticsParameters;
-use super::statistics::csi::CsiParameters;
+use crate::monitor::journal::JournalConfig;
+use crate::monitor::statistics::{CsiParameters, StatisticsParameters};
+use crate::monitor::verdict::{AlertParameters, EarlyStop, EarlyStopParameters, ShapingParameters};
 use crate::pointer::{pointer, token};
 
 /// Settings of the monitor.

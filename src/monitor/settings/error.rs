@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::journal::JournalError;
+use crate::monitor::journal::JournalError;
 
 /// A monitor that cannot be started or asked.
 #[derive(Debug, Error)]

@@ -2,18 +2,13 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use super::statistics::StatisticsParameters;
-use super::statistics::correlation::spearman;
-use super::statistics::csi::{Clustering, CsiError, LatentSet};
-use super::statistics::dispersion::{distinct_ratio, total_variance};
-use super::statistics::energy::{average, combine};
-use super::statistics::mahalanobis::Mahalanobis;
-use super::statistics::nearest::kth;
-use super::statistics::pairs::{Points, between, within};
-use super::statistics::reference::Reference;
-use super::statistics::rewards::{Groups, Quantiles, moments, share_above};
 use super::window_statistics::{WindowEvaluation, WindowStatistics};
-use crate::monitor::{BaselineSet, Sample};
+use crate::monitor::answers::{BaselineSet, Sample};
+use crate::monitor::statistics::{
+    Clustering, CsiError, Groups, LatentSet, Mahalanobis, Points, Quantiles, Reference,
+    StatisticsParameters, average, between, combine, distinct_ratio, kth, moments, share_above,
+    spearman, total_variance, within,
+};
 
 /// Computes all statistics of a window of `N` samples; without a baseline, those that need none.
 ///

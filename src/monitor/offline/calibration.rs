@@ -4,12 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::statistics::csi::{CsiParameters, EpsMode};
-use super::statistics::nearest::k_distances;
-use super::statistics::null::{Null, Observed};
-use super::statistics::rewards::{Quantiles, moments};
-use super::{BaselineSet, MonitorConfig};
 use crate::checkpoint::Baseline;
+use crate::monitor::answers::BaselineSet;
+use crate::monitor::settings::MonitorConfig;
+use crate::monitor::statistics::null::{Null, Observed};
+use crate::monitor::statistics::{CsiParameters, EpsMode, Quantiles, k_distances, moments};
 
 /// Levels of the quantiles: as the names of [`Expected`]'s fields say.
 const LEVELS: [f64; 3] = [0.5, 0.95, 0.99];

@@ -122,9 +122,9 @@ impl Watched {
 /// The scored answers of one request.
 #[derive(Debug, Clone)]
 pub struct Observation {
-    pub(super) origin: Origin,
-    pub(super) samples: Vec<Sample>,
-    pub(super) at: Instant,
+    pub(in crate::monitor) origin: Origin,
+    pub(in crate::monitor) samples: Vec<Sample>,
+    pub(in crate::monitor) at: Instant,
 }
 
 impl Observation {

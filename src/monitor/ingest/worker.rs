@@ -10,31 +10,32 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 
-use super::alerts::AlertKind;
-use super::baseline::{BaselineAnswers, BaselineSet};
-use super::clock::unix_seconds;
 use super::evaluator::{Evaluator, Task, publish};
-use super::journal::{Committed, Entry, Journal, ObservationRecord, RunRecord, StoredRun};
 use super::resume::resume;
 use super::run::{Run, RunView};
 use super::window::Window;
-use super::{Evaluation, MonitorConfig, MonitorError, Observation, Role};
 use crate::metrics::Metrics;
+use crate::monitor::answers::{BaselineAnswers, BaselineSet, Observation, Role};
+use crate::monitor::journal::{
+    Committed, Entry, Journal, ObservationRecord, RunRecord, StoredRun, unix_seconds,
+};
+use crate::monitor::settings::{MonitorConfig, MonitorError};
+use crate::monitor::verdict::{AlertKind, Evaluation};
 
 /// The runs that are known, by name.
-pub(super) type Runs = Arc<RwLock<BTreeMap<String, Arc<Mutex<Run>>>>>;
+pub(in crate::monitor) type Runs = Arc<RwLock<BTreeMap<String, Arc<Mutex<Run>>>>>;
 
 /// What becomes of a request to evaluate.
-pub(super) type EvaluationSender = Sender<Result<Evaluation, MonitorError>>;
+pub(in crate::monitor) type EvaluationSender = Sender<Result<Evaluation, MonitorError>>;
 
 /// What becomes of a request for another baseline.
-pub(super) type BaselineSender = Sender<Result<Arc<BaselineSet>, MonitorError>>;
+pub(in crate::monitor) type BaselineSender = Sender<Result<Arc<BaselineSet>, MonitorError>>;
 
 /// Pause after the last answer that waits: to wake the thread for each costs those who answer, and it,
 /// more than the sorting.
 const GATHERING: Duration = Duration::from_millis(2);
 
-pub(super) enum Message {
+pub(in crate::monitor) enum Message {
     Observed(Observation, Option<Committed>),
     Evaluate(String, EvaluationSender),
     SetBaseline(String, BaselineAnswers, BaselineSender),
@@ -44,25 +45,25 @@ pub(super) enum Message {
 }
 
 /// The thread's state. It only sorts: an answer costs a copy of its latent.
-pub(super) struct Worker {
-    pub(super) config: Arc<MonitorConfig>,
+pub(in crate::monitor) struct Worker {
+    pub(in crate::monitor) config: Arc<MonitorConfig>,
     /// The checkpoint's.
-    pub(super) baseline: Option<Arc<BaselineSet>>,
+    pub(in crate::monitor) baseline: Option<Arc<BaselineSet>>,
     /// Hash of the weights.
-    pub(super) weights: String,
-    pub(super) runs: Runs,
+    pub(in crate::monitor) weights: String,
+    pub(in crate::monitor) runs: Runs,
     /// Number in the journal of the next new run.
-    pub(super) next_run: u64,
-    pub(super) journal: Option<Journal>,
+    pub(in crate::monitor) next_run: u64,
+    pub(in crate::monitor) journal: Option<Journal>,
     /// Samples that wait to be sorted, or in a window to be evaluated.
-    pub(super) pending: Arc<AtomicUsize>,
-    pub(super) metrics: Metrics,
-    pub(super) evaluator: Evaluator,
+    pub(in crate::monitor) pending: Arc<AtomicUsize>,
+    pub(in crate::monitor) metrics: Metrics,
+    pub(in crate::monitor) evaluator: Evaluator,
 }
 
 impl Worker {
     /// Goes on with the runs of the journal; those beyond `max_runs` that were idle longest are forgotten.
-    pub(super) fn resume(&mut self, mut stored: Vec<StoredRun>) {
+    pub(in crate::monitor) fn resume(&mut self, mut stored: Vec<StoredRun>) {
         stored.sort_by(|a, b| b.last_seen.total_cmp(&a.last_seen));
         for stored in stored.drain(self.config.max_runs.min(stored.len())..) {
             self.append(|| Entry::Removed { run: stored.id });
@@ -83,7 +84,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn run(mut self, inbox: &Receiver<Message>) {
+    pub(in crate::monitor) fn run(mut self, inbox: &Receiver<Message>) {
         let mut next = inbox.recv();
         while let Ok(message) = next {
             let (samples, gathers) = match &message {

@@ -6,12 +6,10 @@ use ndarray::Array2;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::Sample;
-use super::statistics::csi::{CsiParameters, EpsMode};
-use super::statistics::mahalanobis::Mahalanobis;
-use super::statistics::null::Null;
-use super::statistics::reference::Reference;
+use super::sample::Sample;
 use crate::checkpoint::Baseline;
+use crate::monitor::statistics::null::Null;
+use crate::monitor::statistics::{CsiParameters, EpsMode, Mahalanobis, Reference};
 
 /// Where a baseline comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -50,7 +48,7 @@ impl BaselineAnswers {
     }
 
     /// Keeps the first `count` answers.
-    pub(super) fn truncate(&mut self, count: usize) {
+    pub(in crate::monitor) fn truncate(&mut self, count: usize) {
         self.latents.truncate(count * self.dimension);
         self.rewards.truncate(count);
         self.prompts.truncate(count);
@@ -162,7 +160,7 @@ impl BaselineSet {
     }
 
     /// What cannot be computed because the answers came without it.
-    pub(super) fn lacks(&self) -> Option<String> {
+    pub(in crate::monitor) fn lacks(&self) -> Option<String> {
         let has_prompts = self.prompts.iter().flatten().any(Option::is_some);
         let missing = [
             self.rewards.is_none().then_some("the baseline has no rewards: no saturation"),

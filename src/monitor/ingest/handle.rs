@@ -9,19 +9,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use super::baseline::{BaselineAnswers, BaselineSet};
-use super::config::MonitorConfig;
-use super::error::MonitorError;
-use super::evaluation::Evaluation;
 use super::evaluator::Evaluator;
-use super::journal::Journal;
 use super::run::{Latest, Run, RunView};
-use super::sample::{Observation, Role};
-use super::shaping::ShapingParameters;
-use super::statistics::mahalanobis::Mahalanobis;
 use super::worker::{Message, Runs, Worker};
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
+use crate::monitor::answers::{BaselineAnswers, BaselineSet, Observation, Role};
+use crate::monitor::journal::Journal;
+use crate::monitor::settings::{MonitorConfig, MonitorError};
+use crate::monitor::statistics::Mahalanobis;
+use crate::monitor::verdict::{Evaluation, ShapingParameters};
 use crate::telemetry::spawn;
 
 /// Time between two looks for room, where requests wait for it.

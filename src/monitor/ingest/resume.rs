@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::MonitorConfig;
-use super::baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
-use super::clock::unix_seconds;
-use super::journal::{BaselineRecord, StoredRun};
 use super::run::Run;
 use super::window::Window;
+use crate::monitor::answers::{BaselineAnswers, BaselineOrigin, BaselineSet};
+use crate::monitor::journal::{BaselineRecord, StoredRun, unix_seconds};
+use crate::monitor::settings::MonitorConfig;
 
 /// The run, and the windows that were complete and not evaluated. `server` are the server's settings,
 /// `checkpoint` is its baseline.
-pub(super) fn resume(
+pub(in crate::monitor) fn resume(
     stored: StoredRun,
     server: &Arc<MonitorConfig>,
     checkpoint: Option<&Arc<BaselineSet>>,

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::statistics::csi::CsiError;
-use super::statistics::rewards::Quantiles;
+use crate::monitor::statistics::{CsiError, Quantiles};
 
 /// The statistics of one window. One that cannot be computed is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -75,7 +74,7 @@ pub struct WindowEvaluation {
 
 impl WindowStatistics {
     /// Takes back what is no number: NaN and infinities never leave.
-    pub(super) fn keep_finite(&mut self) {
+    pub(in crate::monitor) fn keep_finite(&mut self) {
         for value in [
             &mut self.csi,
             &mut self.csi_per_sample,

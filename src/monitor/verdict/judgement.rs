@@ -2,27 +2,26 @@
 
 use ndarray::Array2;
 
-use super::Sample;
 use super::alerts::OutlyingSample;
-use super::baseline::BaselineSet;
-use super::statistics::StatisticsParameters;
-use super::statistics::null::{NullValues, Observed};
 use super::window_statistics::WindowEvaluation;
+use crate::monitor::answers::{BaselineSet, Sample};
+use crate::monitor::statistics::StatisticsParameters;
+use crate::monitor::statistics::null::{NullValues, Observed};
 
 /// Answers of a window that are named as the most outlying.
 const OUTLYING: usize = 10;
 
 /// What a window is judged by.
 #[derive(Debug, Default)]
-pub(super) struct Judgement {
+pub(in crate::monitor) struct Judgement {
     /// `None` without a baseline.
-    pub(super) null: Option<NullValues>,
+    pub(in crate::monitor) null: Option<NullValues>,
     /// The answers farthest from the baseline, the farthest first.
-    pub(super) outlying: Vec<OutlyingSample>,
+    pub(in crate::monitor) outlying: Vec<OutlyingSample>,
 }
 
 /// Judges a window's samples against a baseline. The first window of a baseline pays for its nulls.
-pub(super) fn judge(
+pub(in crate::monitor) fn judge(
     window: &[Sample],
     baseline: &BaselineSet,
     evaluated: &WindowEvaluation,

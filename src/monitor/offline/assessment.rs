@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use super::judgement::judge;
-use super::statistics::null::Judged;
-use super::window_evaluation::evaluate_window;
-use super::window_statistics::WindowStatistics;
-use super::{BaselineSet, MonitorConfig, Sample};
+use crate::monitor::answers::{BaselineSet, Sample};
+use crate::monitor::settings::MonitorConfig;
+use crate::monitor::statistics::null::Judged;
+use crate::monitor::verdict::{WindowStatistics, evaluate_window, judge};
 
 /// What an evaluation of these answers as a window would say of them, without what takes windows before.
 #[derive(Debug, Clone, PartialEq, Serialize)]

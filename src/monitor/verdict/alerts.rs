@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::early_stop::significant;
-use super::statistics::null::tail::{bisect, normal_tail, normal_upper_quantile};
-use super::statistics::null::{Judged, NullValues};
+use crate::monitor::statistics::null::{
+    Judged, NullValues, bisect, normal_tail, normal_upper_quantile,
+};
 
 /// Resolved alerts that are kept.
 const HISTORY: usize = 1000;

@@ -9,22 +9,20 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::alerts::AlertKind;
-use super::baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
-use super::journal::{BaselineRecord, Entry, Journal};
-use super::judgement::judge;
 use super::run::Run;
 use super::window::Window;
-use super::window_evaluation::evaluate_window;
 use super::worker::{BaselineSender, EvaluationSender};
-use super::{Evaluation, MonitorError};
 use crate::metrics::Metrics;
+use crate::monitor::answers::{BaselineAnswers, BaselineOrigin, BaselineSet};
+use crate::monitor::journal::{BaselineRecord, Entry, Journal};
+use crate::monitor::settings::MonitorError;
+use crate::monitor::verdict::{AlertKind, Evaluation, evaluate_window, judge};
 use crate::telemetry::spawn;
 
 /// What the scheduler gives the thread less of: scoring goes before statistics.
 const NICENESS: i32 = 10;
 
-pub(super) enum Task {
+pub(in crate::monitor) enum Task {
     /// Fit the recorded baseline, if it is due.
     FitBaseline(Arc<Mutex<Run>>),
     /// Use another baseline, and answer who gave it.
@@ -43,14 +41,14 @@ pub(super) enum Task {
 }
 
 /// Handle to the thread.
-pub(super) struct Evaluator {
+pub(in crate::monitor) struct Evaluator {
     tasks: Sender<Task>,
     metrics: Metrics,
     thread: JoinHandle<()>,
 }
 
 impl Evaluator {
-    pub(super) fn start(
+    pub(in crate::monitor) fn start(
         journal: Option<Journal>,
         pending: Arc<AtomicUsize>,
         metrics: Metrics,
@@ -65,7 +63,7 @@ impl Evaluator {
         Ok(Self { tasks, metrics, thread })
     }
 
-    pub(super) fn send(&self, task: Task) {
+    pub(in crate::monitor) fn send(&self, task: Task) {
         if matches!(task, Task::Evaluate { .. }) {
             self.metrics.evaluations_pending.inc();
         }
@@ -74,7 +72,7 @@ impl Evaluator {
     }
 
     /// Finishes what was sent, and ends the thread.
-    pub(super) fn stop(self) {
+    pub(in crate::monitor) fn stop(self) {
         let _ = self.tasks.send(Task::Stop);
         let _ = self.thread.join();
     }
@@ -193,7 +191,7 @@ impl Work {
 }
 
 /// Sets a run's gauges to its last evaluation.
-pub(super) fn publish(metrics: &Metrics, run: &str, evaluation: &Evaluation) {
+pub(in crate::monitor) fn publish(metrics: &Metrics, run: &str, evaluation: &Evaluation) {
     let metrics = &metrics.runs;
     let statistics = &evaluation.statistics;
     let early_stop = f64::from(u8::from(evaluation.early_stop));
