@@ -24,23 +24,26 @@
 pub mod allocator;
 pub mod checkpoint;
 pub mod config;
-pub mod device;
 pub mod encoder;
 pub mod engine;
 pub mod generate;
 pub mod http;
+mod input;
 mod isa;
+mod json;
 #[cfg(feature = "judge")]
 pub mod judge;
 pub mod layer;
+mod lines;
 pub mod metrics;
 pub mod model;
+pub mod model_loader;
 pub mod monitor;
 pub mod ops;
+pub mod placement;
 pub mod plots;
 mod pointer;
 pub mod replay;
-pub mod served;
 pub mod server;
 pub mod telemetry;
 pub mod train;

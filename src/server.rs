@@ -11,12 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::Span;
 
 use crate::config::ServerConfig;
-use crate::device::Devices;
 use crate::engine::{Engine, ScoreCache, Tokeniser};
 use crate::http::{App, AppState, Keys, connections, router};
 use crate::metrics::Metrics;
+use crate::model_loader::ServedModel;
 use crate::monitor::Monitor;
-use crate::served::ServedModel;
+use crate::placement::Devices;
 use crate::telemetry;
 use crate::verify::Verified;
 

@@ -5,31 +5,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Input, TextEncoder};
-use crate::config::ServerConfig;
-use crate::device::Devices;
+use crate::config::{ServerConfig, VerifyConfig};
+use crate::input::lone_input;
+use crate::lines::lines;
 use crate::model::Scorer;
-use crate::served::ServedModel;
-use crate::train::lines;
-
-/// Rewards to check at the start.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct VerifyConfig {
-    /// File of inputs with their rewards; empty for none.
-    pub file: PathBuf,
-    /// Largest difference from a reward whose line names none.
-    pub tolerance: f64,
-}
-
-impl Default for VerifyConfig {
-    fn default() -> Self {
-        Self { file: PathBuf::new(), tolerance: 1e-3 }
-    }
-}
+use crate::model_loader::ServedModel;
+use crate::placement::Devices;
 
 /// A line of the file.
 struct Expectation {
@@ -129,7 +113,7 @@ fn expectation(line: usize, text: &str, tolerance: f64) -> anyhow::Result<Expect
     let reward = f64::from(number("reward")?.context("`reward` is missing")? as f32);
     let tolerance = number("tolerance")?.unwrap_or(tolerance);
     ensure!(tolerance >= 0.0, "`tolerance`: must not be negative, found {tolerance}");
-    let input = crate::http::lone_input(Value::Object(fields)).map_err(anyhow::Error::msg)?;
+    let input = lone_input(Value::Object(fields)).map_err(anyhow::Error::msg)?;
     Ok(Expectation { line, input, reward, tolerance })
 }
 

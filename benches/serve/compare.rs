@@ -6,11 +6,11 @@ use anyhow::Context;
 use clap::Args;
 use inform::checkpoint::{Checkpoint, Input};
 use inform::config::ServerConfig;
-use inform::device::Devices;
 use inform::model::Scorer;
+use inform::model_loader::ServedModel;
 use inform::monitor::Role;
 use inform::ops::Packing;
-use inform::served::ServedModel;
+use inform::placement::Devices;
 use tokio::runtime::Runtime;
 
 use crate::load::{Arrivals, Load, run};

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use axum::extract::{FromRequest, Request};
 use serde::de::DeserializeOwned;
 
-use super::AppState;
+use super::app::AppState;
+use super::app::Chosen;
 use super::body::{JsonBody, json_bytes, parse};
 use super::caller::{DEFAULT_RUN, run_of_head};
 use super::error::ApiError;
-use super::models::Chosen;
 use crate::engine::EngineError;
 
 /// The route whose body may name a run and a deadline.

@@ -10,15 +10,16 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::AppState;
+use super::app::AppState;
 use super::body::JsonBody;
 use super::caller::{Caller, check_run};
 use super::error::{ApiError, ErrorAnswer, ScoringErrors};
-use super::inputs::{InputItem, Prompt, Truncation, check_not_too_many, inputs};
+use super::inputs::{Truncation, check_not_too_many, inputs};
 use super::models::ModelQuery;
 use super::runs::{RunName, monitor, off_the_event_loop};
 use super::scoring::{Work, nothing_to_score, score};
-use super::{object, whole};
+use crate::input::{InputItem, Prompt};
+use crate::json::{integer, object};
 use crate::monitor::{
     BaselineAnswers, BaselineOrigin, Monitor, Origin, Role, Subject, prompt_fingerprint,
 };
@@ -36,7 +37,7 @@ pub(super) struct BaselineRequest {
     latents: Option<Latents>,
     /// Length of a latent, for latents in base64
     #[schema(minimum = 1)]
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     dimension: Option<usize>,
     /// Hash of the weights that the latents are of; others than the server's are refused
     weights: Option<String>,

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
-use super::AppState;
+use super::app::AppState;
 use super::error::ApiError;
 use crate::pointer::pointer;
 

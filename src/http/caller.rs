@@ -9,10 +9,11 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Uri};
 use utoipa::IntoParams;
 
-use super::auth::Key;
+use super::app::AppState;
 use super::error::ApiError;
+use super::keys::Key;
+use super::request_id::REQUEST_ID;
 use super::timing::Timing;
-use super::{AppState, REQUEST_ID};
 use crate::monitor::{Origin, Role};
 
 /// Name of the run that unnamed traffic belongs to.

@@ -165,11 +165,6 @@ pub(super) enum KeyError {
 }
 
 impl ApiError {
-    /// What is said to a caller who asks by other means than HTTP.
-    pub(super) fn into_message(self) -> String {
-        self.message
-    }
-
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let overloaded = status == StatusCode::SERVICE_UNAVAILABLE;
         Self {

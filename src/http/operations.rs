@@ -1,6 +1,5 @@
 //! Health, readiness, metrics, what is served, and tokenising.
 
-use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
@@ -10,15 +9,17 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::AppState;
+use super::app::AppState;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorAnswer, ScoringErrors};
-use super::inputs::{InputItem, ItemError, Truncation, check_count, encode, inputs};
+use super::inputs::{Truncation, check_count, encode, inputs};
 use super::models::ModelQuery;
 use crate::checkpoint::{HeadConfig, TextPolicy};
 use crate::encoder::EncoderInfo;
+use crate::input::{InputItem, ItemError};
+use crate::json::object;
 use crate::metrics::Metrics;
-use crate::served::{EnsembleInfo, Objective};
+use crate::model_loader::{EnsembleInfo, Objective};
 
 /// The process answers
 #[utoipa::path(
@@ -138,7 +139,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenizeRequest {
-    #[serde(deserialize_with = "super::object::list")]
+    #[serde(deserialize_with = "object::list")]
     #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
     /// Keep the end of an over-long input instead of an error; default false
@@ -150,16 +151,6 @@ pub(super) struct TokenizeRequest {
 pub(super) struct TokenizeResponse {
     input_ids: Vec<Option<Vec<u32>>>,
     errors: Vec<Option<ItemError>>,
-}
-
-/// The API in the OpenAPI format
-#[utoipa::path(
-    get, path = "/openapi.json", tag = "operations", security(()),
-    responses((status = 200, body = Object))
-)]
-pub(super) async fn openapi() -> impl IntoResponse {
-    static DOCUMENT: LazyLock<String> = LazyLock::new(super::openapi_json);
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
 }
 
 /// Token ids as scoring would see them

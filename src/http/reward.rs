@@ -10,19 +10,21 @@ use half::f16;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::AppState;
 use super::admission::AdmittedBody;
+use super::app::AppState;
 use super::caller::{Caller, RunHeaders, RunQuery};
 use super::error::{ApiError, ScoringErrors};
-use super::inputs::{InputItem, ItemError, Truncation, check_count, inputs};
-use super::scoring::{Outcome, Work, score};
-use super::{object, whole};
+use super::inputs::{Truncation, check_count, inputs};
+use super::outcome::Outcome;
+use super::scoring::{Work, score};
 use crate::engine::JobScore;
+use crate::input::{InputItem, ItemError};
+use crate::json::{integer, object};
 use crate::model::{Parts, Score, variance};
+use crate::model_loader::Objective;
 use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role};
-use crate::served::Objective;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -39,7 +41,7 @@ pub(super) struct RewardRequest {
     run: Option<String>,
     /// Training step; else the header X-Step
     #[schema(minimum = 0, maximum = 9007199254740991_u64)]
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     step: Option<u64>,
     // Many clients send null for what they do not set.
     role: Option<Role>,
@@ -50,13 +52,13 @@ pub(super) struct RewardRequest {
     return_sigma: Option<bool>,
     /// Draws of the latent for `reward_std`; at most `limits.max_samples`
     #[schema(minimum = 0, maximum = 1024)]
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     samples: Option<usize>,
     /// Keep the end of an over-long input instead of an item error; default false
     truncate: Option<bool>,
     /// At most `limits.max_deadline_ms`; default `limits.default_deadline_ms`
     #[schema(minimum = 1, maximum = 600000)]
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     deadline_ms: Option<u64>,
     /// Whether a known score will do, and is kept; default true
     cache: Option<bool>,

@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::AppState;
+use super::app::AppState;
 use super::body::JsonBody;
 use super::caller::{MAX_STEP, check_run};
 use super::error::{ApiError, ErrorAnswer, RunErrors, ScoringErrors};

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::AppState;
+use super::app::AppState;
 use super::caller::Caller;
 use super::error::ApiError;
-use super::inputs::{Encodings, ItemError, MaybeInput, Truncation, check_not_too_many, encode};
+use super::inputs::{Encodings, MaybeInput, Truncation, check_not_too_many, encode};
+use super::outcome::Outcome;
 use crate::engine::{Job, JobError, JobScore};
+use crate::input::ItemError;
 use crate::monitor::shaping::{ShapingError, ShapingParameters, ShapingTerms};
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
 use crate::monitor::{Origin, Role, Subject};
@@ -26,31 +28,6 @@ pub(super) struct Work {
     /// `log p - log p_ref` of each input's response, where the caller sends it; may be shorter than the
     /// inputs.
     pub(super) log_ratios: Vec<Option<f64>>,
-}
-
-/// What became of one input.
-#[derive(Debug)]
-pub(super) struct Outcome {
-    /// Length of the scored sequence; `None` where the input has no tokens.
-    pub(super) tokens: Option<usize>,
-    pub(super) truncated: bool,
-    /// With the shaped reward, where the run's rewards are shaped.
-    pub(super) scored: Result<JobScore, ItemError>,
-    /// Whether the run's rewards are shaped.
-    pub(super) is_shaped: bool,
-    /// The model's reward, where `scored` has a shaped one.
-    pub(super) raw_reward: Option<f32>,
-}
-
-impl Outcome {
-    /// The reward; always finite.
-    pub(super) fn reward(&self) -> Option<f32> {
-        self.scored.as_ref().ok().map(|scored| scored.score.reward)
-    }
-
-    pub(super) fn error(&self) -> Option<&ItemError> {
-        self.scored.as_ref().err()
-    }
 }
 
 /// Scores inputs, in their order. One that cannot be scored fails alone.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::scoring::Outcome;
+use super::outcome::Outcome;
 use crate::engine::JobScore;
 
 /// Asks for it, as `X-Timing: true`.

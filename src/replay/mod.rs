@@ -14,14 +14,15 @@ use serde::Deserialize;
 
 use crate::checkpoint::Input;
 use crate::config::ServerConfig;
-use crate::device::Devices;
 use crate::engine::{Engine, Job, ScoreCache};
+use crate::lines::lines;
 use crate::metrics::Metrics;
+use crate::model_loader::ServedModel;
 use crate::monitor::{
     Monitor, MonitorError, Observation, Origin, Role, Sample, Subject, fingerprint,
 };
-use crate::served::ServedModel;
-use crate::train::{ANSWER_FORMS, answer, lines};
+use crate::placement::Devices;
+use crate::train::{ANSWER_FORMS, answer};
 pub use report::Replayed;
 
 /// Answers that are scored at a time.

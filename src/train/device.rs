@@ -236,6 +236,6 @@ mod gpu {
         _: Trains,
         _: usize,
     ) -> anyhow::Result<Rc<dyn DeviceDecoder>> {
-        anyhow::bail!("device: {}", crate::device::NO_GPU)
+        anyhow::bail!("device: {}", crate::placement::NO_GPU)
     }
 }

@@ -208,7 +208,7 @@ mod gpu {
     use super::*;
 
     pub(super) fn check(_: usize) -> anyhow::Result<()> {
-        anyhow::bail!("device: {}", crate::device::NO_GPU)
+        anyhow::bail!("device: {}", crate::placement::NO_GPU)
     }
 
     pub(super) fn load(
@@ -216,6 +216,6 @@ mod gpu {
         _: &Checkpoint,
         _: usize,
     ) -> anyhow::Result<Box<dyn Inference>> {
-        check(ordinal).and_then(|()| anyhow::bail!("device: {}", crate::device::NO_GPU))
+        check(ordinal).and_then(|()| anyhow::bail!("device: {}", crate::placement::NO_GPU))
     }
 }

@@ -24,11 +24,11 @@ mod left_out;
 mod loss;
 mod merge;
 mod optimiser;
-#[cfg(feature = "parquet")]
 mod parquet;
 mod plots;
 mod progress;
 mod responses;
+mod row;
 mod rows;
 mod sample;
 mod schedule;
@@ -72,7 +72,6 @@ pub use merge::{Distance, MERGE_FILE, MergeRecord, MergeSettings, MergedInput, m
 pub use optimiser::{AdamW, OptimiserConfig};
 #[cfg(feature = "judge")]
 pub(crate) use responses::{RESPONSE_COLUMNS, Response, responses};
-pub(crate) use rows::lines;
 pub use sample::{SampleRecord, SampleReport, SampleSettings, sample};
 pub use schedule::{ScheduleConfig, ScheduleKind};
 #[cfg(feature = "judge")]

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::AppState;
+use super::app::AppState;
 use super::error::{ApiError, ErrorAnswer, KeyError};
 use super::models::ModelQuery;
 use super::plots::tagged;

@@ -8,9 +8,10 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::super::AppState;
+use super::super::app::AppState;
 use super::super::error::ApiError;
-use super::super::plots::{RunMap, Snapshot, nothing_yet};
+use super::super::plot_cache::{RunMap, Snapshot};
+use super::super::plots::nothing_yet;
 use crate::checkpoint::HeadConfig;
 use crate::monitor::alerts::{Alert, AlertKind};
 use crate::monitor::{Evaluation, Monitor, MonitorError, RunView};
@@ -376,7 +377,7 @@ fn map(
             .curves
             .rows
             .iter()
-            .any(|row| super::super::plots::version(Some(row)) == map.version)
+            .any(|row| super::super::plot_cache::version(Some(row)) == map.version)
     });
     let computing = "t-SNE is being computed and appears when it is ready.";
     let note = match &shown {

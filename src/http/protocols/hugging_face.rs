@@ -8,10 +8,10 @@ use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, TeiErrors};
 use super::super::inputs::Truncation;
-use super::super::object;
+use super::conversion::{OneOrMany, score_all};
 use super::tei::Prediction;
-use super::{OneOrMany, score_all};
 use crate::checkpoint::Input;
+use crate::json::object;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -9,10 +9,11 @@ use utoipa::ToSchema;
 use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
-use super::super::inputs::{ItemError, Truncation};
-use super::super::scoring::Outcome;
-use super::{errors, score_all};
+use super::super::inputs::Truncation;
+use super::super::outcome::Outcome;
+use super::conversion::{errors, score_all};
 use crate::checkpoint::Input;
+use crate::input::ItemError;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]

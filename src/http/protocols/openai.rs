@@ -8,14 +8,15 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::AppState;
 use super::super::admission::AdmittedBody;
+use super::super::app::AppState;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
-use super::super::inputs::{ItemError, Truncation};
-use super::super::scoring::Outcome;
-use super::{TextOrTokens, Usage, score_all};
-use crate::served::LATENTS;
+use super::super::inputs::Truncation;
+use super::super::outcome::Outcome;
+use super::conversion::{TextOrTokens, Usage, score_all};
+use crate::config::LATENTS;
+use crate::input::ItemError;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]

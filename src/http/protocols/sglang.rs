@@ -7,14 +7,16 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::super::app::AppState;
 use super::super::body::typed;
 use super::super::caller::Caller;
 use super::super::error::ApiError;
-use super::super::inputs::{ItemError, MaybeInput, Truncation, token_ids};
-use super::super::scoring::Outcome;
-use super::super::{AppState, whole};
-use super::{OneOrMany, TextOrTokens, Usage, errors, has, ignored, score_all};
+use super::super::inputs::{MaybeInput, Truncation};
+use super::super::outcome::Outcome;
+use super::conversion::{OneOrMany, TextOrTokens, Usage, errors, has, ignored, score_all};
 use crate::checkpoint::Input;
+use crate::input::{ItemError, token_ids};
+use crate::json::integer;
 
 /// The body of a request to `/classify`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -51,9 +53,9 @@ pub(super) fn read_form(body: &Value) -> Result<SglangClassifyRequest, ApiError>
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a list of token ids or a list of such lists")]
 pub(in crate::http) enum TokenIds {
-    #[serde(deserialize_with = "whole::ids")]
+    #[serde(deserialize_with = "integer::ids")]
     One(Vec<u32>),
-    #[serde(deserialize_with = "whole::id_lists")]
+    #[serde(deserialize_with = "integer::id_lists")]
     Many(Vec<Vec<u32>>),
 }
 

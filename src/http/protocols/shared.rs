@@ -13,8 +13,9 @@ use super::super::admission::AdmittedBody;
 use super::super::body::typed;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{AnyErrors, ApiError, ErrorShape, ScoringErrors};
+use super::conversion::has;
 use super::vllm::{Vllm, VllmList};
-use super::{has, sglang, tei, vllm};
+use super::{sglang, tei, vllm};
 
 /// A body of one of two protocols.
 #[derive(Serialize)]

@@ -15,10 +15,10 @@ use super::super::admission::AdmittedBody;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
 use super::super::inputs::Truncation;
-use super::super::object;
-use super::super::scoring::Outcome;
-use super::{ChatMessage, score_all};
+use super::super::outcome::Outcome;
+use super::conversion::{ChatMessage, score_all};
 use crate::checkpoint::{Input, Message};
+use crate::json::object;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]

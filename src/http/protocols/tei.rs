@@ -6,14 +6,15 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::super::AppState;
 use super::super::admission::AdmittedBody;
+use super::super::app::AppState;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, TeiErrors};
-use super::super::inputs::{ItemError, MaybeInput, Truncation};
-use super::super::scoring::Outcome;
-use super::{LABEL, activated, pair, score_all};
+use super::super::inputs::{MaybeInput, Truncation};
+use super::super::outcome::Outcome;
+use super::conversion::{LABEL, activated, pair, score_all};
 use crate::checkpoint::Input;
+use crate::input::ItemError;
 
 /// The body of a request to `/predict`.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -13,17 +13,19 @@ use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, OneOfBuilder, Schema,
 use utoipa::{PartialSchema, ToSchema};
 
 use super::super::admission::AdmittedBody;
+use super::super::app::AppState;
 use super::super::body::typed;
 use super::super::caller::{Caller, RunHeaders, RunQuery};
 use super::super::error::{ApiError, ScoringErrors};
-use super::super::inputs::{ItemError, MaybeInput, Truncation};
-use super::super::{AppState, object, whole};
-use super::openai::{EncodingFormat, Vector};
-use super::tei::by_reward;
-use super::{
+use super::super::inputs::{MaybeInput, Truncation};
+use super::conversion::{
     ChatMessage, LABEL, OneOrMany, TextOrTokens, Usage, activated, conversation, has, pair,
     score_all, unix_seconds,
 };
+use super::openai::{EncodingFormat, Vector};
+use super::tei::by_reward;
+use crate::input::ItemError;
+use crate::json::{integer, object};
 
 /// What all of vLLM's pooling requests may hold.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -39,7 +41,7 @@ pub(in crate::http) struct VllmPoolingOptions {
     activation: Option<bool>,
     /// Keep so many tokens at the end of each input; -1 for as many as the context holds. Default: an
     /// over-long input is an error
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     #[schema(schema_with = truncation_schema)]
     truncate_prompt_tokens: Option<i64>,
 }
@@ -351,7 +353,7 @@ pub(in crate::http) struct VllmRerankRequest {
     /// The responses
     documents: Vec<String>,
     /// Answer the best so many; 0, the default, for all
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     #[schema(minimum = 0, maximum = 4294967295_u32)]
     top_n: Option<u32>,
 }

@@ -8,13 +8,13 @@ use inform::checkpoint::{
     Checkpoint, DecodeKind, FolderTensors, HeadConfig, MemoryTensors, ModelConfig,
 };
 use inform::config::{DeviceChoice, ServerConfig};
-use inform::device::Devices;
 use inform::model::{RewardModel, Score, Scorer, initialise_head, standard_normal};
+use inform::model_loader::ServedModel;
 use inform::ops::cpu::{CpuOps, Precision};
 use inform::ops::cuda::{CudaError, CudaOps};
 use inform::ops::{DeviceOps, HeadOps, Packing, WeightOps};
 use inform::ops::{InformHead, LatentDecoder, inform_head_in_steps};
-use inform::served::ServedModel;
+use inform::placement::Devices;
 use inform::train::init_head;
 
 /// Small: an emulated device is slow.

@@ -38,9 +38,9 @@ mod with_mistralrs {
         WeightType, write_checkpoint,
     };
     use inform::config::ServerConfig;
-    use inform::device::Devices;
     use inform::model::{Score, initialise_decoder, initialise_head};
-    use inform::served::ServedModel;
+    use inform::model_loader::ServedModel;
+    use inform::placement::Devices;
     use serde_json::{Map, Value, json};
 
     use super::*;

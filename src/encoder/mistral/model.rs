@@ -11,18 +11,19 @@ use mistralrs::{
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use super::{EncoderConfig, EncoderInfo, Loaded, view};
-use crate::config::{DeviceChoice, DtypeChoice, ServerConfig};
+use super::view;
+use crate::config::{DeviceChoice, DtypeChoice, EncoderConfig, ServerConfig};
+use crate::encoder::loaded::{EncodedModel, EncoderInfo};
 use crate::model::{RewardModel, Score, ScoreError, Scorer};
+use crate::model_loader::ServedModel;
 use crate::ops::cpu::{CpuOps, Precision};
 use crate::ops::{DeviceOps, Packing};
-use crate::served::ServedModel;
 
 /// The release that was looked at.
 const VERSION: &str = "0.8.1";
 
 /// A backbone in mistral.rs, and this program's head on the CPU.
-struct EncodedModel {
+struct MistralModel {
     engine: Model,
     runtime: Runtime,
     /// Without layers: final norm and head.
@@ -37,7 +38,7 @@ struct EncodedModel {
 ///
 /// # Errors
 /// An ensemble, a backbone that mistral.rs does not compute, settings that do not go with it; each names the setting.
-pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Loaded> {
+pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<EncodedModel> {
     ensure!(
         served.ensemble.is_none(),
         "encoder: an ensemble runs in this program's own encoder alone"
@@ -69,7 +70,7 @@ pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Loade
     let readout = RewardModel::load_from(ops, &checkpoint.config, &checkpoint.tensors, layers)?;
     let epsilon = decoder.rms_norm_eps;
     let sequences = *sequences;
-    let model = EncodedModel { engine, runtime, readout, hidden, epsilon, sequences };
+    let model = MistralModel { engine, runtime, readout, hidden, epsilon, sequences };
     // Whatever would fail in every batch fails before serving.
     model.score(&[&[0], &[0]]).context("encoder: mistral.rs cannot compute")?;
     let (device, precision) = match on_cpu {
@@ -85,7 +86,7 @@ pub fn load(config: &ServerConfig, served: &ServedModel) -> anyhow::Result<Loade
         shares_prefixes: false,
     };
     let device = format!("mistral.rs {VERSION} ({device}, {weights})");
-    Ok(Loaded { scorer: Box::new(model), device, precision, info })
+    Ok(EncodedModel { scorer: Box::new(model), device, precision, info })
 }
 
 async fn build(
@@ -125,7 +126,7 @@ fn on_cpu(device: &DeviceChoice) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-impl EncodedModel {
+impl MistralModel {
     /// Sum and last of the hidden states of some texts, after the final norm: `2 * hidden` numbers each.
     async fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, String> {
         let sender = self.engine.inner().get_sender(None).map_err(|error| error.to_string())?;
@@ -165,7 +166,7 @@ fn stretch(y: &mut [f32], epsilon: f32) {
     y.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
 }
 
-impl Scorer for EncodedModel {
+impl Scorer for MistralModel {
     /// Texts of one length go together, as many as the settings say: mistral.rs pads no batch of hidden states. A text of
     /// one token makes its engine panic; it goes twice, and of the sum and the last hidden state follows the first.
     fn score_packed(&self, packing: &Packing) -> Result<Vec<Score>, ScoreError> {

@@ -13,10 +13,22 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, SchemaDescriptor, Type};
 use serde_json::{Map, Number, Value};
 
-use super::rows;
+use crate::train::row::{self, unreadable};
+
+/// The rows of a file: of `columns` only, since Parquet is stored by column.
+///
+/// # Errors
+/// A file that cannot be opened, or that has none of `columns`.
+pub(in crate::train) fn parquet_rows(
+    file: &Path,
+    columns: &[&str],
+) -> anyhow::Result<Box<dyn Iterator<Item = row::Row>>> {
+    let rows = ParquetRows::open(file, columns);
+    Ok(Box::new(rows.with_context(|| file.display().to_string())?))
+}
 
 /// The rows of a file, group by group, of those columns that are asked for.
-pub(super) struct ParquetRows {
+struct ParquetRows {
     reader: SerializedFileReader<File>,
     columns: SchemaDescPtr,
     /// Row groups that were begun.
@@ -31,7 +43,7 @@ pub(super) struct ParquetRows {
 impl ParquetRows {
     /// # Errors
     /// A file that is no Parquet, or has none of the columns.
-    pub(super) fn open(file: &Path, columns: &[&str]) -> anyhow::Result<Self> {
+    fn open(file: &Path, columns: &[&str]) -> anyhow::Result<Self> {
         let file = File::open(file)?;
         let reader = guarded(|| SerializedFileReader::new(file))?;
         let schema = reader.metadata().file_metadata().schema();
@@ -59,9 +71,9 @@ impl ParquetRows {
 }
 
 impl Iterator for ParquetRows {
-    type Item = rows::Row;
+    type Item = row::Row;
 
-    fn next(&mut self) -> Option<rows::Row> {
+    fn next(&mut self) -> Option<row::Row> {
         if self.ended {
             return None;
         }
@@ -71,7 +83,7 @@ impl Iterator for ParquetRows {
         match row {
             Ok(None) => None,
             Ok(Some(row)) => Some((self.number, object(&row))),
-            Err(error) => Some((self.number, Err(rows::unreadable(format!("{error:#}"))))),
+            Err(error) => Some((self.number, Err(unreadable(format!("{error:#}"))))),
         }
     }
 }

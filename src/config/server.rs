@@ -1,6 +1,4 @@
-//! The server's settings: flags over environment over TOML over defaults.
-//!
-//! Every key is described in `docs/configuration.md`.
+//! All settings, and where they are read from.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -9,12 +7,14 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::encoder::{EncoderChoice, EncoderConfig};
+use super::device::{CudaConfig, DeviceChoice, DtypeChoice};
+use super::encoder::{EncoderChoice, EncoderConfig};
+use super::limits::{AuthConfig, Limits};
+use super::model::{EnsembleConfig, LATENTS, NamedModel, ObjectivesConfig};
+use super::verify::VerifyConfig;
 use crate::engine::{CacheConfig, EngineConfig};
 use crate::monitor::MonitorConfig;
-use crate::served::{EnsembleConfig, LATENTS, NamedModel, ObjectivesConfig};
 use crate::telemetry::LogConfig;
-use crate::verify::VerifyConfig;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,131 +85,6 @@ impl Default for ServerConfig {
             monitor: MonitorConfig::default(),
             verify: VerifyConfig::default(),
             log: LogConfig::default(),
-        }
-    }
-}
-
-/// Devices to score on: `auto`, `cpu`, `cuda` or `cuda:0,1`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceChoice {
-    /// Every GPU that this build and machine have, else the processor.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// GPUs by their numbers, from 0; empty for all.
-    Cuda(Vec<usize>),
-}
-
-impl TryFrom<String> for DeviceChoice {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("found \"{text}\", expected auto, cpu, cuda, or cuda:0 or cuda:0,1");
-        match text.as_str() {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(Vec::new())),
-            _ => {
-                let numbers = text.strip_prefix("cuda:").ok_or_else(wrong)?.split(',');
-                let numbers: Vec<usize> = numbers
-                    .map(|n| n.trim().parse().map_err(|_| wrong()))
-                    .collect::<Result<_, _>>()?;
-                let mut distinct = numbers.clone();
-                distinct.sort_unstable();
-                distinct.dedup();
-                if distinct.len() < numbers.len() {
-                    return Err(format!("{text} names a GPU twice"));
-                }
-                Ok(Self::Cuda(numbers))
-            }
-        }
-    }
-}
-
-impl From<DeviceChoice> for String {
-    fn from(choice: DeviceChoice) -> Self {
-        match choice {
-            DeviceChoice::Auto => "auto".to_owned(),
-            DeviceChoice::Cpu => "cpu".to_owned(),
-            DeviceChoice::Cuda(numbers) if numbers.is_empty() => "cuda".to_owned(),
-            DeviceChoice::Cuda(numbers) => {
-                let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
-                format!("cuda:{}", numbers.join(","))
-            }
-        }
-    }
-}
-
-/// A precision of products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DtypeChoice {
-    /// f32 on the processor, bf16 on GPUs.
-    Auto,
-    /// 32-bit floats; not on GPUs.
-    F32,
-    /// 16-bit brain floats.
-    Bf16,
-}
-
-/// Settings of GPUs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CudaConfig {
-    /// Rows of one call of cuBLAS: a batch is cut into such pieces, of which those are used that give
-    /// every row the same bits.
-    pub product_rows: Vec<usize>,
-}
-
-impl Default for CudaConfig {
-    fn default() -> Self {
-        Self { product_rows: vec![128, 512, 2048] }
-    }
-}
-
-/// Who may ask.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AuthConfig {
-    /// File of keys; empty for none: then everybody may ask.
-    pub keys_file: PathBuf,
-}
-
-/// What a request may ask.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Inputs of a request.
-    pub max_inputs: usize,
-    /// Bytes of a request's body.
-    pub max_body_bytes: usize,
-    /// Draws of the latent (`samples` of a request).
-    pub max_samples: usize,
-    /// Deadline of a request that names none, in milliseconds.
-    pub default_deadline_ms: u64,
-    /// Longest deadline that a request may name, in milliseconds.
-    pub max_deadline_ms: u64,
-    /// Connections at a time; further ones wait to be accepted.
-    pub max_connections: usize,
-    /// Time for a request's head to arrive, and for which a kept connection may be idle, in
-    /// milliseconds.
-    pub header_timeout_ms: u64,
-    /// Time for a request's body to arrive, in milliseconds.
-    pub body_timeout_ms: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_inputs: 1024,
-            max_body_bytes: 16 << 20,
-            max_samples: 1024,
-            default_deadline_ms: 30_000,
-            max_deadline_ms: 600_000,
-            max_connections: 16_384,
-            header_timeout_ms: 60_000,
-            body_timeout_ms: 60_000,
         }
     }
 }

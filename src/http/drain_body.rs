@@ -19,7 +19,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 
-use super::AppState;
+use super::app::AppState;
 
 /// Bytes of an unwanted body that are read.
 const DISCARDED: usize = 1 << 20;

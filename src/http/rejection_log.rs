@@ -10,12 +10,12 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Counts the requests that were refused since the last line.
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
+pub(super) struct RejectionLog {
     count: AtomicU64,
     logged: Mutex<Option<Instant>>,
 }
 
-impl Refusals {
+impl RejectionLog {
     /// Counts a refusal; answers how many there were, where it is time to say so.
     pub(super) fn count(&self) -> Option<u64> {
         self.count.fetch_add(1, Ordering::Relaxed);

@@ -48,20 +48,20 @@ impl<T: TryFrom<i128>> Visitor<'_> for WholeVisitor<T> {
 }
 
 /// A whole number that fits `T`, or null.
-pub(super) fn option<'de, D: Deserializer<'de>, T: TryFrom<i128>>(
+pub(crate) fn option<'de, D: Deserializer<'de>, T: TryFrom<i128>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     Ok(Option::<Whole<T>>::deserialize(deserializer)?.map(|whole| whole.0))
 }
 
 /// A list of token ids.
-pub(super) fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+pub(crate) fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
     let ids = Vec::<Whole<u32>>::deserialize(deserializer)?;
     Ok(ids.into_iter().map(|id| id.0).collect())
 }
 
 /// A list of token ids, or null.
-pub(super) fn ids_option<'de, D: Deserializer<'de>>(
+pub(crate) fn ids_option<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<u32>>, D::Error> {
     let ids = Option::<Vec<Whole<u32>>>::deserialize(deserializer)?;
@@ -69,7 +69,7 @@ pub(super) fn ids_option<'de, D: Deserializer<'de>>(
 }
 
 /// A list of lists of token ids.
-pub(super) fn id_lists<'de, D: Deserializer<'de>>(
+pub(crate) fn id_lists<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<Vec<u32>>, D::Error> {
     let lists = Vec::<Vec<Whole<u32>>>::deserialize(deserializer)?;

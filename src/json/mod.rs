@@ -1,0 +1,4 @@
+//! Stricter readings of JSON than serde derives.
+
+pub(crate) mod integer;
+pub(crate) mod object;
