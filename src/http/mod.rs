@@ -1,31 +1,12 @@
 //! The HTTP API: routes, limits, and what every request passes through.
 
-mod admission;
-mod app;
-mod auth;
-mod baseline;
-mod body;
-mod caller;
-pub mod connections;
-mod drain_body;
-mod error;
-mod inputs;
-mod keys;
-mod models;
-mod operations;
-mod outcome;
+mod handlers;
+mod middleware;
 mod page;
-mod plot_cache;
-mod plots;
 mod protocols;
-mod rejection_log;
-mod request_id;
-mod request_log;
-mod reward;
 mod routes;
-mod runs;
 mod scoring;
-mod timing;
+mod state;
 
 use std::sync::Arc;
 
@@ -40,20 +21,18 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
-pub use app::{App, AppState};
-use error::ApiError;
-pub use keys::Keys;
-pub use plot_cache::PlotCache;
-use request_id::REQUEST_ID;
+use middleware::{auth, drain_body, model_choice, request_log};
 pub use routes::openapi_json;
 use routes::routes;
+use state::{ApiError, REQUEST_ID};
+pub use state::{App, AppState, Keys, PlotCache};
 
 /// Answers of fewer bytes are sent as they are: packing them costs more than it saves.
 const COMPRESSED_FROM: u16 = 8192;
 
 /// The service behind every connection.
 pub fn router(state: AppState) -> Router {
-    models::dispatch(&state, router_of_model)
+    model_choice::dispatch(&state, router_of_model)
 }
 
 /// The routes of one model, in what every request passes through.
@@ -84,3 +63,4 @@ fn router_of_model(state: AppState) -> Router {
         .layer(stack)
         .with_state(state)
 }
+pub use middleware::connections;

@@ -10,10 +10,11 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::app::AppState;
-use super::error::{AnyError, ErrorAnswer};
-use super::{baseline, models, operations, page, plots, protocols, reward, runs};
+use super::state::{AnyError, AppState, ErrorAnswer};
 use crate::checkpoint::Message;
+use crate::http::handlers::{baseline, operations, plots, reward, runs};
+use crate::http::middleware::model_choice;
+use crate::http::{page, protocols};
 
 /// All routes, with their documentation.
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -34,7 +35,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(operations::metrics))
         .routes(routes!(operations::info))
         .routes(routes!(openapi))
-        .layer(from_fn(models::check_url))
+        .layer(from_fn(model_choice::check_url))
         .merge(protocols::routes())
 }
 

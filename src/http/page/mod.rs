@@ -10,10 +10,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::app::AppState;
-use super::error::{ApiError, ErrorAnswer, KeyError};
-use super::models::ModelQuery;
-use super::plots::tagged;
+use crate::http::handlers::tagged;
+use crate::http::middleware::ModelQuery;
+use crate::http::state::{ApiError, AppState, ErrorAnswer, KeyError};
 use crate::plots::{Projection, page_style};
 
 /// Nothing from elsewhere, nothing written into the page: no text of a run can become a script or a style.

@@ -8,11 +8,9 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::super::app::AppState;
-use super::super::error::ApiError;
-use super::super::plot_cache::{RunMap, Snapshot};
-use super::super::plots::nothing_yet;
 use crate::checkpoint::HeadConfig;
+use crate::http::handlers::nothing_yet;
+use crate::http::state::{ApiError, AppState, RunMap, Snapshot};
 use crate::monitor::alerts::{Alert, AlertKind};
 use crate::monitor::{Evaluation, Monitor, MonitorError, RunView};
 use crate::plots::{Curve, PlotError, Projection, Size, short, sparkline};
@@ -377,7 +375,7 @@ fn map(
             .curves
             .rows
             .iter()
-            .any(|row| super::super::plot_cache::version(Some(row)) == map.version)
+            .any(|row| crate::http::state::version(Some(row)) == map.version)
     });
     let computing = "t-SNE is being computed and appears when it is ready.";
     let note = match &shown {

@@ -9,12 +9,10 @@ use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::checkpoint::{Input, Message};
-use crate::http::app::AppState;
-use crate::http::caller::Caller;
-use crate::http::error::ApiError;
-use crate::http::inputs::{MaybeInput, Truncation};
-use crate::http::outcome::Outcome;
-use crate::http::scoring::{Work, nothing_to_score, score};
+use crate::http::scoring::{
+    Caller, MaybeInput, Outcome, Truncation, Work, nothing_to_score, score,
+};
+use crate::http::state::{ApiError, AppState};
 use crate::input::{ItemError, token_ids};
 use crate::json::{integer, object};
 use crate::monitor::Role;

@@ -4,13 +4,12 @@ use axum::Json;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::super::admission::AdmittedBody;
-use super::super::caller::{Caller, RunHeaders, RunQuery};
-use super::super::error::{ApiError, TeiErrors};
-use super::super::inputs::Truncation;
 use super::conversion::{OneOrMany, score_all};
 use super::tei::Prediction;
 use crate::checkpoint::Input;
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{Caller, RunHeaders, RunQuery, Truncation};
+use crate::http::state::{ApiError, TeiErrors};
 use crate::json::object;
 
 /// The body of a request.

@@ -6,13 +6,11 @@ use axum::Json;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::admission::AdmittedBody;
-use super::super::caller::{Caller, RunHeaders, RunQuery};
-use super::super::error::{ApiError, ScoringErrors};
-use super::super::inputs::Truncation;
-use super::super::outcome::Outcome;
 use super::conversion::{errors, score_all};
 use crate::checkpoint::Input;
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{Caller, Outcome, RunHeaders, RunQuery, Truncation};
+use crate::http::state::{ApiError, ScoringErrors};
 use crate::input::ItemError;
 
 /// The body of a request.

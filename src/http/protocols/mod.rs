@@ -21,8 +21,8 @@ use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::error::{ApiError, ErrorShape};
-use super::{AppState, models};
+use crate::http::middleware::model_choice;
+use crate::http::state::{ApiError, AppState, ErrorShape};
 
 /// All foreign routes.
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -51,7 +51,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 
 /// Rewrites errors as the protocol's clients expect them.
 async fn errors_as(shape: ErrorShape, request: Request, next: Next) -> Response {
-    let mut response = models::check_url(request, next).await;
+    let mut response = model_choice::check_url(request, next).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         return axum::response::IntoResponse::into_response(error.foreign(shape));
     }

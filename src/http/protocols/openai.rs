@@ -8,14 +8,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::admission::AdmittedBody;
-use super::super::app::AppState;
-use super::super::caller::{Caller, RunHeaders, RunQuery};
-use super::super::error::{ApiError, ScoringErrors};
-use super::super::inputs::Truncation;
-use super::super::outcome::Outcome;
 use super::conversion::{TextOrTokens, Usage, score_all};
 use crate::config::LATENTS;
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{Caller, Outcome, RunHeaders, RunQuery, Truncation};
+use crate::http::state::{ApiError, AppState, ScoringErrors};
 use crate::input::ItemError;
 
 /// The body of a request.

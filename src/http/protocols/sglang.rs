@@ -7,14 +7,10 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::super::app::AppState;
-use super::super::body::typed;
-use super::super::caller::Caller;
-use super::super::error::ApiError;
-use super::super::inputs::{MaybeInput, Truncation};
-use super::super::outcome::Outcome;
 use super::conversion::{OneOrMany, TextOrTokens, Usage, errors, has, ignored, score_all};
 use crate::checkpoint::Input;
+use crate::http::scoring::{Caller, MaybeInput, Outcome, Truncation, typed};
+use crate::http::state::{ApiError, AppState};
 use crate::input::{ItemError, token_ids};
 use crate::json::integer;
 

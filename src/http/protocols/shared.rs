@@ -9,13 +9,12 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::super::admission::AdmittedBody;
-use super::super::body::typed;
-use super::super::caller::{Caller, RunHeaders, RunQuery};
-use super::super::error::{AnyErrors, ApiError, ErrorShape, ScoringErrors};
 use super::conversion::has;
 use super::vllm::{Vllm, VllmList};
 use super::{sglang, tei, vllm};
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{Caller, RunHeaders, RunQuery, typed};
+use crate::http::state::{AnyErrors, ApiError, ErrorShape, ScoringErrors};
 
 /// A body of one of two protocols.
 #[derive(Serialize)]

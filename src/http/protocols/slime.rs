@@ -11,13 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::super::admission::AdmittedBody;
-use super::super::caller::{Caller, RunHeaders, RunQuery};
-use super::super::error::{ApiError, ScoringErrors};
-use super::super::inputs::Truncation;
-use super::super::outcome::Outcome;
 use super::conversion::{ChatMessage, score_all};
 use crate::checkpoint::{Input, Message};
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{Caller, Outcome, RunHeaders, RunQuery, Truncation};
+use crate::http::state::{ApiError, ScoringErrors};
 use crate::json::object;
 
 /// The body of a request.

@@ -6,14 +6,11 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::super::admission::AdmittedBody;
-use super::super::app::AppState;
-use super::super::caller::{Caller, RunHeaders, RunQuery};
-use super::super::error::{ApiError, TeiErrors};
-use super::super::inputs::{MaybeInput, Truncation};
-use super::super::outcome::Outcome;
 use super::conversion::{LABEL, activated, pair, score_all};
 use crate::checkpoint::Input;
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{Caller, MaybeInput, Outcome, RunHeaders, RunQuery, Truncation};
+use crate::http::state::{ApiError, AppState, TeiErrors};
 use crate::input::ItemError;
 
 /// The body of a request to `/predict`.

@@ -12,18 +12,15 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::super::admission::AdmittedBody;
-use super::super::app::AppState;
-use super::super::body::typed;
-use super::super::caller::{Caller, RunHeaders, RunQuery};
-use super::super::error::{ApiError, ScoringErrors};
-use super::super::inputs::{MaybeInput, Truncation};
 use super::conversion::{
     ChatMessage, LABEL, OneOrMany, TextOrTokens, Usage, activated, conversation, has, pair,
     score_all, unix_seconds,
 };
 use super::openai::{EncodingFormat, Vector};
 use super::tei::by_reward;
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{Caller, MaybeInput, RunHeaders, RunQuery, Truncation, typed};
+use crate::http::state::{ApiError, AppState, ScoringErrors};
 use crate::input::ItemError;
 use crate::json::{integer, object};
 

@@ -7,22 +7,22 @@ use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::app::AppState;
-use super::body::JsonBody;
-use super::caller::{MAX_STEP, check_run};
-use super::error::{ApiError, ErrorAnswer, RunErrors, ScoringErrors};
-use super::models::ModelQuery;
+use crate::http::middleware::ModelQuery;
+use crate::http::scoring::{JsonBody, MAX_STEP, check_run};
+use crate::http::state::{
+    ApiError, AppState, ErrorAnswer, RunErrors, ScoringErrors, off_the_event_loop,
+};
 use crate::monitor::{Evaluation, Monitor, RunConfig, RunView};
 
 /// Every run.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct RunList {
+pub(in crate::http) struct RunList {
     runs: Vec<RunView>,
 }
 
 /// The evaluations of a run.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct EvaluationList {
+pub(in crate::http) struct EvaluationList {
     evaluations: Vec<Evaluation>,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct EvaluationList {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct EvaluationQuery {
+pub(in crate::http) struct EvaluationQuery {
     /// Only windows that end at this step or later
     #[param(nullable = false, minimum = 0, maximum = 9007199254740991_u64)]
     from_step: Option<u64>,
@@ -38,7 +38,7 @@ pub(super) struct EvaluationQuery {
 
 /// The run that the path names.
 #[derive(Debug)]
-pub(super) struct RunName(pub(super) String);
+pub(in crate::http) struct RunName(pub(in crate::http) String);
 
 impl FromRequestParts<AppState> for RunName {
     type Rejection = ApiError;
@@ -52,7 +52,7 @@ impl FromRequestParts<AppState> for RunName {
     }
 }
 
-pub(super) fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
+pub(in crate::http) fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     state.monitor.as_ref().ok_or_else(|| {
         ApiError::new(
             StatusCode::NOT_FOUND,
@@ -70,7 +70,9 @@ pub(super) fn monitor(state: &AppState) -> Result<&Monitor, ApiError> {
     params(ModelQuery),
     responses((status = 200, body = RunList), RunErrors)
 )]
-pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>, ApiError> {
+pub(in crate::http) async fn list(
+    State(state): State<AppState>,
+) -> Result<Json<RunList>, ApiError> {
     Ok(Json(RunList { runs: monitor(&state)?.runs() }))
 }
 
@@ -82,7 +84,7 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<RunList>,
     params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
     responses((status = 200, body = RunView), RunErrors)
 )]
-pub(super) async fn show(
+pub(in crate::http) async fn show(
     State(state): State<AppState>,
     RunName(run): RunName,
 ) -> Result<Json<RunView>, ApiError> {
@@ -97,7 +99,7 @@ pub(super) async fn show(
     params(("run" = String, Path, description = "Name of the run", min_length = 1), EvaluationQuery, ModelQuery),
     responses((status = 200, body = EvaluationList), RunErrors)
 )]
-pub(super) async fn evaluations(
+pub(in crate::http) async fn evaluations(
     State(state): State<AppState>,
     RunName(run): RunName,
     query: Result<Query<EvaluationQuery>, axum::extract::rejection::QueryRejection>,
@@ -118,7 +120,7 @@ pub(super) async fn evaluations(
     params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
     responses((status = 200, body = Evaluation), (status = 409, body = ErrorAnswer, description = "`empty_window`"), RunErrors)
 )]
-pub(super) async fn evaluate(
+pub(in crate::http) async fn evaluate(
     State(state): State<AppState>,
     RunName(run): RunName,
 ) -> Result<Json<Evaluation>, ApiError> {
@@ -138,7 +140,7 @@ pub(super) async fn evaluate(
     request_body(content = RunConfig, example = json!({"window": 512, "csi": {"noise": "singletons"}, "early_stop": {"max_ratio": 8}})),
     responses((status = 200, body = RunView), ScoringErrors)
 )]
-pub(super) async fn configure(
+pub(in crate::http) async fn configure(
     State(state): State<AppState>,
     RunName(run): RunName,
     JsonBody(overrides): JsonBody<serde_json::Map<String, serde_json::Value>>,
@@ -156,17 +158,11 @@ pub(super) async fn configure(
     params(("run" = String, Path, description = "Name of the run", min_length = 1), ModelQuery),
     responses((status = 204, description = "The run is forgotten"), RunErrors)
 )]
-pub(super) async fn remove(
+pub(in crate::http) async fn remove(
     State(state): State<AppState>,
     RunName(run): RunName,
 ) -> Result<StatusCode, ApiError> {
     let monitor = monitor(&state)?.clone();
     off_the_event_loop(move || monitor.remove(&run)).await??;
     Ok(StatusCode::NO_CONTENT)
-}
-
-pub(super) async fn off_the_event_loop<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(error.to_string()))
 }

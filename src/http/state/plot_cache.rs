@@ -7,8 +7,8 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::blocking::off_the_event_loop;
 use super::error::ApiError;
-use super::runs::off_the_event_loop;
 use crate::monitor::{Evaluation, Latest, Monitor, MonitorError};
 use crate::plots::{
     Curve, Drawing, LatentMap, PlotError, Projection, RunCurves, Size, farthest, project,
@@ -45,9 +45,9 @@ struct Rate {
 
 /// Which evaluation of a run something shows: its number, and the bits of the time when it ended, for a run
 /// that was deleted counts anew.
-pub(super) type Version = Option<(u64, u64)>;
+pub(in crate::http) type Version = Option<(u64, u64)>;
 
-pub(super) fn version(last: Option<&Evaluation>) -> Version {
+pub(in crate::http) fn version(last: Option<&Evaluation>) -> Version {
     last.map(|row| (row.number, row.finished_at.to_bits()))
 }
 
@@ -61,26 +61,26 @@ struct DrawingKey {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Plot {
+pub(in crate::http) enum Plot {
     Curve(Curve),
     Map(Projection),
 }
 
 /// A run's evaluations as of one of them.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(in crate::http) struct Snapshot {
     version: Version,
-    pub(super) curves: RunCurves,
+    pub(in crate::http) curves: RunCurves,
 }
 
 /// The latent map of one evaluation.
 #[derive(Debug)]
-pub(super) struct RunMap {
-    pub(super) version: Version,
-    pub(super) map: LatentMap,
+pub(in crate::http) struct RunMap {
+    pub(in crate::http) version: Version,
+    pub(in crate::http) map: LatentMap,
     /// The window that it shows, and the positions in it and distances of what is marked.
-    pub(super) latest: Latest,
-    pub(super) farthest: Vec<(usize, f64)>,
+    pub(in crate::http) latest: Latest,
+    pub(in crate::http) farthest: Vec<(usize, f64)>,
 }
 
 impl Default for PlotCache {
@@ -101,7 +101,7 @@ impl Default for PlotCache {
 
 impl PlotCache {
     /// Does what draws off the event loop when it is its turn.
-    pub(super) async fn in_turn<T: Send + 'static>(
+    pub(in crate::http) async fn in_turn<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
@@ -112,7 +112,7 @@ impl PlotCache {
 
     /// Tokens a second since the page was looked at before, some seconds ago at least. `tokens` is their
     /// counter.
-    pub(super) fn rate(&self, tokens: u64) -> f64 {
+    pub(in crate::http) fn rate(&self, tokens: u64) -> f64 {
         let mut rate = self.rate.lock();
         let passed = rate.at.elapsed();
         if passed >= RATE_OVER {
@@ -123,7 +123,7 @@ impl PlotCache {
     }
 
     /// The run's evaluations.
-    pub(super) fn snapshot(
+    pub(in crate::http) fn snapshot(
         &self,
         monitor: &Monitor,
         run: &str,
@@ -146,7 +146,7 @@ impl PlotCache {
     }
 
     /// A plot of curves.
-    pub(super) fn curve(
+    pub(in crate::http) fn curve(
         &self,
         snapshot: &Snapshot,
         curve: Curve,
@@ -160,7 +160,7 @@ impl PlotCache {
     }
 
     /// The drawing of a map.
-    pub(super) fn map(
+    pub(in crate::http) fn map(
         &self,
         map: &RunMap,
         projection: Projection,
@@ -187,12 +187,12 @@ impl PlotCache {
     }
 
     /// The last map of a run that was made by t-SNE, whatever window it shows.
-    pub(super) fn last_tsne(&self, run: &str) -> Option<Arc<RunMap>> {
+    pub(in crate::http) fn last_tsne(&self, run: &str) -> Option<Arc<RunMap>> {
         self.maps.get(&(run.to_owned(), Projection::Tsne))
     }
 
     /// The map of a window by principal components, at once.
-    pub(super) fn principal(&self, run: &str, latest: Latest) -> Arc<RunMap> {
+    pub(in crate::http) fn principal(&self, run: &str, latest: Latest) -> Arc<RunMap> {
         self.known(run, &latest, Projection::Pca)
             .unwrap_or_else(|| self.make(run, latest, Projection::Pca))
     }
@@ -215,13 +215,13 @@ impl PlotCache {
     }
 
     /// Whether a t-SNE is being computed.
-    pub(super) fn is_busy(&self) -> bool {
+    pub(in crate::http) fn is_busy(&self) -> bool {
         self.tsne.available_permits() == 0
     }
 
     /// The map of a window by t-SNE: on a thread of its own that gives way to those that score, one at a
     /// time.
-    pub(super) async fn tsne(
+    pub(in crate::http) async fn tsne(
         self: Arc<Self>,
         run: String,
         latest: Latest,

@@ -9,8 +9,7 @@ use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
-use super::app::AppState;
-use super::error::ApiError;
+use crate::http::state::{ApiError, AppState};
 use crate::pointer::pointer;
 
 /// A body is read up to this many times the limit before the connection is given up.
@@ -21,7 +20,7 @@ const KEPT: usize = 200;
 
 /// A JSON body of type `T`.
 #[derive(Debug)]
-pub(super) struct JsonBody<T>(pub(super) T);
+pub(in crate::http) struct JsonBody<T>(pub(in crate::http) T);
 
 impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = ApiError;
@@ -32,7 +31,10 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 }
 
 /// The bytes of a body that says it is JSON.
-pub(super) async fn json_bytes(request: Request, state: &AppState) -> Result<Vec<u8>, ApiError> {
+pub(in crate::http) async fn json_bytes(
+    request: Request,
+    state: &AppState,
+) -> Result<Vec<u8>, ApiError> {
     let content_type =
         request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_json = content_type.is_some_and(|value| {
@@ -58,7 +60,7 @@ pub(super) async fn json_bytes(request: Request, state: &AppState) -> Result<Vec
 }
 
 /// A JSON value as a `T`; for routes that first look what they were sent.
-pub(super) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
+pub(in crate::http) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         ApiError::invalid(pointer(error.path()), shortened(&error.inner().to_string()))
     })
@@ -89,7 +91,7 @@ async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
+pub(in crate::http) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<JsonBody<T>, ApiError> {
     let not_json = |error: &serde_json::Error| {
         ApiError::new(
             StatusCode::BAD_REQUEST,

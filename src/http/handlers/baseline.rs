@@ -10,14 +10,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::app::AppState;
-use super::body::JsonBody;
-use super::caller::{Caller, check_run};
-use super::error::{ApiError, ErrorAnswer, ScoringErrors};
-use super::inputs::{Truncation, check_not_too_many, inputs};
-use super::models::ModelQuery;
-use super::runs::{RunName, monitor, off_the_event_loop};
-use super::scoring::{Work, nothing_to_score, score};
+use super::runs::{RunName, monitor};
+use crate::http::middleware::ModelQuery;
+use crate::http::scoring::{
+    Caller, JsonBody, Truncation, Work, check_not_too_many, check_run, inputs, nothing_to_score,
+    score,
+};
+use crate::http::state::off_the_event_loop;
+use crate::http::state::{ApiError, AppState, ErrorAnswer, ScoringErrors};
 use crate::input::{InputItem, Prompt};
 use crate::json::{integer, object};
 use crate::monitor::{
@@ -27,7 +27,7 @@ use crate::monitor::{
 /// The body of a request: `inputs`, or `latents` with what is known of them.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "expected a JSON object")]
-pub(super) struct BaselineRequest {
+pub(in crate::http) struct BaselineRequest {
     /// SFT answers to score, in the forms of `/reward`; at most `limits.max_inputs`
     #[serde(default, deserialize_with = "object::list_option")]
     inputs: Option<Vec<InputItem>>,
@@ -57,7 +57,7 @@ enum Latents {
 
 /// The baseline that the run has now.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct BaselineResponse {
+pub(in crate::http) struct BaselineResponse {
     run: String,
     baseline: BaselineOrigin,
     baseline_version: u64,
@@ -96,7 +96,7 @@ struct InputError {
         ScoringErrors
     )
 )]
-pub(super) async fn put(
+pub(in crate::http) async fn put(
     State(state): State<AppState>,
     RunName(run): RunName,
     caller: Caller,

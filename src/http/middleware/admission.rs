@@ -6,19 +6,16 @@ use std::time::{Duration, Instant};
 use axum::extract::{FromRequest, Request};
 use serde::de::DeserializeOwned;
 
-use super::app::AppState;
-use super::app::Chosen;
-use super::body::{JsonBody, json_bytes, parse};
-use super::caller::{DEFAULT_RUN, run_of_head};
-use super::error::ApiError;
 use crate::engine::EngineError;
+use crate::http::scoring::{DEFAULT_RUN, JsonBody, json_bytes, parse, run_of_head};
+use crate::http::state::{ApiError, AppState, Chosen};
 
 /// The route whose body may name a run and a deadline.
 const NATIVE: &str = "/reward";
 
 /// The JSON body of a scoring request, read where the engine may have room for it, with the model that it is for.
 #[derive(Debug)]
-pub(super) struct AdmittedBody<T>(pub(super) AppState, pub(super) T);
+pub(in crate::http) struct AdmittedBody<T>(pub(in crate::http) AppState, pub(in crate::http) T);
 
 impl<T: DeserializeOwned> FromRequest<AppState> for AdmittedBody<T> {
     type Rejection = ApiError;

@@ -9,40 +9,37 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Uri};
 use utoipa::IntoParams;
 
-use super::app::AppState;
-use super::error::ApiError;
-use super::keys::Key;
-use super::request_id::REQUEST_ID;
 use super::timing::Timing;
+use crate::http::state::{ApiError, AppState, Key, REQUEST_ID};
 use crate::monitor::{Origin, Role};
 
 /// Name of the run that unnamed traffic belongs to.
-pub(super) const DEFAULT_RUN: &str = "default";
+pub(in crate::http) const DEFAULT_RUN: &str = "default";
 const RUN_HEADER: &str = "x-run-id";
 const STEP_HEADER: &str = "x-step";
 /// Longest name of a run, in characters: it becomes a metric's label.
 const MAX_RUN_NAME: usize = 128;
 /// Largest step: what every JSON reader keeps exactly.
-pub(super) const MAX_STEP: u64 = (1 << 53) - 1;
+pub(in crate::http) const MAX_STEP: u64 = (1 << 53) - 1;
 
 /// The head of a scoring request.
 #[derive(Debug)]
-pub(super) struct Caller {
+pub(in crate::http) struct Caller {
     request_id: Option<HeaderValue>,
     run: Option<HeaderValue>,
     step: Option<HeaderValue>,
     run_in_url: Option<String>,
     /// The caller's key, where keys are set.
-    pub(super) key: Option<Arc<Key>>,
+    pub(in crate::http) key: Option<Arc<Key>>,
     /// Where it asks for `Server-Timing`.
-    pub(super) timing: Option<Timing>,
+    pub(in crate::http) timing: Option<Timing>,
 }
 
 /// Headers that every scoring route reads.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 #[allow(dead_code, reason = "only described")]
-pub(super) struct RunHeaders {
+pub(in crate::http) struct RunHeaders {
     /// Training run that the monitor counts the answers to
     #[param(
         rename = "X-Run-Id",
@@ -63,7 +60,7 @@ pub(super) struct RunHeaders {
 /// For clients that can be given a URL and no header.
 #[derive(Debug, IntoParams, serde::Deserialize)]
 #[into_params(parameter_in = Query)]
-pub(super) struct RunQuery {
+pub(in crate::http) struct RunQuery {
     /// Training run, where `X-Run-Id` names none
     #[param(
         nullable = false,
@@ -101,13 +98,13 @@ fn run_in_url(uri: &Uri) -> Option<String> {
 }
 
 /// The run that a request's head names.
-pub(super) fn run_of_head<'a>(headers: &'a HeaderMap, uri: &Uri) -> Option<Cow<'a, str>> {
+pub(in crate::http) fn run_of_head<'a>(headers: &'a HeaderMap, uri: &Uri) -> Option<Cow<'a, str>> {
     let in_header = headers.get(RUN_HEADER).and_then(|value| value.to_str().ok());
     in_header.map(Cow::Borrowed).or_else(|| run_in_url(uri).map(Cow::Owned))
 }
 
 /// Checks the name of a run.
-pub(super) fn check_run(run: &str) -> Result<(), ApiError> {
+pub(in crate::http) fn check_run(run: &str) -> Result<(), ApiError> {
     let length = run.chars().count();
     if !(1..=MAX_RUN_NAME).contains(&length) || run.chars().any(char::is_control) {
         let message = format!("1 to {MAX_RUN_NAME} characters, no control characters");
@@ -118,13 +115,13 @@ pub(super) fn check_run(run: &str) -> Result<(), ApiError> {
 
 impl Caller {
     /// The request's own id, or the one that it was given.
-    pub(super) fn request_id(&self) -> &str {
+    pub(in crate::http) fn request_id(&self) -> &str {
         let value = self.request_id.as_ref().and_then(|value| value.to_str().ok());
         value.unwrap_or_default()
     }
 
     /// The run and step, from the body or else from the headers or the URL.
-    pub(super) fn origin(
+    pub(in crate::http) fn origin(
         &self,
         run: Option<&str>,
         step: Option<u64>,

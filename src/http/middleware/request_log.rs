@@ -9,14 +9,12 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
 
-use super::app::AppState;
-use super::error::ApiError;
 use super::rejection_log::RejectionLog;
-use super::request_id::request_id;
-use super::timing::Timing;
+use crate::http::scoring::Timing;
+use crate::http::state::{ApiError, AppState, request_id};
 
 /// Counts and times requests, and logs each with its route, never its text.
-pub(super) async fn observe(
+pub(in crate::http) async fn observe(
     State((state, rejections)): State<(AppState, Arc<RejectionLog>)>,
     mut request: Request,
     next: Next,

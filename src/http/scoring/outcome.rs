@@ -5,25 +5,25 @@ use crate::input::ItemError;
 
 /// What became of one input.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(in crate::http) struct Outcome {
     /// Length of the scored sequence; `None` where the input has no tokens.
-    pub(super) tokens: Option<usize>,
-    pub(super) truncated: bool,
+    pub(in crate::http) tokens: Option<usize>,
+    pub(in crate::http) truncated: bool,
     /// With the shaped reward, where the run's rewards are shaped.
-    pub(super) scored: Result<JobScore, ItemError>,
+    pub(in crate::http) scored: Result<JobScore, ItemError>,
     /// Whether the run's rewards are shaped.
-    pub(super) is_shaped: bool,
+    pub(in crate::http) is_shaped: bool,
     /// The model's reward, where `scored` has a shaped one.
-    pub(super) raw_reward: Option<f32>,
+    pub(in crate::http) raw_reward: Option<f32>,
 }
 
 impl Outcome {
     /// The reward; always finite.
-    pub(super) fn reward(&self) -> Option<f32> {
+    pub(in crate::http) fn reward(&self) -> Option<f32> {
         self.scored.as_ref().ok().map(|scored| scored.score.reward)
     }
 
-    pub(super) fn error(&self) -> Option<&ItemError> {
+    pub(in crate::http) fn error(&self) -> Option<&ItemError> {
         self.scored.as_ref().err()
     }
 }

@@ -30,7 +30,7 @@ pub struct Keys {
 
 /// One caller.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(in crate::http) struct Key {
     name: String,
     digest: [u8; 32],
     quota: Option<Quota>,
@@ -94,7 +94,7 @@ impl Keys {
 
     /// The key that the request carries: `Authorization: Bearer KEY`, or, for clients that can be
     /// given a URL alone, the password of `http://anything:KEY@host`.
-    pub(super) fn find(&self, headers: &HeaderMap) -> Option<Arc<Key>> {
+    pub(in crate::http) fn find(&self, headers: &HeaderMap) -> Option<Arc<Key>> {
         let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
         let (scheme, rest) = value.split_once(' ')?;
         let key = match scheme.to_ascii_lowercase().as_str() {
@@ -169,7 +169,7 @@ impl Key {
     ///
     /// # Errors
     /// 429 where it is used up.
-    pub(super) fn charge(&self, tokens: usize) -> Result<(), ApiError> {
+    pub(in crate::http) fn charge(&self, tokens: usize) -> Result<(), ApiError> {
         let Some(quota) = &self.quota else { return Ok(()) };
         quota.take(tokens, Instant::now()).map_err(|seconds| {
             let message = format!(

@@ -10,11 +10,9 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
-use super::app::AppState;
-use super::error::{ApiError, ErrorAnswer, KeyError};
-use super::models::ModelQuery;
-use super::plot_cache::Plot;
 use super::runs::monitor;
+use crate::http::middleware::ModelQuery;
+use crate::http::state::{ApiError, AppState, ErrorAnswer, KeyError, Plot};
 use crate::plots::{Curve, LatentMap, PlotError, Projection, Size, Theme};
 
 const WIDTHS: std::ops::RangeInclusive<u32> = 240..=2000;
@@ -24,7 +22,7 @@ const HEIGHTS: std::ops::RangeInclusive<u32> = 160..=2000;
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct PlotQuery {
+pub(in crate::http) struct PlotQuery {
     /// Pixels; default 640
     #[param(nullable = false, minimum = 240, maximum = 2000)]
     width: Option<u32>,
@@ -42,7 +40,7 @@ pub(super) struct PlotQuery {
 /// A plot.
 #[derive(Debug, ToSchema)]
 #[allow(dead_code, reason = "only described")]
-pub(super) enum PlotFile {
+pub(in crate::http) enum PlotFile {
     #[schema(rename = "csi.svg")]
     Csi,
     #[schema(rename = "ratio.svg")]
@@ -80,7 +78,7 @@ pub(super) enum PlotFile {
         KeyError
     )
 )]
-pub(super) async fn plot(
+pub(in crate::http) async fn plot(
     State(state): State<AppState>,
     path: Result<Path<(String, String)>, axum::extract::rejection::PathRejection>,
     query: Result<Query<PlotQuery>, QueryRejection>,
@@ -135,7 +133,7 @@ pub(super) async fn plot(
 }
 
 /// The map of a run without evaluations.
-pub(super) fn nothing_yet(run: String) -> LatentMap {
+pub(in crate::http) fn nothing_yet(run: String) -> LatentMap {
     LatentMap { run, empty: "No window was evaluated yet.".to_owned(), ..LatentMap::default() }
 }
 
@@ -174,7 +172,7 @@ impl PlotQuery {
 }
 
 /// An answer that a browser asks again for each time it shows it, and gets anew only where it has changed.
-pub(super) fn tagged(
+pub(in crate::http) fn tagged(
     headers: &HeaderMap,
     content_type: &'static str,
     policy: &'static str,

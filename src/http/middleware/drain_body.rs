@@ -19,7 +19,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 
-use super::app::AppState;
+use crate::http::state::AppState;
 
 /// Bytes of an unwanted body that are read.
 const DISCARDED: usize = 1 << 20;
@@ -62,7 +62,7 @@ impl Drop for LentBody {
 }
 
 /// Reads what the handlers left of a request's body.
-pub(super) async fn finish(
+pub(in crate::http) async fn finish(
     State(state): State<AppState>,
     request: Request,
     next: Next,

@@ -10,14 +10,14 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Counts the requests that were refused since the last line.
 #[derive(Debug, Default)]
-pub(super) struct RejectionLog {
+pub(in crate::http) struct RejectionLog {
     count: AtomicU64,
     logged: Mutex<Option<Instant>>,
 }
 
 impl RejectionLog {
     /// Counts a refusal; answers how many there were, where it is time to say so.
-    pub(super) fn count(&self) -> Option<u64> {
+    pub(in crate::http) fn count(&self) -> Option<u64> {
         self.count.fetch_add(1, Ordering::Relaxed);
         // Whoever finds the lock held is counted by its holder or by the next line.
         let mut logged = self.logged.try_lock()?;

@@ -10,14 +10,12 @@ use half::f16;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::admission::AdmittedBody;
-use super::app::AppState;
-use super::caller::{Caller, RunHeaders, RunQuery};
-use super::error::{ApiError, ScoringErrors};
-use super::inputs::{Truncation, check_count, inputs};
-use super::outcome::Outcome;
-use super::scoring::{Work, score};
 use crate::engine::JobScore;
+use crate::http::middleware::AdmittedBody;
+use crate::http::scoring::{
+    Caller, Outcome, RunHeaders, RunQuery, Truncation, Work, check_count, inputs, score,
+};
+use crate::http::state::{ApiError, AppState, ScoringErrors};
 use crate::input::{InputItem, ItemError};
 use crate::json::{integer, object};
 use crate::model::{Parts, Score, variance};
@@ -29,7 +27,7 @@ use crate::monitor::{Origin, Role};
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "expected a JSON object with `inputs`")]
-pub(super) struct RewardRequest {
+pub(in crate::http) struct RewardRequest {
     /// At most `limits.max_inputs`
     #[serde(deserialize_with = "object::list")]
     #[schema(min_items = 1, max_items = 1024)]
@@ -83,7 +81,7 @@ enum LatentsFormat {
 
 /// The body of an answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct RewardResponse {
+pub(in crate::http) struct RewardResponse {
     rewards: Vec<Option<f32>>,
     /// Only where the run's rewards are shaped: the model's own
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,7 +180,7 @@ struct RunStatus {
         ScoringErrors
     )
 )]
-pub(super) async fn reward(
+pub(in crate::http) async fn reward(
     caller: Caller,
     AdmittedBody(state, request): AdmittedBody<RewardRequest>,
 ) -> Result<Json<RewardResponse>, ApiError> {

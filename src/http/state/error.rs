@@ -16,7 +16,7 @@ const RETRY_AFTER: (u64, u64) = (1, 60);
 
 /// How a client expects an error to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ErrorShape {
+pub(in crate::http) enum ErrorShape {
     /// `{"error": {"code", "message", "request_id", "pointer"?}}`
     Native,
     /// OpenAI's and vLLM's: the same with `type` and `param`.
@@ -27,7 +27,7 @@ pub(super) enum ErrorShape {
 
 /// A request that is refused as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ApiError {
+pub(in crate::http) struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -42,7 +42,7 @@ pub(super) struct ApiError {
 
 /// The body of an error answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ErrorAnswer {
+pub(in crate::http) struct ErrorAnswer {
     error: ErrorBody,
 }
 
@@ -69,7 +69,7 @@ struct ErrorBody {
 
 /// An error answer of Text Embeddings Inference's routes.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct TeiError {
+pub(in crate::http) struct TeiError {
     /// The message.
     error: String,
     error_type: &'static str,
@@ -81,7 +81,7 @@ pub(super) struct TeiError {
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code, reason = "only described")]
-pub(super) enum AnyError {
+pub(in crate::http) enum AnyError {
     OpenAi(ErrorAnswer),
     Tei(TeiError),
 }
@@ -92,7 +92,7 @@ macro_rules! scoring_errors {
         $(#[$document])*
         #[derive(IntoResponses)]
         #[allow(dead_code, reason = "only described")]
-        pub(super) enum $name {
+        pub(in crate::http) enum $name {
             /// `invalid_json`, or `invalid_request` with the pointer of the field at fault
             #[response(status = 400)]
             Invalid($body),
@@ -143,7 +143,7 @@ scoring_errors!(
 /// What routes of the monitor may answer besides 200.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "only described")]
-pub(super) enum RunErrors {
+pub(in crate::http) enum RunErrors {
     /// `invalid_request`
     #[response(status = 400)]
     Invalid(ErrorAnswer),
@@ -158,14 +158,18 @@ pub(super) enum RunErrors {
 /// What a route may answer where keys are set.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "only described")]
-pub(super) enum KeyError {
+pub(in crate::http) enum KeyError {
     /// `unauthorized`: keys are set, and the request has none of them
     #[response(status = 401)]
     Unauthorized(ErrorAnswer),
 }
 
 impl ApiError {
-    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(in crate::http) fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         let overloaded = status == StatusCode::SERVICE_UNAVAILABLE;
         Self {
             status,
@@ -179,7 +183,7 @@ impl ApiError {
     }
 
     /// 400: the field at `pointer` is not as the API says.
-    pub(super) fn invalid(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(in crate::http) fn invalid(pointer: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             pointer: Some(pointer.into()),
             ..Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
@@ -187,12 +191,12 @@ impl ApiError {
     }
 
     /// The same; where `browser`, a browser asks its user for the key.
-    pub(super) fn asking_for_password(self, browser: bool) -> Self {
+    pub(in crate::http) fn asking_for_password(self, browser: bool) -> Self {
         Self { password: browser, ..self }
     }
 
     /// 429: the caller has used up its own quota.
-    pub(super) fn rate_limited(message: impl Into<String>, retry_after: u64) -> Self {
+    pub(in crate::http) fn rate_limited(message: impl Into<String>, retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
@@ -200,23 +204,23 @@ impl ApiError {
     }
 
     /// The same as 422: the field is of the right type, and cannot be used.
-    pub(super) fn out_of_place(self) -> Self {
+    pub(in crate::http) fn out_of_place(self) -> Self {
         Self { status: StatusCode::UNPROCESSABLE_ENTITY, code: "unprocessable", ..self }
     }
 
     /// 422: no input of the request can be scored.
-    pub(super) fn unprocessable(message: impl Into<String>) -> Self {
+    pub(in crate::http) fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", message)
     }
 
     /// 500: what should not happen.
-    pub(super) fn internal(message: impl Into<String>) -> Self {
+    pub(in crate::http) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     }
 
     /// As clients of a foreign protocol take it: some of them give up training at any 4xx, so what
     /// would be different a moment later becomes 503.
-    pub(super) fn foreign(mut self, shape: ErrorShape) -> Self {
+    pub(in crate::http) fn foreign(mut self, shape: ErrorShape) -> Self {
         if matches!(self.code, "deadline_exceeded" | "rate_limited") {
             self.status = StatusCode::SERVICE_UNAVAILABLE;
             self.retry_after.get_or_insert(1);
@@ -265,12 +269,12 @@ impl From<MonitorError> for ApiError {
 
 impl ApiError {
     /// The code, for the metrics.
-    pub(super) fn code(&self) -> &'static str {
+    pub(in crate::http) fn code(&self) -> &'static str {
         self.code
     }
 
     /// The answer, with the id by which the request is found in the logs.
-    pub(super) fn answer(&self, request_id: &str) -> Response {
+    pub(in crate::http) fn answer(&self, request_id: &str) -> Response {
         let (message, request_id) = (self.message.clone(), request_id.to_owned());
         let mut response = if self.shape == ErrorShape::Tei {
             let error_type =

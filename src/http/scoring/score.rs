@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::app::AppState;
 use super::caller::Caller;
-use super::error::ApiError;
 use super::inputs::{Encodings, MaybeInput, Truncation, check_not_too_many, encode};
 use super::outcome::Outcome;
 use crate::engine::{Job, JobError, JobScore};
+use crate::http::state::{ApiError, AppState};
 use crate::input::ItemError;
 use crate::monitor::shaping::{ShapingError, ShapingParameters, ShapingTerms};
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
@@ -16,18 +15,18 @@ use crate::monitor::{Origin, Role, Subject};
 
 /// What a request asks.
 #[derive(Debug)]
-pub(super) struct Work {
-    pub(super) inputs: Vec<MaybeInput>,
-    pub(super) truncation: Truncation,
+pub(in crate::http) struct Work {
+    pub(in crate::http) inputs: Vec<MaybeInput>,
+    pub(in crate::http) truncation: Truncation,
     /// Draws of the latent for the reward's standard deviation; 0 for none.
-    pub(super) draws: usize,
+    pub(in crate::http) draws: usize,
     /// Whether a known score will do, and is kept.
-    pub(super) cache: bool,
-    pub(super) origin: Origin,
-    pub(super) deadline: Instant,
+    pub(in crate::http) cache: bool,
+    pub(in crate::http) origin: Origin,
+    pub(in crate::http) deadline: Instant,
     /// `log p - log p_ref` of each input's response, where the caller sends it; may be shorter than the
     /// inputs.
-    pub(super) log_ratios: Vec<Option<f64>>,
+    pub(in crate::http) log_ratios: Vec<Option<f64>>,
 }
 
 /// Scores inputs, in their order. One that cannot be scored fails alone.
@@ -35,7 +34,7 @@ pub(super) struct Work {
 /// # Errors
 /// Too many inputs, a full queue, a used-up quota, a deadline that has passed, or inputs of which none
 /// can be encoded.
-pub(super) async fn score(
+pub(in crate::http) async fn score(
     state: &AppState,
     caller: &Caller,
     mut work: Work,
@@ -187,7 +186,9 @@ fn item_error(error: &JobError) -> ItemError {
 }
 
 /// The answer to a request of which no input got a score.
-pub(super) fn nothing_to_score<'a>(errors: impl Iterator<Item = &'a ItemError>) -> ApiError {
+pub(in crate::http) fn nothing_to_score<'a>(
+    errors: impl Iterator<Item = &'a ItemError>,
+) -> ApiError {
     let errors: Vec<&ItemError> = errors.collect();
     let reason = errors.first().map(|error| format!(": {}: {}", error.code, error.message));
     ApiError::unprocessable(format!(

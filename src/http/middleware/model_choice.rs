@@ -14,8 +14,7 @@ use percent_encoding::percent_decode_str;
 use tower::ServiceExt;
 use utoipa::IntoParams;
 
-use super::app::{AppState, Chosen};
-use super::error::ApiError;
+use crate::http::state::{ApiError, AppState, Chosen};
 
 /// The parameter of a URL that names a model.
 const PARAMETER: &str = "model";
@@ -26,7 +25,7 @@ struct Misnamed(ApiError);
 
 /// Sends each request to the router of the model that its URL names, without the name, or else to the first. One whose
 /// model is not known goes to the first as well, where [`check_url`] answers it.
-pub(super) fn dispatch(state: &AppState, router: impl Fn(AppState) -> Router) -> Router {
+pub(in crate::http) fn dispatch(state: &AppState, router: impl Fn(AppState) -> Router) -> Router {
     let routers: Arc<[(AppState, Router)]> =
         state.each().map(|state| (state.clone(), router(state))).collect();
     let service = tower::service_fn(move |mut request: Request| {
@@ -55,7 +54,7 @@ pub(super) fn dispatch(state: &AppState, router: impl Fn(AppState) -> Router) ->
 
 /// Answers a request whose URL names its model wrongly. Inside of its route: there the answer gets the shape of the route's
 /// protocol, and is counted as the route's.
-pub(super) async fn check_url(request: Request, next: Next) -> Response {
+pub(in crate::http) async fn check_url(request: Request, next: Next) -> Response {
     match request.extensions().get::<Misnamed>() {
         Some(Misnamed(error)) => error.clone().into_response(),
         None => next.run(request).await,
@@ -66,7 +65,7 @@ pub(super) async fn check_url(request: Request, next: Next) -> Response {
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "only described: it chooses before anything else is read")]
-pub(super) struct ModelQuery {
+pub(in crate::http) struct ModelQuery {
     /// Which of several models; default the first
     #[param(nullable = false)]
     model: Option<String>,

@@ -18,17 +18,17 @@ const NAMED: usize = 32;
 
 /// Where the scoring call leaves the times, for the middleware that writes headers.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Timing(Arc<OnceLock<String>>);
+pub(in crate::http) struct Timing(Arc<OnceLock<String>>);
 
 impl Timing {
     /// For requests that ask for it.
-    pub(super) fn asked(headers: &HeaderMap) -> Option<Self> {
+    pub(in crate::http) fn asked(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(ASKED)?.to_str().ok()?;
         value.eq_ignore_ascii_case("true").then(Self::default)
     }
 
     /// Notes the times of a request's inputs: the longest, and, where there are several, each.
-    pub(super) fn note(&self, outcomes: &[Outcome]) {
+    pub(in crate::http) fn note(&self, outcomes: &[Outcome]) {
         let scored = || outcomes.iter().map(|outcome| outcome.scored.as_ref().ok());
         let longest = |time: fn(&JobScore) -> Duration| scored().flatten().map(time).max();
         let mut text = String::new();
@@ -52,7 +52,7 @@ impl Timing {
     }
 
     /// Writes what was noted.
-    pub(super) fn write(&self, headers: &mut HeaderMap) {
+    pub(in crate::http) fn write(&self, headers: &mut HeaderMap) {
         if let Some(value) = self.0.get().and_then(|text| HeaderValue::from_str(text).ok()) {
             headers.insert(ANSWERED, value);
         }

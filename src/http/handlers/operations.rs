@@ -9,13 +9,11 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::app::AppState;
-use super::body::JsonBody;
-use super::error::{ApiError, ErrorAnswer, ScoringErrors};
-use super::inputs::{Truncation, check_count, encode, inputs};
-use super::models::ModelQuery;
 use crate::checkpoint::{HeadConfig, TextPolicy};
 use crate::encoder::EncoderInfo;
+use crate::http::middleware::ModelQuery;
+use crate::http::scoring::{JsonBody, Truncation, check_count, encode, inputs};
+use crate::http::state::{ApiError, AppState, ErrorAnswer, ScoringErrors};
 use crate::input::{InputItem, ItemError};
 use crate::json::object;
 use crate::metrics::Metrics;
@@ -26,7 +24,7 @@ use crate::model_loader::{EnsembleInfo, Objective};
     get, path = "/health", tag = "operations", security(()),
     responses((status = 200, body = String, content_type = "text/plain", description = "`ok`"))
 )]
-pub(super) async fn health() -> &'static str {
+pub(in crate::http) async fn health() -> &'static str {
     "ok\n"
 }
 
@@ -38,7 +36,9 @@ pub(super) async fn health() -> &'static str {
         (status = 503, body = ErrorAnswer, description = "`draining`: the server is shutting down")
     )
 )]
-pub(super) async fn ready(State(state): State<AppState>) -> Result<&'static str, ApiError> {
+pub(in crate::http) async fn ready(
+    State(state): State<AppState>,
+) -> Result<&'static str, ApiError> {
     let accepting = state.each().all(|state| state.engine.is_accepting());
     if state.draining.load(Ordering::Relaxed) || !accepting {
         return Err(crate::engine::EngineError::Draining.into());
@@ -51,7 +51,9 @@ pub(super) async fn ready(State(state): State<AppState>) -> Result<&'static str,
     get, path = "/metrics", tag = "operations", security(()),
     responses((status = 200, body = String, content_type = "text/plain; version=0.0.4"))
 )]
-pub(super) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, ApiError> {
+pub(in crate::http) async fn metrics(
+    State(state): State<AppState>,
+) -> Result<impl IntoResponse, ApiError> {
     let text = Metrics::render_all(state.each().map(|state| state.metrics.clone()));
     let text = text.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text))
@@ -59,7 +61,7 @@ pub(super) async fn metrics(State(state): State<AppState>) -> Result<impl IntoRe
 
 /// What is served.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Info {
+pub(in crate::http) struct Info {
     name: &'static str,
     version: &'static str,
     model: String,
@@ -93,7 +95,7 @@ pub(super) struct Info {
 
 /// One of several models.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ModelInfo {
+pub(in crate::http) struct ModelInfo {
     model: String,
     weights: String,
     latent_dim: Option<usize>,
@@ -108,7 +110,7 @@ pub(super) struct ModelInfo {
         (status = 404, body = ErrorAnswer, description = "`unknown_model`")
     )
 )]
-pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
+pub(in crate::http) async fn info(State(state): State<AppState>) -> Json<Info> {
     let models = state.each().filter(|_| state.has_several()).map(|state| ModelInfo {
         model: state.model.clone(),
         weights: state.weights.clone(),
@@ -138,7 +140,7 @@ pub(super) async fn info(State(state): State<AppState>) -> Json<Info> {
 /// The body of a request to tokenise.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TokenizeRequest {
+pub(in crate::http) struct TokenizeRequest {
     #[serde(deserialize_with = "object::list")]
     #[schema(min_items = 1, max_items = 1024)]
     inputs: Vec<InputItem>,
@@ -148,7 +150,7 @@ pub(super) struct TokenizeRequest {
 
 /// Token ids of each input, or why it has none.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct TokenizeResponse {
+pub(in crate::http) struct TokenizeResponse {
     input_ids: Vec<Option<Vec<u32>>>,
     errors: Vec<Option<ItemError>>,
 }
@@ -164,7 +166,7 @@ pub(super) struct TokenizeResponse {
     })),
     responses((status = 200, body = TokenizeResponse), ScoringErrors)
 )]
-pub(super) async fn tokenize(
+pub(in crate::http) async fn tokenize(
     State(state): State<AppState>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {

@@ -2,14 +2,13 @@
 
 use axum::http::StatusCode;
 
-use super::app::AppState;
-use super::error::ApiError;
 use crate::checkpoint::{Encoding, Input, TextEncoder};
 use crate::engine::Tokeniser;
+use crate::http::state::{ApiError, AppState};
 use crate::input::{InputItem, ItemError};
 
 /// Checks that a request has inputs, and not too many.
-pub(super) fn check_count(count: usize, state: &AppState) -> Result<(), ApiError> {
+pub(in crate::http) fn check_count(count: usize, state: &AppState) -> Result<(), ApiError> {
     if count == 0 {
         return Err(ApiError::invalid("/inputs", "at least one input is needed"));
     }
@@ -17,7 +16,7 @@ pub(super) fn check_count(count: usize, state: &AppState) -> Result<(), ApiError
 }
 
 /// Checks that a request has not too many inputs.
-pub(super) fn check_not_too_many(count: usize, state: &AppState) -> Result<(), ApiError> {
+pub(in crate::http) fn check_not_too_many(count: usize, state: &AppState) -> Result<(), ApiError> {
     let limit = state.config.limits.max_inputs;
     if count > limit {
         let message =
@@ -28,13 +27,13 @@ pub(super) fn check_not_too_many(count: usize, state: &AppState) -> Result<(), A
 }
 
 /// Something to score, or why there is nothing.
-pub(super) type MaybeInput = Result<Input, ItemError>;
+pub(in crate::http) type MaybeInput = Result<Input, ItemError>;
 
 /// The inputs of the native API.
 ///
 /// # Errors
 /// An input that is written in several forms, or whose last message is not the assistant's.
-pub(super) fn inputs(items: Vec<InputItem>) -> Result<Vec<MaybeInput>, ApiError> {
+pub(in crate::http) fn inputs(items: Vec<InputItem>) -> Result<Vec<MaybeInput>, ApiError> {
     items
         .into_iter()
         .enumerate()
@@ -46,7 +45,7 @@ pub(super) fn inputs(items: Vec<InputItem>) -> Result<Vec<MaybeInput>, ApiError>
 
 /// What happens to an input that is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Truncation {
+pub(in crate::http) enum Truncation {
     /// It is an item error.
     Refuse,
     /// Its last tokens are kept: at most so many, and at most the context.
@@ -55,19 +54,19 @@ pub(super) enum Truncation {
 
 impl Truncation {
     /// Keeps what the context holds, or refuses.
-    pub(super) fn to_context(wanted: bool) -> Self {
+    pub(in crate::http) fn to_context(wanted: bool) -> Self {
         if wanted { Self::KeepEnd(usize::MAX) } else { Self::Refuse }
     }
 }
 
 /// Token ids of each input, or why it has none.
-pub(super) type Encodings = Vec<Result<Encoding, ItemError>>;
+pub(in crate::http) type Encodings = Vec<Result<Encoding, ItemError>>;
 
 /// Encodes a request's inputs off the event loop. An input that cannot be encoded fails alone.
 ///
 /// # Errors
 /// Where the work itself fails.
-pub(super) async fn encode(
+pub(in crate::http) async fn encode(
     tokeniser: &Tokeniser,
     inputs: Vec<MaybeInput>,
     truncation: Truncation,

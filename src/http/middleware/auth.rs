@@ -5,8 +5,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::app::AppState;
-use super::error::ApiError;
+use crate::http::state::{ApiError, AppState};
 
 /// Routes that answer without a key: what probes, scrapers and curious clients need.
 const OPEN: [&str; 6] = ["/health", "/ready", "/metrics", "/info", "/v1/models", "/openapi.json"];
@@ -25,7 +24,7 @@ fn is_forged(request: &Request) -> bool {
 }
 
 /// Lets through requests to open routes, and those with a key where keys are set.
-pub(super) async fn check(
+pub(in crate::http) async fn check(
     State(state): State<AppState>,
     mut request: Request,
     next: Next,

@@ -86,7 +86,7 @@ impl AppState {
     }
 
     /// Whether this is the model of requests that name none.
-    pub(super) fn is_first(&self) -> bool {
+    pub(in crate::http) fn is_first(&self) -> bool {
         Arc::ptr_eq(&self.app, &self.all[0])
     }
 
@@ -94,7 +94,7 @@ impl AppState {
     ///
     /// # Errors
     /// 404 with the names that are known.
-    pub(super) fn named(&self, name: &str) -> Result<Self, ApiError> {
+    pub(in crate::http) fn named(&self, name: &str) -> Result<Self, ApiError> {
         // A checkpoint may be called something that ends so itself.
         let found = self.each().find(|state| state.model == name).or_else(|| {
             self.each().find(|state| name.strip_suffix(LATENTS) == Some(state.model.as_str()))
@@ -106,7 +106,7 @@ impl AppState {
     ///
     /// # Errors
     /// As [`AppState::named`]; and where the URL has named another.
-    pub(super) fn check_is(&self, name: Option<&str>) -> Result<(), ApiError> {
+    pub(in crate::http) fn check_is(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
             Some(name) if name != self.model => {
                 if self.all.iter().all(|model| model.model != name) {
@@ -119,7 +119,7 @@ impl AppState {
         }
     }
 
-    pub(super) fn unknown(&self, name: &str) -> ApiError {
+    pub(in crate::http) fn unknown(&self, name: &str) -> ApiError {
         let known: Vec<&str> = self.all.iter().map(|model| model.model.as_str()).collect();
         let message = format!("there is no model {name:?}; served are {}", known.join(", "));
         ApiError::new(StatusCode::NOT_FOUND, "unknown_model", message)
@@ -130,7 +130,11 @@ impl AppState {
     ///
     /// # Errors
     /// As [`AppState::named`].
-    pub(super) fn of_body(&self, chosen: Option<Chosen>, body: &[u8]) -> Result<Self, ApiError> {
+    pub(in crate::http) fn of_body(
+        &self,
+        chosen: Option<Chosen>,
+        body: &[u8],
+    ) -> Result<Self, ApiError> {
         #[derive(Deserialize)]
         struct Named {
             model: Option<Value>,
@@ -148,4 +152,4 @@ impl AppState {
 
 /// Mark of a request whose URL named its model.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Chosen;
+pub(in crate::http) struct Chosen;
