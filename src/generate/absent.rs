@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use serde_json::Value;
 
-use super::{Generated, GeneratorSettings, Sampling};
+use super::call::{Generated, GeneratorSettings, Sampling};
 use crate::checkpoint::Message;
 
 /// A language model, which this program was built without: there is none.

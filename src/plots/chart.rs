@@ -13,10 +13,12 @@ use plotters::element::{Circle, PathElement, Polygon, Rectangle, Text, TriangleM
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, IntoFont, TRANSPARENT, TextStyle};
 
+use super::document::Drawing;
 use super::document::{SCALE, escape};
+use super::error::PlotError;
 use super::number::short;
 use super::palette::Ink;
-use super::{Drawing, PlotError, Size};
+use super::size::Size;
 
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Axes<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;

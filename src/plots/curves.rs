@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 
 use super::chart::{Band, Chart, Line, Panel, Stroke};
+use super::document::Drawing;
+use super::error::PlotError;
 use super::number::short;
 use super::palette::Ink;
-use super::{Drawing, PlotError, Size};
+use super::size::Size;
 use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::rewards::Quantiles;
 use crate::monitor::{Evaluation, RunView};

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use super::error::PlotError;
+use super::palette::Theme;
 use super::palette::{properties, rules};
-use super::{PlotError, Size, Theme};
+use super::size::Size;
 
 /// Drawing units to a pixel: plotters draws at whole units, and curves need finer ones than pixels.
 pub(super) const SCALE: u32 = 4;

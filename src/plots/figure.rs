@@ -12,10 +12,12 @@ use plotters::element::{Circle, PathElement, Rectangle};
 use plotters::style::{Color, TRANSPARENT};
 
 use super::chart::{Area, Mark, heading, legend_row, say, short_axis, text};
+use super::document::Drawing;
 use super::document::{SCALE, escape};
+use super::error::PlotError;
 use super::number::short;
 use super::palette::Ink;
-use super::{Drawing, PlotError, Size};
+use super::size::Size;
 
 type Axes<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 

@@ -11,10 +11,12 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, TRANSPARENT};
 
 use super::chart::{Mark, heading, legend_row, say, text};
+use super::document::Drawing;
 use super::document::{SCALE, escape};
+use super::error::PlotError;
 use super::number::short;
 use super::palette::Ink;
-use super::{Drawing, PlotError, Size};
+use super::size::Size;
 
 const UNIT: i32 = SCALE as i32;
 

@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 use serde::Deserialize;
 
 use super::chart::{Band, Chart, Line, Panel, Stroke};
+use super::document::Drawing;
+use super::error::PlotError;
 use super::number::short;
 use super::palette::Ink;
-use super::{Drawing, PlotError, Size};
+use super::size::Size;
 
 /// A curve has so many windows of steps, each with a mean of its own...
 const WINDOWS: usize = 25;

@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 
 use super::run::Run;
 use super::window::Window;
-use super::worker::{BaselineSender, EvaluationSender};
 use crate::metrics::Metrics;
 use crate::monitor::answers::{BaselineAnswers, BaselineOrigin, BaselineSet};
 use crate::monitor::journal::{BaselineRecord, Entry, Journal};
@@ -22,7 +21,13 @@ use crate::telemetry::spawn;
 /// What the scheduler gives the thread less of: scoring goes before statistics.
 const NICENESS: i32 = 10;
 
-pub(in crate::monitor) enum Task {
+/// What becomes of a request to evaluate.
+pub(super) type EvaluationSender = Sender<Result<Evaluation, MonitorError>>;
+
+/// What becomes of a request for another baseline.
+pub(super) type BaselineSender = Sender<Result<Arc<BaselineSet>, MonitorError>>;
+
+pub(super) enum Task {
     /// Fit the recorded baseline, if it is due.
     FitBaseline(Arc<Mutex<Run>>),
     /// Use another baseline, and answer who gave it.
@@ -41,14 +46,14 @@ pub(in crate::monitor) enum Task {
 }
 
 /// Handle to the thread.
-pub(in crate::monitor) struct Evaluator {
+pub(super) struct Evaluator {
     tasks: Sender<Task>,
     metrics: Metrics,
     thread: JoinHandle<()>,
 }
 
 impl Evaluator {
-    pub(in crate::monitor) fn start(
+    pub(super) fn start(
         journal: Option<Journal>,
         pending: Arc<AtomicUsize>,
         metrics: Metrics,
@@ -63,7 +68,7 @@ impl Evaluator {
         Ok(Self { tasks, metrics, thread })
     }
 
-    pub(in crate::monitor) fn send(&self, task: Task) {
+    pub(super) fn send(&self, task: Task) {
         if matches!(task, Task::Evaluate { .. }) {
             self.metrics.evaluations_pending.inc();
         }
@@ -72,7 +77,7 @@ impl Evaluator {
     }
 
     /// Finishes what was sent, and ends the thread.
-    pub(in crate::monitor) fn stop(self) {
+    pub(super) fn stop(self) {
         let _ = self.tasks.send(Task::Stop);
         let _ = self.thread.join();
     }
@@ -191,7 +196,7 @@ impl Work {
 }
 
 /// Sets a run's gauges to its last evaluation.
-pub(in crate::monitor) fn publish(metrics: &Metrics, run: &str, evaluation: &Evaluation) {
+pub(super) fn publish(metrics: &Metrics, run: &str, evaluation: &Evaluation) {
     let metrics = &metrics.runs;
     let statistics = &evaluation.statistics;
     let early_stop = f64::from(u8::from(evaluation.early_stop));

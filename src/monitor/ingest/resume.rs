@@ -11,7 +11,7 @@ use crate::monitor::settings::MonitorConfig;
 
 /// The run, and the windows that were complete and not evaluated. `server` are the server's settings,
 /// `checkpoint` is its baseline.
-pub(in crate::monitor) fn resume(
+pub(super) fn resume(
     stored: StoredRun,
     server: &Arc<MonitorConfig>,
     checkpoint: Option<&Arc<BaselineSet>>,

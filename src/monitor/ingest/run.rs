@@ -69,7 +69,7 @@ pub struct Latest {
 
 /// The state of one run.
 #[derive(Debug)]
-pub(in crate::monitor) struct Run {
+pub(super) struct Run {
     name: String,
     /// Its number in the journal.
     id: u64,
@@ -95,7 +95,7 @@ pub(in crate::monitor) struct Run {
 }
 
 impl Run {
-    pub(in crate::monitor) fn new(
+    pub(super) fn new(
         name: String,
         id: u64,
         config: Arc<MonitorConfig>,
@@ -123,24 +123,24 @@ impl Run {
         }
     }
 
-    pub(in crate::monitor) fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(in crate::monitor) fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         self.id
     }
 
-    pub(in crate::monitor) fn config(&self) -> &Arc<MonitorConfig> {
+    pub(super) fn config(&self) -> &Arc<MonitorConfig> {
         &self.config
     }
 
-    pub(in crate::monitor) fn overrides(&self) -> &Map<String, Value> {
+    pub(super) fn overrides(&self) -> &Map<String, Value> {
         &self.overrides
     }
 
     /// Takes over settings of its own, beside those that it has. `server` are the server's.
-    pub(in crate::monitor) fn configure(
+    pub(super) fn configure(
         &mut self,
         server: &MonitorConfig,
         overrides: &Map<String, Value>,
@@ -160,27 +160,27 @@ impl Run {
     }
 
     /// Answers of the policy seen so far.
-    pub(in crate::monitor) fn samples(&self) -> u64 {
+    pub(super) fn samples(&self) -> u64 {
         self.windows.seen()
     }
 
-    pub(in crate::monitor) fn last_seen(&self) -> Instant {
+    pub(super) fn last_seen(&self) -> Instant {
         self.last_seen
     }
 
     /// Adds an answer; returns the window that is to be evaluated now, if any.
-    pub(in crate::monitor) fn add(&mut self, step: Option<u64>, sample: Sample) -> Option<Window> {
+    pub(super) fn add(&mut self, step: Option<u64>, sample: Sample) -> Option<Window> {
         self.last_seen = Instant::now();
         self.windows.add(step, sample)
     }
 
     /// The open window, if it holds anything.
-    pub(in crate::monitor) fn take_window(&mut self) -> Option<Window> {
+    pub(super) fn take_window(&mut self) -> Option<Window> {
         self.windows.take()
     }
 
     /// Adds SFT answers, up to `max_window`; answers how many there was room for.
-    pub(in crate::monitor) fn record_baseline(&mut self, samples: &[Sample]) -> usize {
+    pub(super) fn record_baseline(&mut self, samples: &[Sample]) -> usize {
         self.last_seen = Instant::now();
         let room = self.config.max_window.saturating_sub(self.recorded.len());
         let kept = room.min(samples.len());
@@ -191,21 +191,21 @@ impl Run {
     }
 
     /// Recorded SFT answers.
-    pub(in crate::monitor) fn recorded(&self) -> usize {
+    pub(super) fn recorded(&self) -> usize {
         self.recorded.len()
     }
 
-    pub(in crate::monitor) fn recorded_answers(&self) -> &BaselineAnswers {
+    pub(super) fn recorded_answers(&self) -> &BaselineAnswers {
         &self.recorded
     }
 
     /// Answers that are recorded from now on make a baseline of their own.
-    pub(in crate::monitor) fn forget_recorded(&mut self) {
+    pub(super) fn forget_recorded(&mut self) {
         self.recorded = BaselineAnswers::default();
     }
 
     /// The version that the next baseline of its own has.
-    pub(in crate::monitor) fn next_version(&self) -> u64 {
+    pub(super) fn next_version(&self) -> u64 {
         self.versions + 1
     }
 
@@ -213,10 +213,7 @@ impl Run {
     /// when there are `min_window` of them, when they have doubled, and before the first window is
     /// compared (`evaluating`). In between the baseline stays as it is, so that windows are compared
     /// with the same thing, and single answers do not each cost a fit.
-    pub(in crate::monitor) fn due_baseline(
-        &self,
-        evaluating: bool,
-    ) -> Option<(BaselineAnswers, u64)> {
+    pub(super) fn due_baseline(&self, evaluating: bool) -> Option<(BaselineAnswers, u64)> {
         let recorded = self.recorded.len();
         let in_use = match &self.baseline {
             Some(set) if set.origin == BaselineOrigin::Recorded => set.len(),
@@ -236,19 +233,19 @@ impl Run {
     }
 
     /// Replaces the baseline in use.
-    pub(in crate::monitor) fn use_baseline(&mut self, baseline: Arc<BaselineSet>) {
+    pub(super) fn use_baseline(&mut self, baseline: Arc<BaselineSet>) {
         self.last_seen = Instant::now();
         self.versions = self.versions.max(baseline.version);
         self.baseline = Some(baseline);
     }
 
     /// The baseline in use.
-    pub(in crate::monitor) fn baseline(&self) -> Option<Arc<BaselineSet>> {
+    pub(super) fn baseline(&self) -> Option<Arc<BaselineSet>> {
         self.baseline.clone()
     }
 
     /// Turns a window's statistics into the run's next evaluation.
-    pub(in crate::monitor) fn conclude(
+    pub(super) fn conclude(
         &mut self,
         window: Window,
         baseline: Option<&Arc<BaselineSet>>,
@@ -349,7 +346,7 @@ impl Run {
     }
 
     /// What the journal keeps, beside the samples, the baseline and the rows.
-    pub(in crate::monitor) fn state(&self) -> StateRecord {
+    pub(super) fn state(&self) -> StateRecord {
         let window = self.last_window.as_ref();
         let state = RunState {
             evaluations: self.count,
@@ -369,7 +366,7 @@ impl Run {
 
     /// The run as it was when the state was kept. `last_window` is what its last evaluation looked at, as
     /// far as its samples are kept. The baseline must be in use already.
-    pub(in crate::monitor) fn restore(
+    pub(super) fn restore(
         &mut self,
         record: StateRecord,
         evaluations: Vec<Evaluation>,
@@ -400,7 +397,7 @@ impl Run {
     }
 
     /// Adds an answer that was seen before the restart, under its number.
-    pub(in crate::monitor) fn add_again(
+    pub(super) fn add_again(
         &mut self,
         number: u64,
         step: Option<u64>,
@@ -411,17 +408,17 @@ impl Run {
     }
 
     /// The next answer has this number, unless it has a later one.
-    pub(in crate::monitor) fn go_on_at(&mut self, number: u64) {
+    pub(super) fn go_on_at(&mut self, number: u64) {
         self.windows.go_on_at(number);
     }
 
     /// When something of the run came last.
-    pub(in crate::monitor) fn seen_at(&mut self, at: Instant) {
+    pub(super) fn seen_at(&mut self, at: Instant) {
         self.last_seen = at;
     }
 
     /// What the last evaluation looked at.
-    pub(in crate::monitor) fn latest(&self) -> Option<Latest> {
+    pub(super) fn latest(&self) -> Option<Latest> {
         Some(Latest {
             evaluation: self.last()?.clone(),
             window: self.last_window.clone()?,
@@ -430,19 +427,19 @@ impl Run {
     }
 
     /// The run is no longer known: what is still evaluated of it is not to be published.
-    pub(in crate::monitor) fn mark_removed(&mut self) {
+    pub(super) fn mark_removed(&mut self) {
         self.removed = true;
     }
 
-    pub(in crate::monitor) fn is_removed(&self) -> bool {
+    pub(super) fn is_removed(&self) -> bool {
         self.removed
     }
 
-    pub(in crate::monitor) fn last(&self) -> Option<&Evaluation> {
+    pub(super) fn last(&self) -> Option<&Evaluation> {
         self.evaluations.back()
     }
 
-    pub(in crate::monitor) fn evaluations(&self, from_step: Option<u64>) -> Vec<Evaluation> {
+    pub(super) fn evaluations(&self, from_step: Option<u64>) -> Vec<Evaluation> {
         let wanted = |evaluation: &&Evaluation| match from_step {
             Some(from) => evaluation.last_step.is_some_and(|step| step >= from),
             None => true,
@@ -450,7 +447,7 @@ impl Run {
         self.evaluations.iter().filter(wanted).cloned().collect()
     }
 
-    pub(in crate::monitor) fn view(&self) -> RunView {
+    pub(super) fn view(&self) -> RunView {
         let baseline = self.baseline.as_ref();
         RunView {
             id: self.name.clone(),

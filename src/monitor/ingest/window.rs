@@ -19,7 +19,7 @@ pub struct Window {
 
 /// Sorts answers into windows: by step where steps are named, else by count.
 #[derive(Debug)]
-pub(in crate::monitor) struct Windows {
+pub(super) struct Windows {
     open: Window,
     /// Answers seen so far: the number of the next one.
     seen: u64,
@@ -29,27 +29,22 @@ pub(in crate::monitor) struct Windows {
 }
 
 impl Windows {
-    pub(in crate::monitor) fn new(window: usize, min_window: usize, max_window: usize) -> Self {
+    pub(super) fn new(window: usize, min_window: usize, max_window: usize) -> Self {
         Self { open: Window::default(), seen: 0, window, min_window, max_window }
     }
 
     /// Other limits from now on; the open window stays.
-    pub(in crate::monitor) fn set_limits(
-        &mut self,
-        window: usize,
-        min_window: usize,
-        max_window: usize,
-    ) {
+    pub(super) fn set_limits(&mut self, window: usize, min_window: usize, max_window: usize) {
         (self.window, self.min_window, self.max_window) = (window, min_window, max_window);
     }
 
     /// Answers seen so far.
-    pub(in crate::monitor) fn seen(&self) -> u64 {
+    pub(super) fn seen(&self) -> u64 {
         self.seen
     }
 
     /// The next answer has this number: those before it were seen by another process, or lost.
-    pub(in crate::monitor) fn go_on_at(&mut self, number: u64) {
+    pub(super) fn go_on_at(&mut self, number: u64) {
         self.seen = self.seen.max(number);
     }
 
@@ -57,7 +52,7 @@ impl Windows {
     ///
     /// Steps may arrive out of order by concurrent requests: only a step later than the window's
     /// last one completes it, a straggler joins the open window.
-    pub(in crate::monitor) fn add(&mut self, step: Option<u64>, sample: Sample) -> Option<Window> {
+    pub(super) fn add(&mut self, step: Option<u64>, sample: Sample) -> Option<Window> {
         let later = match (step, self.open.last_step) {
             (Some(step), Some(last)) => step > last,
             _ => false,
@@ -77,12 +72,12 @@ impl Windows {
     }
 
     /// The open window, if it holds anything; a new one begins.
-    pub(in crate::monitor) fn take(&mut self) -> Option<Window> {
+    pub(super) fn take(&mut self) -> Option<Window> {
         (!self.open.samples.is_empty()).then(|| std::mem::take(&mut self.open))
     }
 
     /// Answers in the open window.
-    pub(in crate::monitor) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.open.samples.len()
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 
-use super::evaluator::{Evaluator, Task, publish};
+use super::evaluator::{BaselineSender, EvaluationSender, Evaluator, Task, publish};
 use super::resume::resume;
 use super::run::{Run, RunView};
 use super::window::Window;
@@ -20,22 +20,16 @@ use crate::monitor::journal::{
     Committed, Entry, Journal, ObservationRecord, RunRecord, StoredRun, unix_seconds,
 };
 use crate::monitor::settings::{MonitorConfig, MonitorError};
-use crate::monitor::verdict::{AlertKind, Evaluation};
+use crate::monitor::verdict::AlertKind;
 
 /// The runs that are known, by name.
-pub(in crate::monitor) type Runs = Arc<RwLock<BTreeMap<String, Arc<Mutex<Run>>>>>;
-
-/// What becomes of a request to evaluate.
-pub(in crate::monitor) type EvaluationSender = Sender<Result<Evaluation, MonitorError>>;
-
-/// What becomes of a request for another baseline.
-pub(in crate::monitor) type BaselineSender = Sender<Result<Arc<BaselineSet>, MonitorError>>;
+pub(super) type Runs = Arc<RwLock<BTreeMap<String, Arc<Mutex<Run>>>>>;
 
 /// Pause after the last answer that waits: to wake the thread for each costs those who answer, and it,
 /// more than the sorting.
 const GATHERING: Duration = Duration::from_millis(2);
 
-pub(in crate::monitor) enum Message {
+pub(super) enum Message {
     Observed(Observation, Option<Committed>),
     Evaluate(String, EvaluationSender),
     SetBaseline(String, BaselineAnswers, BaselineSender),
@@ -45,25 +39,25 @@ pub(in crate::monitor) enum Message {
 }
 
 /// The thread's state. It only sorts: an answer costs a copy of its latent.
-pub(in crate::monitor) struct Worker {
-    pub(in crate::monitor) config: Arc<MonitorConfig>,
+pub(super) struct Worker {
+    pub(super) config: Arc<MonitorConfig>,
     /// The checkpoint's.
-    pub(in crate::monitor) baseline: Option<Arc<BaselineSet>>,
+    pub(super) baseline: Option<Arc<BaselineSet>>,
     /// Hash of the weights.
-    pub(in crate::monitor) weights: String,
-    pub(in crate::monitor) runs: Runs,
+    pub(super) weights: String,
+    pub(super) runs: Runs,
     /// Number in the journal of the next new run.
-    pub(in crate::monitor) next_run: u64,
-    pub(in crate::monitor) journal: Option<Journal>,
+    pub(super) next_run: u64,
+    pub(super) journal: Option<Journal>,
     /// Samples that wait to be sorted, or in a window to be evaluated.
-    pub(in crate::monitor) pending: Arc<AtomicUsize>,
-    pub(in crate::monitor) metrics: Metrics,
-    pub(in crate::monitor) evaluator: Evaluator,
+    pub(super) pending: Arc<AtomicUsize>,
+    pub(super) metrics: Metrics,
+    pub(super) evaluator: Evaluator,
 }
 
 impl Worker {
     /// Goes on with the runs of the journal; those beyond `max_runs` that were idle longest are forgotten.
-    pub(in crate::monitor) fn resume(&mut self, mut stored: Vec<StoredRun>) {
+    pub(super) fn resume(&mut self, mut stored: Vec<StoredRun>) {
         stored.sort_by(|a, b| b.last_seen.total_cmp(&a.last_seen));
         for stored in stored.drain(self.config.max_runs.min(stored.len())..) {
             self.append(|| Entry::Removed { run: stored.id });
@@ -84,7 +78,7 @@ impl Worker {
         }
     }
 
-    pub(in crate::monitor) fn run(mut self, inbox: &Receiver<Message>) {
+    pub(super) fn run(mut self, inbox: &Receiver<Message>) {
         let mut next = inbox.recv();
         while let Ok(message) = next {
             let (samples, gathers) = match &message {

@@ -9,20 +9,20 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::Sampling;
+use crate::generate::call::Sampling;
 
 /// 32-bit words of the random stream that a token takes.
 const WORDS: u128 = 2;
 
 /// Draws the tokens of one text, in place of the engine's sampler, and keeps them.
-pub(super) struct Drawing {
+pub(super) struct TokenSampler {
     sampling: Sampling,
     random: ChaCha8Rng,
     prompt: usize,
     tokens: Mutex<Vec<u32>>,
 }
 
-impl Drawing {
+impl TokenSampler {
     pub(super) fn new(sampling: &Sampling, prompt: &[u32], sample: u64) -> Self {
         let mut hash = Sha256::new();
         hash.update(sampling.seed.to_le_bytes());
@@ -42,7 +42,7 @@ impl Drawing {
     }
 }
 
-impl CustomLogitsProcessor for Drawing {
+impl CustomLogitsProcessor for TokenSampler {
     /// Leaves one token possible. It is asked again for a token that a grammar does not allow, with the others masked.
     fn apply(&self, logits: &Tensor, context: &[u32]) -> Result<Tensor> {
         let position = context.len().saturating_sub(self.prompt);
@@ -72,11 +72,11 @@ mod tests {
             Tensor::zeros(1000, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
         let draw = |seed: u64, prompt: &[u32], sample: u64, positions: &[usize]| {
             let sampling = Sampling { seed, top_p: 1.0, ..Sampling::default() };
-            let drawing = Drawing::new(&sampling, prompt, sample);
+            let sampler = TokenSampler::new(&sampling, prompt, sample);
             for position in positions {
-                drawing.apply(&logits, &vec![7; prompt.len() + position]).unwrap();
+                sampler.apply(&logits, &vec![7; prompt.len() + position]).unwrap();
             }
-            drawing.tokens()
+            sampler.tokens()
         };
         let tokens = draw(1, &[3, 4], 0, &[0, 1, 2, 3]);
         assert_eq!(draw(1, &[3, 4], 0, &[0, 1, 1, 2, 2, 3]), tokens);

@@ -13,9 +13,9 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::drawing::Drawing;
-use super::{Finish, Generated, GeneratorSettings, Sampling};
+use super::sampler::TokenSampler;
 use crate::checkpoint::{Checkpoint, Message, TextEncoder};
+use crate::generate::call::{Finish, Generated, GeneratorSettings, Sampling};
 
 /// Sequences that a GPU decodes at once.
 #[cfg(feature = "mistralrs-cuda")]
@@ -140,10 +140,10 @@ impl Generator {
         let room = self.encoder.limit().saturating_sub(prompt.len());
         let most = sampling.max_new_tokens.min(room);
         ensure!(most > 0, "no room for an answer");
-        let drawing = Arc::new(Drawing::new(sampling, prompt, sample));
-        let text = self.runtime.block_on(self.write(prompt, &drawing, most, schema));
+        let sampler = Arc::new(TokenSampler::new(sampling, prompt, sample));
+        let text = self.runtime.block_on(self.write(prompt, &sampler, most, schema));
         text.with_context(|| format!("{}: mistral.rs failed", self.name))?;
-        let mut tokens = drawing.tokens();
+        let mut tokens = sampler.tokens();
         let eos = self.encoder.policy().eos.id;
         // The engine looks at a token after it was drawn, and may have drawn one that it did not use.
         tokens.truncate(most);
@@ -157,7 +157,7 @@ impl Generator {
     async fn write(
         &self,
         prompt: &[u32],
-        drawing: &Arc<Drawing>,
+        sampler: &Arc<TokenSampler>,
         most: usize,
         schema: Option<&Value>,
     ) -> anyhow::Result<()> {
@@ -172,7 +172,7 @@ impl Generator {
         let messages = RequestMessage::CompletionTokens(prompt.to_vec());
         let mut request =
             NormalRequest::new_simple(messages, sampling_params, response, 0, None, None);
-        request.logits_processors = Some(vec![drawing.clone()]);
+        request.logits_processors = Some(vec![sampler.clone()]);
         if let Some(schema) = schema {
             request.constraint = Constraint::JsonSchema(schema.clone());
         }

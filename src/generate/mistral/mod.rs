@@ -1,0 +1,6 @@
+//! Text generation by mistral.rs.
+
+mod generator;
+mod sampler;
+
+pub use generator::Generator;
