@@ -3,11 +3,11 @@
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use super::reading::shown;
-use super::unjudged::{Unjudged, UnjudgedReason};
-use super::{AskError, Judge, Question};
 use crate::checkpoint::{EncodeError, Message};
 use crate::generate::{Finish, Generator, GeneratorSettings, Sampling};
+use crate::judge::session::shown;
+use crate::judge::session::{AskError, Judge, Question};
+use crate::judge::session::{Unjudged, UnjudgedReason};
 
 /// Temperature of the first attempt at a question, and of those after it: a greedy answer would be given again.
 const TEMPERATURES: (f64, f64) = (0.0, 0.7);

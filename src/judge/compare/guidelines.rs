@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::checkpoint::Message;
-use crate::judge::question::{AnswerSchema, Question, material, transcript};
-use crate::judge::reading::Verdict;
+use crate::judge::session::Verdict;
+use crate::judge::session::{AnswerSchema, Question, material, transcript};
 
 /// To be counted up with every change of the guidelines: verdicts by others are not mixed with those by these.
 pub(super) const VERSION: &str = "compare-1";

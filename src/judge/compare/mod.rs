@@ -6,10 +6,10 @@ mod report;
 
 use std::path::Path;
 
-use super::answers::read_answers;
-use super::run::{Asked, Run, unjudged};
-use super::unjudged::{Order, Place};
-use super::{Judge, Persistence};
+use crate::judge::session::read_answers;
+use crate::judge::session::{Asked, Run, unjudged};
+use crate::judge::session::{Judge, Persistence};
+use crate::judge::session::{Order, Place};
 use crate::train::data_files;
 use guidelines::Preference;
 use pairs::{Matched, Pair};

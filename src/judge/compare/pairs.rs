@@ -5,9 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use anyhow::ensure;
 use serde::Serialize;
 
-use crate::judge::answers::Answer;
-use crate::judge::reading::shown;
-use crate::judge::unjudged::Place;
+use crate::judge::session::Answer;
+use crate::judge::session::Place;
+use crate::judge::session::shown;
 use crate::monitor::prompt_fingerprint;
 
 /// Answers without a counterpart that are named on standard error.

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::guidelines::{Preferred, VERSION};
 use super::pairs::{Matched, Unmatched};
-use crate::judge::report::{self, UnjudgedAnswers};
+use crate::judge::session::UnjudgedAnswer;
+use crate::judge::session::{UnjudgedAnswers, write_report};
 use crate::judge::statistics::Share;
-use crate::judge::unjudged::UnjudgedAnswer;
 use crate::train::{DataFile, mean_interval};
 
 /// Files of the report, without their suffixes.
@@ -148,6 +148,6 @@ impl CompareReport {
     /// # Errors
     /// A folder or file that cannot be written.
     pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        report::write(folder, NAME, self, &self.markdown())
+        write_report(folder, NAME, self, &self.markdown())
     }
 }

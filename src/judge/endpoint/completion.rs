@@ -2,9 +2,9 @@
 
 use serde::Deserialize;
 
-use crate::judge::AskError;
-use crate::judge::reading::shown;
-use crate::judge::unjudged::{Unjudged, UnjudgedReason};
+use crate::judge::session::AskError;
+use crate::judge::session::shown;
+use crate::judge::session::{Unjudged, UnjudgedReason};
 
 /// What is read of `POST /v1/chat/completions`'s answer.
 #[derive(Deserialize)]

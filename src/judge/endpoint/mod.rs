@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::{Response, Uri};
 
-use super::unjudged::{Unjudged, UnjudgedReason};
-use super::{AskError, Judge, Question};
+use crate::judge::session::{AskError, Judge, Question};
+use crate::judge::session::{Unjudged, UnjudgedReason};
 
 /// Where questions are posted, below the base URL.
 const PATH: &str = "/chat/completions";

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use ureq::http::{HeaderMap, Response};
 
-use crate::judge::AskError;
-use crate::judge::reading::shown;
-use crate::judge::unjudged::{Unjudged, UnjudgedReason};
+use crate::judge::session::AskError;
+use crate::judge::session::shown;
+use crate::judge::session::{Unjudged, UnjudgedReason};
 
 /// What a status means: 429 and 5xx pass, a question that is too long or filtered will not be answered, and anything else
 /// would be said to every question.

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::judge::answers::Answer;
-use crate::judge::question::{AnswerSchema, Question, material, transcript};
-use crate::judge::reading::Verdict;
+use crate::judge::session::Answer;
+use crate::judge::session::Verdict;
+use crate::judge::session::{AnswerSchema, Question, material, transcript};
 
 /// To be counted up with every change of the guidelines: verdicts by others are not mixed with those by these.
 pub(super) const VERSION: &str = "over-optimisation-1";

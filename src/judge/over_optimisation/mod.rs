@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
-use super::answers::read_answers;
-use super::run::{Asked, Run, unjudged};
-use super::{Judge, Persistence};
+use crate::judge::session::read_answers;
+use crate::judge::session::{Asked, Run, unjudged};
+use crate::judge::session::{Judge, Persistence};
 use crate::train::{Compute, data_files};
 use guidelines::OverOptimised;
 pub use outliers::AnswerStatistics;

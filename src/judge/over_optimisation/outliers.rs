@@ -7,7 +7,7 @@ use ndarray::Array2;
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
-use crate::judge::answers::Answer;
+use crate::judge::session::Answer;
 use crate::monitor::statistics::StatisticsParameters;
 use crate::monitor::statistics::nearest::{k_nearest_distances, nearest_distances};
 use crate::monitor::statistics::neighbours::NeighbourGraph;

@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::guidelines::{Behaviour, OverOptimised, VERSION};
 use super::outliers::{AnswerStatistics, Outliers, STATISTICS, Statistic};
 use crate::checkpoint::replace_file;
-use crate::judge::answers::Answer;
-use crate::judge::report::{self, UnjudgedAnswers};
+use crate::judge::session::Answer;
+use crate::judge::session::{Place, Unjudged, UnjudgedAnswer};
+use crate::judge::session::{UnjudgedAnswers, write_report};
 use crate::judge::statistics::{Agreement, Auc, Share, auc};
-use crate::judge::unjudged::{Place, Unjudged, UnjudgedAnswer};
 use crate::ops::cpu::Precision;
 use crate::train::DataFile;
 
@@ -204,7 +204,7 @@ impl OverOptimisationReport {
     /// # Errors
     /// A folder or file that cannot be written.
     pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        report::write(folder, NAME, self, &self.markdown())?;
+        write_report(folder, NAME, self, &self.markdown())?;
         let mut lines = Vec::new();
         for row in &self.rows {
             serde_json::to_writer(&mut lines, row)?;

@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::unjudged::{UnjudgedAnswer, UnjudgedReason};
+use super::failure::UnjudgedAnswer;
+use super::failure::UnjudgedReason;
 use crate::checkpoint::replace_file;
 
 /// Questions without a verdict: how many for which reason, and each of them.
@@ -31,7 +32,7 @@ impl From<Vec<UnjudgedAnswer>> for UnjudgedAnswers {
 
 impl UnjudgedAnswers {
     /// A table of reasons, if there are any, each with the first of its places.
-    pub(super) fn markdown(&self) -> String {
+    pub(in crate::judge) fn markdown(&self) -> String {
         let mut text = String::new();
         if self.answers.is_empty() {
             return text;
@@ -51,7 +52,7 @@ impl UnjudgedAnswers {
 ///
 /// # Errors
 /// A folder or file that cannot be written.
-pub(super) fn write(
+pub(in crate::judge) fn write_report(
     folder: &Path,
     name: &str,
     report: &impl Serialize,

@@ -9,29 +9,37 @@ use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::persistence::{Interruption, Outcome, Persistence, Stop, ask};
-use super::reading::Verdict;
-use super::unjudged::{Place, Unjudged, UnjudgedAnswer};
-use super::verdicts::{VERDICTS_FILE, VerdictFile};
-use super::{Judge, Question};
+use super::backend::Judge;
+use super::failure::Unjudged;
+use super::failure::UnjudgedAnswer;
+use super::parse::Verdict;
+use super::place::Place;
+use super::question::Question;
+use super::retry::Interruption;
+use super::retry::Outcome;
+use super::retry::Persistence;
+use super::retry::Stop;
+use super::retry::ask;
+use super::verdicts::VERDICTS_FILE;
+use super::verdicts::VerdictFile;
 
 /// Unjudged answers that are named on standard error.
 const NAMED: usize = 20;
 
 /// A question, and what it is about.
-pub(super) struct Asked {
-    pub(super) place: Place,
-    pub(super) question: Question,
+pub(in crate::judge) struct Asked {
+    pub(in crate::judge) place: Place,
+    pub(in crate::judge) question: Question,
 }
 
 /// Who is asked, and how.
-pub(super) struct Run<'a> {
-    pub(super) judge: &'a dyn Judge,
+pub(in crate::judge) struct Run<'a> {
+    pub(in crate::judge) judge: &'a dyn Judge,
     /// Version of the guidelines that the questions have.
-    pub(super) guidelines: &'a str,
-    pub(super) persistence: Persistence,
+    pub(in crate::judge) guidelines: &'a str,
+    pub(in crate::judge) persistence: Persistence,
     /// Folder of the verdicts that are there, and of those to come.
-    pub(super) output: Option<&'a Path>,
+    pub(in crate::judge) output: Option<&'a Path>,
 }
 
 /// A question that is to be asked, and what its verdict is kept under.
@@ -47,7 +55,7 @@ impl Run<'_> {
     /// # Errors
     /// What the server said where it would say so to every question, verdicts that cannot be read or written, or no
     /// verdict at all. What was judged until then is kept.
-    pub(super) fn verdicts<T: Verdict + Serialize + Clone + Send>(
+    pub(in crate::judge) fn verdicts<T: Verdict + Serialize + Clone + Send>(
         &self,
         asked: &[Asked],
     ) -> anyhow::Result<Vec<Result<T, Unjudged>>> {
@@ -171,7 +179,7 @@ impl Run<'_> {
 }
 
 /// The questions without a verdict.
-pub(super) fn unjudged<T>(
+pub(in crate::judge) fn unjudged<T>(
     asked: &[Asked],
     verdicts: &[Result<T, Unjudged>],
 ) -> Vec<UnjudgedAnswer> {

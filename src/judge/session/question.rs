@@ -17,7 +17,7 @@ pub struct AnswerSchema {
 
 impl AnswerSchema {
     /// An object of these properties, which are written in this order.
-    pub(super) fn of(name: &'static str, properties: Value) -> Self {
+    pub(in crate::judge) fn of(name: &'static str, properties: Value) -> Self {
         let names: Vec<&String> =
             properties.as_object().into_iter().flat_map(|o| o.keys()).collect();
         let schema = json!({
@@ -43,7 +43,7 @@ pub struct Question {
 
 impl Question {
     /// What a verdict is kept under: a hash of the question, of who is asked and of the guidelines' version.
-    pub(super) fn key(&self, judge: &str, guidelines: &str) -> String {
+    pub(in crate::judge) fn key(&self, judge: &str, guidelines: &str) -> String {
         combined_hash([guidelines, judge, self.system, &self.user])
     }
 }
@@ -52,7 +52,7 @@ impl Question {
 ///
 /// The parts are texts of other people's, which may look like tags: a hash of them all is in the tags, and no text holds
 /// its own.
-pub(super) fn material(parts: &[(&str, &str)]) -> String {
+pub(in crate::judge) fn material(parts: &[(&str, &str)]) -> String {
     let hash = combined_hash(parts.iter().map(|(_, text)| *text));
     let tag = &hash[hash.len() - 12..];
     let mut material = String::new();
@@ -64,7 +64,7 @@ pub(super) fn material(parts: &[(&str, &str)]) -> String {
 }
 
 /// A conversation as text, each message below its role.
-pub(super) fn transcript(messages: &[Message]) -> String {
+pub(in crate::judge) fn transcript(messages: &[Message]) -> String {
     let message = |message: &Message| format!("[{}]\n{}", message.role, message.content);
     messages.iter().map(message).collect::<Vec<_>>().join("\n\n")
 }

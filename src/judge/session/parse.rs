@@ -2,13 +2,14 @@
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::unjudged::{Unjudged, UnjudgedReason};
+use super::failure::Unjudged;
+use super::failure::UnjudgedReason;
 
 /// Characters of an answer in a message.
 const SHOWN: usize = 200;
 
 /// What a judge decides.
-pub(super) trait Verdict: DeserializeOwned {
+pub(in crate::judge) trait Verdict: DeserializeOwned {
     /// # Errors
     /// What of it contradicts the rest.
     fn check(&self) -> Result<(), String>;
@@ -19,7 +20,7 @@ pub(super) trait Verdict: DeserializeOwned {
 /// # Errors
 /// No JSON object or several that fit ([`UnjudgedReason::InvalidJson`]), one of another shape
 /// ([`UnjudgedReason::WrongShape`]), or one that contradicts itself ([`UnjudgedReason::Inconsistent`]).
-pub(super) fn verdict<T: Verdict>(text: &str) -> Result<T, Unjudged> {
+pub(in crate::judge) fn verdict<T: Verdict>(text: &str) -> Result<T, Unjudged> {
     let objects = objects(text);
     let mut fitting = Vec::new();
     let mut misfit = None;
@@ -66,7 +67,7 @@ fn objects(text: &str) -> Vec<&str> {
 }
 
 /// The beginning of a text, on one line.
-pub(super) fn shown(text: &str) -> String {
+pub(in crate::judge) fn shown(text: &str) -> String {
     let shown: String = text.chars().take(SHOWN).collect();
     let more = if shown.len() < text.len() { ".." } else { "" };
     format!("{shown:?}{more}")

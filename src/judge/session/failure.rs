@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::train::Origin;
+use super::place::Place;
 
 /// Why a question has no verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ pub struct Unjudged {
 }
 
 impl Unjudged {
-    pub(super) fn new(reason: UnjudgedReason, message: impl Into<String>) -> Self {
+    pub(in crate::judge) fn new(reason: UnjudgedReason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
@@ -79,47 +79,11 @@ impl fmt::Display for Unjudged {
     }
 }
 
-/// In which order the answers of a pair were shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Order {
-    /// The answer of `--answers` first.
-    Given,
-    /// The answer of `--against` first.
-    Swapped,
-}
-
-/// What a question is about. Displayed as a message.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Place {
-    #[serde(flatten)]
-    pub(super) origin: Origin,
-    /// The answer's number in its line's `responses`, from 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) response: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) order: Option<Order>,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.origin.fmt(f)?;
-        if let Some(response) = self.response {
-            write!(f, ", response {response}")?;
-        }
-        match self.order {
-            None => Ok(()),
-            Some(Order::Given) => f.write_str(", as given"),
-            Some(Order::Swapped) => f.write_str(", swapped"),
-        }
-    }
-}
-
 /// A question that has no verdict, and what it is about. Displayed as a message.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UnjudgedAnswer {
     #[serde(flatten)]
-    pub(super) place: Place,
+    pub(in crate::judge) place: Place,
     /// Why there is none.
     #[serde(flatten)]
     pub unjudged: Unjudged,

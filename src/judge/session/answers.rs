@@ -5,26 +5,26 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::unjudged::Place;
+use super::place::Place;
 use crate::train::{BadLines, Origin, RESPONSE_COLUMNS, Response, read_rows, responses};
 
 /// The column with a label.
 const LABEL: &str = "over_optimised";
 
 /// An answer, and whether the data says that it is over-optimised.
-pub(super) struct Answer {
-    pub(super) response: Response,
-    pub(super) label: Option<bool>,
+pub(in crate::judge) struct Answer {
+    pub(in crate::judge) response: Response,
+    pub(in crate::judge) label: Option<bool>,
 }
 
 impl Answer {
-    pub(super) fn place(&self) -> Place {
+    pub(in crate::judge) fn place(&self) -> Place {
         let Response { origin, number, .. } = &self.response;
         Place { origin: origin.clone(), response: *number, order: None }
     }
 
     /// The answer itself, which the conversation ends with.
-    pub(super) fn text(&self) -> &str {
+    pub(in crate::judge) fn text(&self) -> &str {
         self.response.messages().last().map_or("", |last| &last.content)
     }
 }
@@ -33,7 +33,7 @@ impl Answer {
 ///
 /// # Errors
 /// A file or line that cannot be read, or no answer: names the file and the line.
-pub(super) fn read_answers(files: &[PathBuf]) -> anyhow::Result<Vec<Answer>> {
+pub(in crate::judge) fn read_answers(files: &[PathBuf]) -> anyhow::Result<Vec<Answer>> {
     let columns = [&RESPONSE_COLUMNS[..], &[LABEL]].concat();
     let (lines, _) = read_rows(files, &columns, BadLines::Refuse, line)?;
     let answers: Vec<Answer> = lines.into_iter().flatten().collect();

@@ -9,9 +9,10 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::persistence::Outcome;
-use super::reading::Verdict;
-use super::unjudged::{Place, Unjudged};
+use super::failure::Unjudged;
+use super::parse::Verdict;
+use super::place::Place;
+use super::retry::Outcome;
 
 /// File of the verdicts in the output folder.
 pub const VERDICTS_FILE: &str = "verdicts.jsonl";
@@ -37,7 +38,7 @@ struct Kept {
 }
 
 /// The file, open for what is to come.
-pub(super) struct VerdictFile {
+pub(in crate::judge) struct VerdictFile {
     file: File,
     path: PathBuf,
 }
@@ -48,7 +49,7 @@ impl VerdictFile {
     ///
     /// # Errors
     /// A file that cannot be read or written, that another process writes, or with a line that is no record.
-    pub(super) fn open<T: Verdict>(
+    pub(in crate::judge) fn open<T: Verdict>(
         folder: &Path,
         wanted: &HashSet<&str>,
     ) -> anyhow::Result<(Self, HashMap<String, T>)> {
@@ -86,7 +87,7 @@ impl VerdictFile {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub(super) fn append<T: Serialize>(
+    pub(in crate::judge) fn append<T: Serialize>(
         &mut self,
         key: &str,
         place: &Place,

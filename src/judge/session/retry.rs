@@ -5,9 +5,12 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use sha2::{Digest, Sha256};
 
-use super::reading::{Verdict, verdict};
-use super::unjudged::Unjudged;
-use super::{AskError, Judge, Question};
+use super::backend::AskError;
+use super::backend::Judge;
+use super::failure::Unjudged;
+use super::parse::Verdict;
+use super::parse::verdict;
+use super::question::Question;
 
 /// The most that the second attempt waits; each later one may wait twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -27,13 +30,13 @@ pub struct Persistence {
 
 /// What came of a question.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Outcome<T> {
-    pub(super) verdict: Result<T, Unjudged>,
-    pub(super) attempts: u32,
+pub(in crate::judge) struct Outcome<T> {
+    pub(in crate::judge) verdict: Result<T, Unjudged>,
+    pub(in crate::judge) attempts: u32,
 }
 
 /// Why a question was given up before its end.
-pub(super) enum Interruption {
+pub(in crate::judge) enum Interruption {
     /// Nobody would be answered.
     Fatal(String),
     /// Another question was told so.
@@ -42,18 +45,18 @@ pub(super) enum Interruption {
 
 /// A flag that ends waiting.
 #[derive(Default)]
-pub(super) struct Stop {
+pub(in crate::judge) struct Stop {
     is_set: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Stop {
-    pub(super) fn set(&self) {
+    pub(in crate::judge) fn set(&self) {
         *self.is_set.lock() = true;
         self.changed.notify_all();
     }
 
-    pub(super) fn is_set(&self) -> bool {
+    pub(in crate::judge) fn is_set(&self) -> bool {
         *self.is_set.lock()
     }
 
@@ -67,7 +70,7 @@ impl Stop {
 ///
 /// Each attempt has a seed of its own: an answer that could not be read would otherwise be given again, since the
 /// temperature is 0.
-pub(super) fn ask<T: Verdict>(
+pub(in crate::judge) fn ask<T: Verdict>(
     judge: &dyn Judge,
     question: &Question,
     key: &str,
