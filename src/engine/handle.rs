@@ -17,7 +17,7 @@ use super::queue::{Admission, Queue, Request, Ticket};
 use super::work::Work;
 use crate::metrics::Metrics;
 use crate::model::Scorer;
-use crate::monitor::{Monitor, Observation, Origin, Watched};
+use crate::monitor::{Monitor, Observation, SampleOrigin, Watched};
 use crate::telemetry::spawn;
 
 /// Handle to the engine's threads. Cheap to share.
@@ -134,7 +134,7 @@ impl Engine {
         &self,
         jobs: Vec<Job>,
         deadline: Instant,
-        origin: &Origin,
+        origin: &SampleOrigin,
     ) -> Result<Vec<Result<JobScore, JobError>>, EngineError> {
         let watched = self.watched(&jobs);
         let mut claims = self.admit(jobs, deadline, origin)?;
@@ -179,7 +179,7 @@ impl Engine {
         &self,
         jobs: Vec<Job>,
         deadline: Instant,
-        origin: &Origin,
+        origin: &SampleOrigin,
     ) -> Result<Claims<'_>, EngineError> {
         let lengths: Vec<usize> = jobs.iter().map(|job| job.ids.len()).collect();
         let mut requests = Vec::new();
@@ -242,7 +242,7 @@ impl Engine {
     }
 
     /// Waits for the monitor only where its journal is to hold the samples before they are answered.
-    async fn observe(&self, answers: &JobAnswers, watched: Vec<Watched>, origin: &Origin) {
+    async fn observe(&self, answers: &JobAnswers, watched: Vec<Watched>, origin: &SampleOrigin) {
         for scored in answers.iter().flatten() {
             self.metrics.reward.observe(f64::from(scored.score.reward));
         }

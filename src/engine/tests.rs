@@ -11,7 +11,7 @@ use super::plan::{self, Bounds, Pace, Policy, Selection};
 use super::{CacheConfig, Engine, EngineConfig, Job, ScoreCache};
 use crate::metrics::Metrics;
 use crate::model::{Score, ScoreError, Scorer};
-use crate::monitor::{Origin, Role, Subject};
+use crate::monitor::{Role, SampleOrigin, Subject};
 use crate::ops::Packing;
 
 /// Planning fails while it waits.
@@ -64,8 +64,12 @@ impl EngineBench {
             subject: Subject::default(),
         };
         let jobs = tokens.iter().enumerate().map(job).collect();
-        let origin =
-            Origin { run: run.to_owned(), step: None, role: Role::Policy, request: "r".into() };
+        let origin = SampleOrigin {
+            run: run.to_owned(),
+            step: None,
+            role: Role::Policy,
+            request: "r".into(),
+        };
         let deadline = Instant::now() + Duration::from_secs(120);
         let answers = self.engine.score(jobs, deadline, &origin).await.unwrap();
         answers.into_iter().map(|answer| answer.unwrap().score.reward).collect()

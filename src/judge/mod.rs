@@ -18,7 +18,7 @@ pub use over_optimisation::{
     AnswerStatistics, OverOptimisation, OverOptimisationReport, RewardModelReport, StatisticReport,
 };
 pub use session::{
-    AnswerSchema, AskError, Judge, Persistence, Question, Unjudged, UnjudgedAnswer,
-    UnjudgedAnswers, UnjudgedReason, VERDICTS_FILE,
+    AnswerSchema, AskError, AskPolicy, Judge, Question, Unjudged, UnjudgedAnswer, UnjudgedAnswers,
+    UnjudgedReason, VERDICTS_FILE,
 };
 pub use statistics::{Agreement, Auc, Share, auc};

@@ -12,7 +12,7 @@ pub mod statistics;
 mod verdict;
 
 pub use answers::{
-    BaselineAnswers, BaselineOrigin, BaselineSet, Observation, Origin, Role, Sample, Subject,
+    BaselineAnswers, BaselineOrigin, BaselineSet, Observation, Role, Sample, SampleOrigin, Subject,
     Watched, fingerprint, prompt_fingerprint,
 };
 pub use ingest::{Latest, Monitor, RunView, Window};

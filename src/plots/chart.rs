@@ -67,7 +67,7 @@ pub(super) struct Band {
 
 /// Statistics of one kind.
 #[derive(Debug, Default)]
-pub(super) struct Panel {
+pub(super) struct CurvePanel {
     pub(super) lines: Vec<Line>,
     pub(super) bands: Vec<Band>,
     /// A level that means something.
@@ -91,7 +91,7 @@ pub(super) struct Chart {
     pub(super) alerts: Vec<bool>,
     /// The evaluation that first said stop.
     pub(super) stop: Option<usize>,
-    pub(super) panels: Vec<Panel>,
+    pub(super) panels: Vec<CurvePanel>,
     /// What to say where there is nothing to draw.
     pub(super) empty: String,
 }
@@ -105,7 +105,7 @@ impl Chart {
             let extent = (size.width * SCALE, size.height * SCALE);
             let root = SVGBackend::with_string(&mut written, extent).into_drawing_area();
             let area = heading(&root, titled.then_some(self.title.as_str()))?;
-            if self.x.is_empty() || self.panels.iter().all(Panel::is_empty) {
+            if self.x.is_empty() || self.panels.iter().all(CurvePanel::is_empty) {
                 say(&area, &self.empty)?;
             } else {
                 let count = self.panels.len();
@@ -122,7 +122,7 @@ impl Chart {
 
     fn panel(
         &self,
-        panel: &Panel,
+        panel: &CurvePanel,
         area: &Area<'_>,
         last: bool,
         over: &mut String,
@@ -280,7 +280,7 @@ impl Chart {
     }
 
     /// Invisible strips over the panel that tell each evaluation's numbers where the pointer rests.
-    fn hits(&self, axes: &Axes<'_>, panel: &Panel, y: &Range<f64>, over: &mut String) {
+    fn hits(&self, axes: &Axes<'_>, panel: &CurvePanel, y: &Range<f64>, over: &mut String) {
         let count = self.x.len();
         let range = self.horizontal();
         let stride = count.div_ceil(MAX_HITS).max(1);
@@ -317,7 +317,7 @@ impl Chart {
     }
 }
 
-impl Panel {
+impl CurvePanel {
     fn values(&self) -> impl Iterator<Item = f64> + '_ {
         let lines = self.lines.iter().map(|line| &line.values);
         let bands = self.bands.iter().flat_map(|band| [&band.low, &band.high]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::chart::{Band, Chart, Line, Panel, Stroke};
+use super::chart::{Band, Chart, CurvePanel, Line, Stroke};
 use super::document::Drawing;
 use super::error::PlotError;
 use super::number::short;
@@ -181,14 +181,19 @@ impl RunCurves {
         name: &str,
         value: impl Fn(&Evaluation) -> Option<f64>,
         null: impl Fn(&Evaluation) -> Option<f64>,
-    ) -> Panel {
+    ) -> CurvePanel {
         let null = self.line("null, 95 %", Ink::Null, null);
         let mut lines = vec![self.line(name, Ink::First, value)];
         lines.extend(Some(null).filter(|null| null.values.iter().any(Option::is_some)));
-        Panel { lines, shown: vec![0.0], bounds: Some((0.0, f64::INFINITY)), ..Panel::default() }
+        CurvePanel {
+            lines,
+            shown: vec![0.0],
+            bounds: Some((0.0, f64::INFINITY)),
+            ..CurvePanel::default()
+        }
     }
 
-    fn panels(&self, curve: Curve) -> Vec<Panel> {
+    fn panels(&self, curve: Curve) -> Vec<CurvePanel> {
         match curve {
             Curve::Csi => vec![self.against_null(
                 "CSI per sample",
@@ -206,18 +211,18 @@ impl RunCurves {
                     |row| row.statistics.mop,
                     |row| row.mop_null_p95,
                 );
-                vec![Panel { bounds: Some((0.0, 1.0)), ..panel }]
+                vec![CurvePanel { bounds: Some((0.0, 1.0)), ..panel }]
             }
-            Curve::Ratio => vec![Panel {
+            Curve::Ratio => vec![CurvePanel {
                 lines: vec![
                     self.line("change over usual change", Ink::First, |row| row.csi_ratio),
                     self.line("limit", Ink::Null, |_| Some(self.max_ratio)),
                 ],
                 shown: vec![0.0],
                 bounds: Some((0.0, f64::INFINITY)),
-                ..Panel::default()
+                ..CurvePanel::default()
             }],
-            Curve::Rewards => vec![Panel {
+            Curve::Rewards => vec![CurvePanel {
                 lines: vec![
                     self.line("mean reward", Ink::First, |row| Some(row.statistics.reward_mean)),
                 ],
@@ -225,19 +230,19 @@ impl RunCurves {
                     self.quantiles("5 to 95 %", 0.13, |q| (q.p05, q.p95)),
                     self.quantiles("25 to 75 %", 0.22, |q| (q.p25, q.p75)),
                 ],
-                ..Panel::default()
+                ..CurvePanel::default()
             }],
             Curve::Length => {
                 vec![
-                    Panel {
+                    CurvePanel {
                         lines: vec![self.line("mean tokens", Ink::Second, |row| {
                             Some(row.statistics.tokens_mean)
                         })],
                         shown: vec![0.0],
                         bounds: Some((0.0, f64::INFINITY)),
-                        ..Panel::default()
+                        ..CurvePanel::default()
                     },
-                    Panel {
+                    CurvePanel {
                         lines: vec![self.line(
                             "reward to length, rank correlation",
                             Ink::First,
@@ -246,11 +251,11 @@ impl RunCurves {
                         level: Some(0.0),
                         shown: vec![-1.0, 1.0],
                         bounds: Some((-1.0, 1.0)),
-                        ..Panel::default()
+                        ..CurvePanel::default()
                     },
                 ]
             }
-            Curve::Dispersion => vec![Panel {
+            Curve::Dispersion => vec![CurvePanel {
                 lines: vec![
                     self.line("spread over SFT's", Ink::First, |row| {
                         row.statistics.dispersion_ratio
@@ -260,7 +265,7 @@ impl RunCurves {
                 level: Some(1.0),
                 shown: vec![0.0],
                 bounds: Some((0.0, f64::INFINITY)),
-                ..Panel::default()
+                ..CurvePanel::default()
             }],
         }
     }
@@ -278,7 +283,7 @@ impl RunCurves {
     }
 
     /// The numbers in words.
-    fn describe(&self, curve: Curve, axis: &str, x: &[f64], panels: &[Panel]) -> String {
+    fn describe(&self, curve: Curve, axis: &str, x: &[f64], panels: &[CurvePanel]) -> String {
         let mut words = curve.meaning().to_owned();
         let (Some(first), Some(last)) = (x.first(), x.last()) else {
             words.push_str(" No window was evaluated yet.");

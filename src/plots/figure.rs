@@ -19,7 +19,7 @@ use super::number::short;
 use super::palette::Ink;
 use super::size::Size;
 
-type Axes<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type FigureAxes<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 const UNIT: i32 = SCALE as i32;
 /// Inks of bars and series, in their order; a figure with more of them begins anew.
@@ -246,7 +246,7 @@ impl Figure {
     }
 }
 
-fn draw_series(axes: &mut Axes<'_>, series: &Series, ink: Ink) -> Result<(), PlotError> {
+fn draw_series(axes: &mut FigureAxes<'_>, series: &Series, ink: Ink) -> Result<(), PlotError> {
     let style = ink.color().stroke_width(2 * SCALE);
     let thin = ink.color().stroke_width(SCALE);
     let intervals = series.points.iter().filter_map(|point| Some((point.x, point.interval?)));

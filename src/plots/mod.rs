@@ -23,7 +23,7 @@ pub use figure::{Bars, Figure, FigurePanel, FigurePoint, Series};
 pub use map::{LatentMap, MapOutlier};
 pub use number::short;
 pub use palette::Theme;
-pub use projection::{Projection, farthest, project};
+pub use projection::{MapProjection, farthest, project};
 pub use size::Size;
 pub use sparkline::sparkline;
 pub use training::{TrainingCurve, TrainingCurves, TrainingEvaluation, TrainingStep};

@@ -19,7 +19,8 @@ const SEED: u64 = 0;
 /// How latents become points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Projection {
+#[serde(expecting = "enum Projection")]
+pub enum MapProjection {
     /// The two principal components of baseline and window together.
     #[default]
     Pca,
@@ -27,7 +28,7 @@ pub enum Projection {
     Tsne,
 }
 
-impl Projection {
+impl MapProjection {
     fn name(self) -> &'static str {
         match self {
             Self::Pca => "PCA",
@@ -59,7 +60,7 @@ pub fn project(
     run: &str,
     latest: &Latest,
     farthest: &[(usize, f64)],
-    projection: Projection,
+    projection: MapProjection,
 ) -> LatentMap {
     let samples = &latest.window.samples;
     let chosen = chosen(samples.len(), farthest);
@@ -67,8 +68,8 @@ pub fn project(
     let map =
         LatentMap { run: run.to_owned(), projection: projection.name(), ..LatentMap::default() };
     let projected = match projection {
-        Projection::Pca => principal(points.view()),
-        Projection::Tsne => neighbourly(points.view()),
+        MapProjection::Pca => principal(points.view()),
+        MapProjection::Tsne => neighbourly(points.view()),
     };
     let Some((coordinates, note)) = projected else {
         return LatentMap { empty: "Too few different latents for a map.".to_owned(), ..map };

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
-use super::chart::{Band, Chart, Line, Panel, Stroke};
+use super::chart::{Band, Chart, CurvePanel, Line, Stroke};
 use super::document::Drawing;
 use super::error::PlotError;
 use super::number::short;
@@ -142,7 +142,7 @@ impl TrainingCurves {
         chart.draw(size, true).map(Some)
     }
 
-    fn panel(&self, curve: TrainingCurve, batches: Vec<Option<f64>>) -> Panel {
+    fn panel(&self, curve: TrainingCurve, batches: Vec<Option<f64>>) -> CurvePanel {
         let window = batches.len().div_ceil(WINDOWS).min(MAX_WINDOW);
         let mean = |name: &str, ink: Ink, values: &[Option<f64>]| Line {
             name: if window > 1 {
@@ -173,7 +173,7 @@ impl TrainingCurves {
             TrainingCurve::ActiveDimensions => "active dimensions",
         };
         let mut lines = vec![mean(name, Ink::First, &batches)];
-        let mut panel = Panel::default();
+        let mut panel = CurvePanel::default();
         match curve {
             TrainingCurve::Loss => {
                 // Of a standard head it is all of the loss.
@@ -217,7 +217,7 @@ impl TrainingCurves {
             let (name, ink) = ("one batch".to_owned(), Ink::First);
             lines.insert(0, Line { name, ink, values: batches, stroke: Stroke::Pale });
         }
-        Panel { lines, ..panel }
+        CurvePanel { lines, ..panel }
     }
 
     /// A value of the evaluations, at the steps that they come after.
@@ -247,7 +247,7 @@ fn means(values: &[Option<f64>], window: usize) -> Vec<Option<f64>> {
 }
 
 /// The numbers in words.
-fn describe(curve: TrainingCurve, x: &[f64], panel: &Panel) -> String {
+fn describe(curve: TrainingCurve, x: &[f64], panel: &CurvePanel) -> String {
     let mut words = format!("{} {} steps.", curve.meaning(), x.len());
     let told = |line: &&Line| line.stroke != Stroke::Pale && line.ink != Ink::Null;
     for line in panel.lines.iter().filter(told) {

@@ -13,7 +13,8 @@ use crate::train::{ANSWER_FORMS, answer};
 
 /// A line of a file: an answer that is scored already, or one to score.
 #[derive(Debug, Deserialize)]
-struct Row {
+#[serde(expecting = "struct Row")]
+struct ReplayLine {
     step: Option<u64>,
     latent: Option<Vec<f32>>,
     reward: Option<f32>,
@@ -23,34 +24,35 @@ struct Row {
 }
 
 /// An answer of a file.
-pub(super) struct Answer {
+pub(super) struct ReplayedAnswer {
     pub(super) line: usize,
     pub(super) step: Option<u64>,
-    pub(super) content: Content,
+    pub(super) content: AnswerContent,
 }
 
-pub(super) enum Content {
+/// What a line gives.
+pub(super) enum AnswerContent {
     Scored(Box<Sample>),
     Input(Input),
 }
 
 /// The answers of a file.
-pub(super) struct Answers {
+pub(super) struct AnswerFile {
     pub(super) file: PathBuf,
-    pub(super) answers: Vec<Answer>,
+    pub(super) answers: Vec<ReplayedAnswer>,
 }
 
-impl Row {
+impl ReplayLine {
     /// `input` is what the line says besides.
     fn content(
         self,
         input: Option<Input>,
         file: &Arc<str>,
         line: usize,
-    ) -> anyhow::Result<Content> {
+    ) -> anyhow::Result<AnswerContent> {
         let Some(latent) = self.latent else {
             let forms = format!("`latent`, `reward` and `tokens`; {ANSWER_FORMS}");
-            return Ok(Content::Input(input.with_context(|| format!("needs {forms}"))?));
+            return Ok(AnswerContent::Input(input.with_context(|| format!("needs {forms}"))?));
         };
         let reward = self.reward.context("`latent` needs its `reward`")?;
         let tokens = self.tokens.context("`latent` needs its `tokens`")?;
@@ -61,7 +63,7 @@ impl Row {
         );
         let bytes: Vec<u8> = latent.iter().flat_map(|value| value.to_le_bytes()).collect();
         let subject = input.as_ref().map(Subject::of).unwrap_or_default();
-        Ok(Content::Scored(Box::new(Sample {
+        Ok(AnswerContent::Scored(Box::new(Sample {
             // The same text has the same latent, bit for bit.
             sequence: fingerprint(&bytes),
             latent,
@@ -78,10 +80,10 @@ impl Row {
     }
 }
 
-impl Answers {
+impl AnswerFile {
     pub(super) fn read(file: &Path) -> anyhow::Result<Self> {
         let name: Arc<str> = file.display().to_string().into();
-        let mut answers: Vec<Answer> = Vec::new();
+        let mut answers: Vec<ReplayedAnswer> = Vec::new();
         let mut dimension = None;
         for (number, text) in lines(file)?.enumerate() {
             let line = number + 1;
@@ -90,12 +92,12 @@ impl Answers {
             if text.trim().is_empty() {
                 continue;
             }
-            let row: Row = serde_json::from_str(&text).with_context(at)?;
+            let row: ReplayLine = serde_json::from_str(&text).with_context(at)?;
             let step = row.step;
             let columns = serde_json::from_str(&text).with_context(at)?;
             let input = answer(&columns).with_context(at)?;
             let content = row.content(input, &name, line).with_context(at)?;
-            if let Content::Scored(sample) = &content {
+            if let AnswerContent::Scored(sample) = &content {
                 let found = sample.latent.len();
                 let expected = *dimension.get_or_insert(found);
                 ensure!(
@@ -103,20 +105,20 @@ impl Answers {
                     "{name}, line {line}: a latent of {found} numbers after ones of {expected}"
                 );
             }
-            answers.push(Answer { line, step, content });
+            answers.push(ReplayedAnswer { line, step, content });
         }
         ensure!(!answers.is_empty(), "{name}: no answer");
         Ok(Self { file: file.to_owned(), answers })
     }
 
     pub(super) fn has_texts(&self) -> bool {
-        self.answers.iter().any(|answer| matches!(answer.content, Content::Input(_)))
+        self.answers.iter().any(|answer| matches!(answer.content, AnswerContent::Input(_)))
     }
 
     pub(super) fn dimension(&self) -> Option<usize> {
         self.answers.iter().find_map(|answer| match &answer.content {
-            Content::Scored(sample) => Some(sample.latent.len()),
-            Content::Input(_) => None,
+            AnswerContent::Scored(sample) => Some(sample.latent.len()),
+            AnswerContent::Input(_) => None,
         })
     }
 }

@@ -16,9 +16,9 @@ use crate::config::ServerConfig;
 use crate::engine::{Engine, Job, ScoreCache};
 use crate::metrics::Metrics;
 use crate::model_loader::ServedModel;
-use crate::monitor::{Monitor, MonitorError, Observation, Origin, Role, Subject};
+use crate::monitor::{Monitor, MonitorError, Observation, Role, SampleOrigin, Subject};
 use crate::placement::Devices;
-use answers::{Answer, Answers, Content};
+use answers::{AnswerContent, AnswerFile, ReplayedAnswer};
 pub use report::Replayed;
 
 /// Answers that are scored at a time.
@@ -52,8 +52,8 @@ impl Replay<'_> {
     /// A file or line that cannot be read, texts without a checkpoint, latents of different dimensions,
     /// too few baseline answers.
     pub fn run(self, file: &Path) -> anyhow::Result<Replayed> {
-        let answers = Answers::read(file)?;
-        let baseline = self.baseline.map(Answers::read).transpose()?;
+        let answers = AnswerFile::read(file)?;
+        let baseline = self.baseline.map(AnswerFile::read).transpose()?;
         let mut config = self.config;
         // Offline nothing is too late, and all of it is wanted.
         config.monitor.max_pending = u32::MAX as usize;
@@ -70,7 +70,7 @@ impl Replay<'_> {
                 baseline.file.display()
             );
         }
-        let texts = answers.has_texts() || baseline.as_ref().is_some_and(Answers::has_texts);
+        let texts = answers.has_texts() || baseline.as_ref().is_some_and(AnswerFile::has_texts);
         ensure!(
             !texts || self.model.is_some(),
             "{}: texts need a checkpoint to score them: give --model",
@@ -89,7 +89,7 @@ impl Replay<'_> {
         });
         let dimensions = [
             latent_dim.transpose()?,
-            baseline.as_ref().and_then(Answers::dimension),
+            baseline.as_ref().and_then(AnswerFile::dimension),
             answers.dimension(),
         ];
         let known: Vec<usize> = dimensions.into_iter().flatten().collect();
@@ -127,37 +127,38 @@ impl Replay<'_> {
 
 impl Stage {
     /// Shows the monitor answers in their order, scored where they are not.
-    fn feed(&mut self, run: &str, role: Role, answers: Answers) -> anyhow::Result<()> {
-        let Answers { file, answers } = answers;
+    fn feed(&mut self, run: &str, role: Role, answers: AnswerFile) -> anyhow::Result<()> {
+        let AnswerFile { file, answers } = answers;
         let request: Arc<str> = file.display().to_string().into();
         let mut rest = answers.into_iter().peekable();
         while let Some(first) = rest.next() {
             // A request has one step, and one kind of answers is shown at a time: order is kept.
             let step = first.step;
-            let scored = matches!(first.content, Content::Scored(_));
+            let scored = matches!(first.content, AnswerContent::Scored(_));
             let mut together = vec![first];
             while together.len() < REQUEST {
-                let same = |answer: &Answer| {
-                    answer.step == step && matches!(answer.content, Content::Scored(_)) == scored
+                let same = |answer: &ReplayedAnswer| {
+                    answer.step == step
+                        && matches!(answer.content, AnswerContent::Scored(_)) == scored
                 };
                 match rest.next_if(same) {
                     Some(answer) => together.push(answer),
                     None => break,
                 }
             }
-            let origin = Origin { run: run.to_owned(), step, role, request: request.clone() };
+            let origin = SampleOrigin { run: run.to_owned(), step, role, request: request.clone() };
             self.show(&origin, together)?;
         }
         Ok(())
     }
 
-    fn show(&mut self, origin: &Origin, answers: Vec<Answer>) -> anyhow::Result<()> {
+    fn show(&mut self, origin: &SampleOrigin, answers: Vec<ReplayedAnswer>) -> anyhow::Result<()> {
         let mut samples = Vec::new();
         let mut inputs = Vec::new();
-        for Answer { line, content, .. } in answers {
+        for ReplayedAnswer { line, content, .. } in answers {
             match content {
-                Content::Scored(sample) => samples.push(*sample),
-                Content::Input(input) => inputs.push((line, input)),
+                AnswerContent::Scored(sample) => samples.push(*sample),
+                AnswerContent::Input(input) => inputs.push((line, input)),
             }
         }
         let shown = Observation::new(origin.clone(), samples);

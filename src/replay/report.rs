@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::monitor::alerts::Alert;
 use crate::monitor::early_stop::significant;
 use crate::monitor::{Evaluation, Latest, RunView};
-use crate::plots::{Curve, Drawing, Projection, RunCurves, Size, farthest, project};
+use crate::plots::{Curve, Drawing, MapProjection, RunCurves, Size, farthest, project};
 
 /// File of the evaluations in the output folder.
 const EVALUATIONS_FILE: &str = "evaluations.jsonl";
@@ -57,7 +57,8 @@ impl Replayed {
         }
         let Some(latest) = &self.latest else { return Ok(()) };
         let marked = farthest(latest);
-        for (name, projection) in [("latents", Projection::Pca), ("latents-tsne", Projection::Tsne)]
+        for (name, projection) in
+            [("latents", MapProjection::Pca), ("latents-tsne", MapProjection::Tsne)]
         {
             let map = project(&self.run.id, latest, &marked, projection);
             draw(name, map.draw(Size::MAP, true)?)?;

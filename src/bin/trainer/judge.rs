@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use inform::generate::GeneratorSettings;
 use inform::judge::{
-    Compare, Endpoint, EndpointSettings, Judge, LocalJudge, OverOptimisation, Persistence,
+    AskPolicy, Compare, Endpoint, EndpointSettings, Judge, LocalJudge, OverOptimisation,
     ResponseFormat,
 };
 
@@ -128,8 +128,8 @@ impl JudgeArguments {
         })?))
     }
 
-    fn persistence(&self) -> Persistence {
-        Persistence { concurrency: self.concurrency, attempts: self.attempts }
+    fn policy(&self) -> AskPolicy {
+        AskPolicy { concurrency: self.concurrency, attempts: self.attempts }
     }
 }
 
@@ -139,7 +139,7 @@ pub(super) fn run(command: JudgeCommand) -> anyhow::Result<()> {
             let report = OverOptimisation {
                 answers: &answers,
                 judge: judge.judge()?.as_ref(),
-                persistence: judge.persistence(),
+                policy: judge.policy(),
                 model: model.as_deref(),
                 baseline: baseline.as_deref(),
                 compute: computing.into(),
@@ -154,7 +154,7 @@ pub(super) fn run(command: JudgeCommand) -> anyhow::Result<()> {
                 answers: &answers,
                 against: &against,
                 judge: judge.judge()?.as_ref(),
-                persistence: judge.persistence(),
+                policy: judge.policy(),
                 output: judge.output.as_deref(),
             }
             .run()?;

@@ -21,7 +21,7 @@ use crate::http::state::{ApiError, AppState, ErrorAnswer, ScoringErrors};
 use crate::input::{InputItem, Prompt};
 use crate::json::{integer, object};
 use crate::monitor::{
-    BaselineAnswers, BaselineOrigin, Monitor, Origin, Role, Subject, prompt_fingerprint,
+    BaselineAnswers, BaselineOrigin, Monitor, Role, SampleOrigin, Subject, prompt_fingerprint,
 };
 
 /// The body of a request: `inputs`, or `latents` with what is known of them.
@@ -157,7 +157,7 @@ async fn scored(
         draws: 0,
         cache: true,
         // Not the policy's: neither monitored nor shaped.
-        origin: Origin {
+        origin: SampleOrigin {
             run: run.to_owned(),
             step: None,
             role: Role::Eval,

@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::runs::monitor;
 use crate::http::middleware::ModelQuery;
 use crate::http::state::{ApiError, AppState, ErrorAnswer, KeyError, Plot};
-use crate::plots::{Curve, LatentMap, PlotError, Projection, Size, Theme};
+use crate::plots::{Curve, LatentMap, MapProjection, PlotError, Size, Theme};
 
 const WIDTHS: std::ops::RangeInclusive<u32> = 240..=2000;
 const HEIGHTS: std::ops::RangeInclusive<u32> = 160..=2000;
@@ -34,7 +34,7 @@ pub(in crate::http) struct PlotQuery {
     theme: Option<Theme>,
     /// Of the latent map, curves take no notice of it; default `pca`. `tsne` takes seconds
     #[param(nullable = false, inline)]
-    projection: Option<Projection>,
+    projection: Option<MapProjection>,
 }
 
 /// A plot.
@@ -109,10 +109,10 @@ pub(in crate::http) async fn plot(
             let latest = monitor.latest(&run)?;
             let map = match (latest, projection) {
                 (None, _) => None,
-                (Some(latest), Projection::Tsne) => {
+                (Some(latest), MapProjection::Tsne) => {
                     Some(cache.clone().tsne(run.clone(), latest).await?)
                 }
-                (Some(latest), Projection::Pca) => {
+                (Some(latest), MapProjection::Pca) => {
                     let (cache, run) = (cache.clone(), run.clone());
                     Some(state.plots.in_turn(move || cache.principal(&run, latest)).await?)
                 }
@@ -140,7 +140,7 @@ pub(in crate::http) fn nothing_yet(run: String) -> LatentMap {
 fn named(file: &str) -> Option<Plot> {
     let name = file.strip_suffix(".svg")?;
     if name == "latents" {
-        return Some(Plot::Map(Projection::Pca));
+        return Some(Plot::Map(MapProjection::Pca));
     }
     Curve::ALL.into_iter().find(|curve| curve.name() == name).map(Plot::Curve)
 }

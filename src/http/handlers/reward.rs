@@ -22,7 +22,7 @@ use crate::model::{Parts, Score, variance};
 use crate::model_loader::Objective;
 use crate::monitor::alerts::AlertKind;
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
-use crate::monitor::{Origin, Role};
+use crate::monitor::{Role, SampleOrigin};
 
 /// The body of a request.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -323,7 +323,7 @@ fn saturated(value: f32) -> f16 {
     f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }
 
-fn run_status(state: &AppState, origin: &Origin) -> Option<RunStatus> {
+fn run_status(state: &AppState, origin: &SampleOrigin) -> Option<RunStatus> {
     let evaluation = state.monitor.as_ref()?.last_evaluation(&origin.run)?;
     Some(RunStatus {
         id: origin.run.clone(),

@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use crate::http::handlers::tagged;
 use crate::http::middleware::ModelQuery;
 use crate::http::state::{ApiError, AppState, ErrorAnswer, KeyError};
-use crate::plots::{Projection, page_style};
+use crate::plots::{MapProjection, page_style};
 
 /// Nothing from elsewhere, nothing written into the page: no text of a run can become a script or a style.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
@@ -28,7 +28,7 @@ pub(super) struct PageQuery {
     run: Option<String>,
     /// How its latent map is made; default `pca`. `tsne` appears when it is computed
     #[param(nullable = false, inline)]
-    projection: Option<Projection>,
+    projection: Option<MapProjection>,
 }
 
 /// The page for people
@@ -70,7 +70,7 @@ pub(super) async fn page(
 
 /// Sees to it that a map by t-SNE of the run's last window is on its way, where the page asks for one.
 fn begin_tsne(state: &AppState, query: &PageQuery) {
-    let (Some(monitor), Some(run), Some(Projection::Tsne)) =
+    let (Some(monitor), Some(run), Some(MapProjection::Tsne)) =
         (&state.monitor, &query.run, query.projection)
     else {
         return;

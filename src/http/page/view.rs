@@ -13,7 +13,7 @@ use crate::http::handlers::nothing_yet;
 use crate::http::state::{ApiError, AppState, RunMap, Snapshot};
 use crate::monitor::alerts::{Alert, AlertKind};
 use crate::monitor::{Evaluation, Monitor, MonitorError, RunView};
-use crate::plots::{Curve, PlotError, Projection, Size, short, sparkline};
+use crate::plots::{Curve, MapProjection, PlotError, Size, short, sparkline};
 
 /// Small enough that its text is readable where the page is as narrow as a phone.
 const FIGURE: Size = Size { width: 420, height: 250 };
@@ -48,7 +48,7 @@ static TEMPLATES: LazyLock<Result<Environment<'static>, minijinja::Error>> = Laz
 pub(super) fn render(
     state: &AppState,
     run: Option<&str>,
-    projection: Projection,
+    projection: MapProjection,
 ) -> Result<(StatusCode, String), ApiError> {
     let mut page = Page { name: run.map(str::to_owned), ..Page::default() };
     let mut status = StatusCode::OK;
@@ -175,7 +175,7 @@ impl Page {
         state: &AppState,
         monitor: &Monitor,
         name: &str,
-        projection: Projection,
+        projection: MapProjection,
     ) -> Result<(), PageError> {
         let found = |error: MonitorError| match error {
             MonitorError::UnknownRun(_) => PageError::Unknown,
@@ -354,7 +354,7 @@ fn map(
     state: &AppState,
     monitor: &Monitor,
     snapshot: &Snapshot,
-    projection: Projection,
+    projection: MapProjection,
 ) -> Result<MapView, PageError> {
     let run = snapshot.curves.run.as_str();
     let Some(latest) = monitor.latest(run)? else {
@@ -368,7 +368,7 @@ fn map(
         return Ok(MapView { value, worst: Vec::new(), no_worst: "No window was evaluated yet." });
     };
     let number = latest.evaluation.number;
-    let tsne = projection == Projection::Tsne;
+    let tsne = projection == MapProjection::Tsne;
     // Of this run, and not of a deleted one of its name.
     let shown = state.plots.last_tsne(run).filter(|map| {
         tsne && snapshot
@@ -385,8 +385,8 @@ fn map(
         None => String::new(),
     };
     let (map, projection) = match shown {
-        Some(map) => (map, Projection::Tsne),
-        None => (state.plots.principal(run, latest), Projection::Pca),
+        Some(map) => (map, MapProjection::Tsne),
+        None => (state.plots.principal(run, latest), MapProjection::Pca),
     };
     let drawing = state.plots.map(&map, projection, MAP, false)?;
     let value = context! {

@@ -11,7 +11,7 @@ use utoipa::IntoParams;
 
 use super::timing::Timing;
 use crate::http::state::{ApiError, AppState, Key, REQUEST_ID};
-use crate::monitor::{Origin, Role};
+use crate::monitor::{Role, SampleOrigin};
 
 /// Name of the run that unnamed traffic belongs to.
 pub(in crate::http) const DEFAULT_RUN: &str = "default";
@@ -126,7 +126,7 @@ impl Caller {
         run: Option<&str>,
         step: Option<u64>,
         role: Role,
-    ) -> Result<Origin, ApiError> {
+    ) -> Result<SampleOrigin, ApiError> {
         let in_header = text(self.run.as_ref(), "X-Run-Id", "/run")?;
         for run in [run, in_header, self.run_in_url.as_deref()].into_iter().flatten() {
             check_run(run)?;
@@ -146,7 +146,7 @@ impl Caller {
         if step.is_some_and(|step| step > MAX_STEP) {
             return Err(ApiError::invalid("/step", format!("must be from 0 to {MAX_STEP}")));
         }
-        Ok(Origin { run: run.to_owned(), step, role, request: self.request_id().into() })
+        Ok(SampleOrigin { run: run.to_owned(), step, role, request: self.request_id().into() })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::http::state::{ApiError, AppState};
 use crate::input::ItemError;
 use crate::monitor::shaping::{ShapingError, ShapingParameters, ShapingTerms};
 use crate::monitor::statistics::mahalanobis::Mahalanobis;
-use crate::monitor::{Origin, Role, Subject};
+use crate::monitor::{Role, SampleOrigin, Subject};
 
 /// What a request asks.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(in crate::http) struct Work {
     pub(in crate::http) draws: usize,
     /// Whether a known score will do, and is kept.
     pub(in crate::http) cache: bool,
-    pub(in crate::http) origin: Origin,
+    pub(in crate::http) origin: SampleOrigin,
     pub(in crate::http) deadline: Instant,
     /// `log p - log p_ref` of each input's response, where the caller sends it; may be shorter than the
     /// inputs.
@@ -98,7 +98,7 @@ struct Shaping {
 }
 
 impl Shaping {
-    fn of(state: &AppState, origin: &Origin) -> Option<Self> {
+    fn of(state: &AppState, origin: &SampleOrigin) -> Option<Self> {
         if origin.role != Role::Policy {
             return None;
         }

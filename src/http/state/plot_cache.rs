@@ -11,7 +11,7 @@ use super::blocking::off_the_event_loop;
 use super::error::ApiError;
 use crate::monitor::{Evaluation, Latest, Monitor, MonitorError};
 use crate::plots::{
-    Curve, Drawing, LatentMap, PlotError, Projection, RunCurves, Size, farthest, project,
+    Curve, Drawing, LatentMap, MapProjection, PlotError, RunCurves, Size, farthest, project,
 };
 
 /// Bytes of drawings that are kept.
@@ -29,7 +29,7 @@ const RATE_OVER: Duration = Duration::from_secs(5);
 pub struct PlotCache {
     drawings: Cache<DrawingKey, Arc<Drawing>>,
     curves: Cache<String, Arc<Snapshot>>,
-    maps: Cache<(String, Projection), Arc<RunMap>>,
+    maps: Cache<(String, MapProjection), Arc<RunMap>>,
     turn: Semaphore,
     tsne: Arc<Semaphore>,
     rate: Mutex<Rate>,
@@ -63,7 +63,7 @@ struct DrawingKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::http) enum Plot {
     Curve(Curve),
-    Map(Projection),
+    Map(MapProjection),
 }
 
 /// A run's evaluations as of one of them.
@@ -163,7 +163,7 @@ impl PlotCache {
     pub(in crate::http) fn map(
         &self,
         map: &RunMap,
-        projection: Projection,
+        projection: MapProjection,
         size: Size,
         titled: bool,
     ) -> Result<Arc<Drawing>, PlotError> {
@@ -188,21 +188,21 @@ impl PlotCache {
 
     /// The last map of a run that was made by t-SNE, whatever window it shows.
     pub(in crate::http) fn last_tsne(&self, run: &str) -> Option<Arc<RunMap>> {
-        self.maps.get(&(run.to_owned(), Projection::Tsne))
+        self.maps.get(&(run.to_owned(), MapProjection::Tsne))
     }
 
     /// The map of a window by principal components, at once.
     pub(in crate::http) fn principal(&self, run: &str, latest: Latest) -> Arc<RunMap> {
-        self.known(run, &latest, Projection::Pca)
-            .unwrap_or_else(|| self.make(run, latest, Projection::Pca))
+        self.known(run, &latest, MapProjection::Pca)
+            .unwrap_or_else(|| self.make(run, latest, MapProjection::Pca))
     }
 
-    fn known(&self, run: &str, latest: &Latest, projection: Projection) -> Option<Arc<RunMap>> {
+    fn known(&self, run: &str, latest: &Latest, projection: MapProjection) -> Option<Arc<RunMap>> {
         let known = self.maps.get(&(run.to_owned(), projection))?;
         (known.version == version(Some(&latest.evaluation))).then_some(known)
     }
 
-    fn make(&self, run: &str, latest: Latest, projection: Projection) -> Arc<RunMap> {
+    fn make(&self, run: &str, latest: Latest, projection: MapProjection) -> Arc<RunMap> {
         let farthest = farthest(&latest);
         let map = Arc::new(RunMap {
             version: version(Some(&latest.evaluation)),
@@ -227,7 +227,7 @@ impl PlotCache {
         latest: Latest,
     ) -> Result<Arc<RunMap>, ApiError> {
         let turn = self.tsne.clone().acquire_owned().await;
-        if let Some(known) = self.known(&run, &latest, Projection::Tsne) {
+        if let Some(known) = self.known(&run, &latest, MapProjection::Tsne) {
             return Ok(known);
         }
         let (give, wait) = oneshot::channel();
@@ -238,7 +238,7 @@ impl PlotCache {
             if let Err(error) = rustix::process::nice(NICENESS) {
                 tracing::debug!(%error, "t-SNE runs at the usual priority");
             }
-            let _ = give.send(cache.make(&run, latest, Projection::Tsne));
+            let _ = give.send(cache.make(&run, latest, MapProjection::Tsne));
         });
         thread.map_err(|error| ApiError::internal(format!("no thread for t-SNE: {error}")))?;
         wait.await.map_err(|_| ApiError::internal("t-SNE failed; the log says why"))

@@ -7,12 +7,12 @@ mod report;
 use std::path::Path;
 
 use crate::judge::session::read_answers;
-use crate::judge::session::{Asked, Run, unjudged};
-use crate::judge::session::{Judge, Persistence};
-use crate::judge::session::{Order, Place};
+use crate::judge::session::{AnswerPlace, Order};
+use crate::judge::session::{AskPolicy, Judge};
+use crate::judge::session::{JudgeRun, PlacedQuestion, unjudged};
 use crate::train::data_files;
 use guidelines::Preference;
-use pairs::{Matched, Pair};
+use pairs::{AnswerPair, Matched};
 pub use report::{CompareReport, Positions, WinRate};
 
 /// Whose answers are compared with whose, by whom.
@@ -24,7 +24,7 @@ pub struct Compare<'a> {
     /// Who judges.
     pub judge: &'a dyn Judge,
     /// How it is asked.
-    pub persistence: Persistence,
+    pub policy: AskPolicy,
     /// Folder of the verdicts.
     pub output: Option<&'a Path>,
 }
@@ -42,12 +42,13 @@ impl Compare<'_> {
         let read = |file| read_answers(std::slice::from_ref(file));
         let matched = Matched::of(read(answers)?, read(against)?)?;
         matched.name_unmatched();
-        let both = |pair: &Pair| [Order::Given, Order::Swapped].map(|order| question(pair, order));
-        let asked: Vec<Asked> = matched.pairs.iter().flat_map(both).collect();
-        let run = Run {
+        let both =
+            |pair: &AnswerPair| [Order::Given, Order::Swapped].map(|order| question(pair, order));
+        let asked: Vec<PlacedQuestion> = matched.pairs.iter().flat_map(both).collect();
+        let run = JudgeRun {
             judge: self.judge,
             guidelines: guidelines::VERSION,
-            persistence: self.persistence,
+            policy: self.policy,
             output: self.output,
         };
         let verdicts = run.verdicts::<Preference>(&asked)?;
@@ -63,11 +64,11 @@ impl Compare<'_> {
     }
 }
 
-fn question(pair: &Pair, order: Order) -> Asked {
+fn question(pair: &AnswerPair, order: Order) -> PlacedQuestion {
     let (first, second) = match order {
         Order::Given => (&pair.answer, &pair.against),
         Order::Swapped => (&pair.against, &pair.answer),
     };
     let question = guidelines::question(pair.answer.response.prompt(), first.text(), second.text());
-    Asked { place: Place { order: Some(order), ..pair.answer.place() }, question }
+    PlacedQuestion { place: AnswerPlace { order: Some(order), ..pair.answer.place() }, question }
 }

@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use anyhow::ensure;
 use serde::Serialize;
 
-use crate::judge::session::Answer;
-use crate::judge::session::Place;
+use crate::judge::session::AnswerPlace;
+use crate::judge::session::LabelledAnswer;
 use crate::judge::session::shown;
 use crate::monitor::prompt_fingerprint;
 
@@ -14,23 +14,23 @@ use crate::monitor::prompt_fingerprint;
 const NAMED: usize = 20;
 
 /// Two answers to one prompt.
-pub(super) struct Pair {
-    pub(super) answer: Answer,
-    pub(super) against: Answer,
+pub(super) struct AnswerPair {
+    pub(super) answer: LabelledAnswer,
+    pub(super) against: LabelledAnswer,
 }
 
 /// An answer whose prompt the other file does not have, or has fewer answers to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Unmatched {
     #[serde(flatten)]
-    place: Place,
+    place: AnswerPlace,
     /// The beginning of the prompt's last message.
     prompt: String,
 }
 
 /// What two files have in common, and what not.
 pub(super) struct Matched {
-    pub(super) pairs: Vec<Pair>,
+    pub(super) pairs: Vec<AnswerPair>,
     pub(super) unmatched: Vec<Unmatched>,
 }
 
@@ -40,18 +40,21 @@ impl Matched {
     ///
     /// # Errors
     /// No pair at all.
-    pub(super) fn of(answers: Vec<Answer>, against: Vec<Answer>) -> anyhow::Result<Self> {
-        let prompt = |answer: &Answer| prompt_fingerprint(answer.response.prompt());
+    pub(super) fn of(
+        answers: Vec<LabelledAnswer>,
+        against: Vec<LabelledAnswer>,
+    ) -> anyhow::Result<Self> {
+        let prompt = |answer: &LabelledAnswer| prompt_fingerprint(answer.response.prompt());
         let mut others: HashMap<u64, VecDeque<usize>> = HashMap::new();
         for (index, answer) in against.iter().enumerate() {
             others.entry(prompt(answer)).or_default().push_back(index);
         }
-        let mut against: Vec<Option<Answer>> = against.into_iter().map(Some).collect();
+        let mut against: Vec<Option<LabelledAnswer>> = against.into_iter().map(Some).collect();
         let (mut pairs, mut unmatched) = (Vec::new(), Vec::new());
         for answer in answers {
             let other = others.get_mut(&prompt(&answer)).and_then(VecDeque::pop_front);
             match other.and_then(|index| against[index].take()) {
-                Some(against) => pairs.push(Pair { answer, against }),
+                Some(against) => pairs.push(AnswerPair { answer, against }),
                 None => unmatched.push(Unmatched::of(&answer)),
             }
         }
@@ -78,7 +81,7 @@ impl Matched {
 }
 
 impl Unmatched {
-    fn of(answer: &Answer) -> Self {
+    fn of(answer: &LabelledAnswer) -> Self {
         let last = answer.response.prompt().last();
         let prompt = shown(last.map_or("", |message| message.content.as_str()));
         Self { place: answer.place(), prompt }

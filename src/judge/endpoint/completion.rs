@@ -14,26 +14,27 @@ struct Completion {
 
 #[derive(Deserialize)]
 struct Choice {
-    message: Message,
+    message: CompletionMessage,
     finish_reason: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Message {
-    content: Option<Content>,
+#[serde(expecting = "struct Message")]
+struct CompletionMessage {
+    content: Option<CompletionContent>,
     refusal: Option<String>,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
+#[serde(untagged, expecting = "data did not match any variant of untagged enum Content")]
+enum CompletionContent {
     Text(String),
-    Parts(Vec<Part>),
+    Parts(Vec<ContentPart>),
 }
 
 /// A part of a content: text, a refusal, or something else, which is passed over.
 #[derive(Deserialize)]
-struct Part {
+struct ContentPart {
     text: Option<String>,
     refusal: Option<String>,
 }
@@ -51,8 +52,8 @@ pub(super) fn text(body: &str) -> Result<String, AskError> {
     let (mut text, mut refusal) = (String::new(), message.refusal.unwrap_or_default());
     match message.content {
         None => {}
-        Some(Content::Text(whole)) => text = whole,
-        Some(Content::Parts(parts)) => {
+        Some(CompletionContent::Text(whole)) => text = whole,
+        Some(CompletionContent::Parts(parts)) => {
             for part in parts {
                 text.push_str(&part.text.unwrap_or_default());
                 refusal.push_str(&part.refusal.unwrap_or_default());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::judge::session::Answer;
+use crate::judge::session::LabelledAnswer;
 use crate::judge::session::Verdict;
 use crate::judge::session::{AnswerSchema, Question, material, transcript};
 
@@ -75,7 +75,7 @@ impl Verdict for OverOptimised {
     }
 }
 
-pub(super) fn question(answer: &Answer) -> Question {
+pub(super) fn question(answer: &LabelledAnswer) -> Question {
     let conversation = transcript(answer.response.prompt());
     let properties = json!({
         "reason": {"type": "string"},

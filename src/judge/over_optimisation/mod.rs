@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::ensure;
 
 use crate::judge::session::read_answers;
-use crate::judge::session::{Asked, Run, unjudged};
-use crate::judge::session::{Judge, Persistence};
+use crate::judge::session::{AskPolicy, Judge};
+use crate::judge::session::{JudgeRun, PlacedQuestion, unjudged};
 use crate::train::{Compute, data_files};
 use guidelines::OverOptimised;
 pub use outliers::AnswerStatistics;
@@ -24,7 +24,7 @@ pub struct OverOptimisation<'a> {
     /// Who judges.
     pub judge: &'a dyn Judge,
     /// How it is asked.
-    pub persistence: Persistence,
+    pub policy: AskPolicy,
     /// Checkpoint whose rewards and latents are compared with the verdicts.
     pub model: Option<&'a Path>,
     /// SFT answers that its latents are compared with, instead of its own baseline.
@@ -57,14 +57,17 @@ impl OverOptimisation<'_> {
                 Some(settings.outliers(&answers)?)
             }
         };
-        let asked: Vec<Asked> = answers
+        let asked: Vec<PlacedQuestion> = answers
             .iter()
-            .map(|answer| Asked { place: answer.place(), question: guidelines::question(answer) })
+            .map(|answer| PlacedQuestion {
+                place: answer.place(),
+                question: guidelines::question(answer),
+            })
             .collect();
-        let run = Run {
+        let run = JudgeRun {
             judge: self.judge,
             guidelines: guidelines::VERSION,
-            persistence: self.persistence,
+            policy: self.policy,
             output: self.output,
         };
         let verdicts = run.verdicts::<OverOptimised>(&asked)?;

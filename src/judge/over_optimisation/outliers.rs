@@ -7,7 +7,7 @@ use ndarray::Array2;
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
-use crate::judge::session::Answer;
+use crate::judge::session::LabelledAnswer;
 use crate::monitor::statistics::StatisticsParameters;
 use crate::monitor::statistics::nearest::{k_nearest_distances, nearest_distances};
 use crate::monitor::statistics::neighbours::NeighbourGraph;
@@ -72,7 +72,7 @@ impl RewardModelSettings<'_> {
     /// # Errors
     /// A checkpoint or baseline that cannot be read, an answer that is too long for the model or whose reward or latent is
     /// not finite.
-    pub(super) fn outliers(&self, answers: &[Answer]) -> anyhow::Result<Outliers> {
+    pub(super) fn outliers(&self, answers: &[LabelledAnswer]) -> anyhow::Result<Outliers> {
         let open = match self.baseline {
             None => Checkpoint::open,
             Some(_) => Checkpoint::open_without_baseline,

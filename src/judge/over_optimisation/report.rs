@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::guidelines::{Behaviour, OverOptimised, VERSION};
 use super::outliers::{AnswerStatistics, Outliers, STATISTICS, Statistic};
 use crate::checkpoint::replace_file;
-use crate::judge::session::Answer;
-use crate::judge::session::{Place, Unjudged, UnjudgedAnswer};
+use crate::judge::session::LabelledAnswer;
+use crate::judge::session::{AnswerPlace, Unjudged, UnjudgedAnswer};
 use crate::judge::session::{UnjudgedAnswers, write_report};
 use crate::judge::statistics::{Agreement, Auc, Share, auc};
 use crate::ops::cpu::Precision;
@@ -44,7 +44,7 @@ pub struct OverOptimisationReport {
     pub reward_model: Option<RewardModelReport>,
     /// Every answer; written to a file of its own.
     #[serde(skip)]
-    rows: Vec<Row>,
+    rows: Vec<JudgedAnswer>,
 }
 
 /// A reward model, and how well its statistics tell over-optimised answers.
@@ -77,16 +77,16 @@ pub struct StatisticReport {
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Row {
+pub(super) struct JudgedAnswer {
     #[serde(flatten)]
-    place: Place,
+    place: AnswerPlace,
     label: Option<bool>,
     verdict: Option<OverOptimised>,
     unjudged: Option<Unjudged>,
     statistics: Option<AnswerStatistics>,
 }
 
-impl Row {
+impl JudgedAnswer {
     fn verdict(&self) -> Option<bool> {
         Some(self.verdict.as_ref()?.over_optimised)
     }
@@ -94,23 +94,30 @@ impl Row {
 
 /// Answers with what is known of them.
 pub(super) fn rows(
-    answers: &[Answer],
+    answers: &[LabelledAnswer],
     verdicts: Vec<Result<OverOptimised, Unjudged>>,
     outliers: Option<&Outliers>,
-) -> Vec<Row> {
-    let row = |(index, (answer, verdict)): (usize, (&Answer, Result<OverOptimised, Unjudged>))| {
+) -> Vec<JudgedAnswer> {
+    let row = |(index, (answer, verdict)): (
+        usize,
+        (&LabelledAnswer, Result<OverOptimised, Unjudged>),
+    )| {
         let (verdict, unjudged) = match verdict {
             Ok(verdict) => (Some(verdict), None),
             Err(unjudged) => (None, Some(unjudged)),
         };
         let statistics = outliers.and_then(|found| found.statistics.get(index).copied());
-        Row { place: answer.place(), label: answer.label, verdict, unjudged, statistics }
+        JudgedAnswer { place: answer.place(), label: answer.label, verdict, unjudged, statistics }
     };
     answers.iter().zip(verdicts).enumerate().map(row).collect()
 }
 
 /// By what `class` says of answers, how well a statistic tells.
-fn told(rows: &[Row], value: Statistic, class: fn(&Row) -> Option<bool>) -> Option<Auc> {
+fn told(
+    rows: &[JudgedAnswer],
+    value: Statistic,
+    class: fn(&JudgedAnswer) -> Option<bool>,
+) -> Option<Auc> {
     let scores = rows.iter().filter_map(|row| {
         let score = (value.1)(row.statistics.as_ref()?)?;
         Some((score, class(row)?))
@@ -123,7 +130,7 @@ impl OverOptimisationReport {
         data: Vec<DataFile>,
         judge: &str,
         unjudged: Vec<UnjudgedAnswer>,
-        rows: Vec<Row>,
+        rows: Vec<JudgedAnswer>,
         outliers: Option<(Outliers, Precision)>,
     ) -> Self {
         let verdicts: Vec<&OverOptimised> =
@@ -147,7 +154,7 @@ impl OverOptimisationReport {
                 .filter(|(_, value)| outliers.statistics.iter().any(|found| value(found).is_some()))
                 .map(|statistic| StatisticReport {
                     statistic: statistic.0,
-                    verdicts: told(&rows, statistic, Row::verdict),
+                    verdicts: told(&rows, statistic, JudgedAnswer::verdict),
                     labels: told(&rows, statistic, |row| row.label),
                 })
                 .collect(),

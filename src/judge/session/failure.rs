@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::place::Place;
+use super::place::AnswerPlace;
 
 /// Why a question has no verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -83,7 +83,7 @@ impl fmt::Display for Unjudged {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UnjudgedAnswer {
     #[serde(flatten)]
-    pub(in crate::judge) place: Place,
+    pub(in crate::judge) place: AnswerPlace,
     /// Why there is none.
     #[serde(flatten)]
     pub unjudged: Unjudged,

@@ -18,7 +18,7 @@ pub(in crate::judge) enum Order {
 
 /// What a question is about. Displayed as a message.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(in crate::judge) struct Place {
+pub(in crate::judge) struct AnswerPlace {
     #[serde(flatten)]
     pub(in crate::judge) origin: Origin,
     /// The answer's number in its line's `responses`, from 1.
@@ -28,7 +28,7 @@ pub(in crate::judge) struct Place {
     pub(in crate::judge) order: Option<Order>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for AnswerPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.origin.fmt(f)?;
         if let Some(response) = self.response {

@@ -21,7 +21,7 @@ const LONGEST_AFTER: Duration = Duration::from_secs(600);
 
 /// How a judge is asked.
 #[derive(Debug, Clone, Copy)]
-pub struct Persistence {
+pub struct AskPolicy {
     /// Questions under way at a time, at least 1.
     pub concurrency: usize,
     /// Attempts for each question, at least 1.
@@ -30,7 +30,7 @@ pub struct Persistence {
 
 /// What came of a question.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::judge) struct Outcome<T> {
+pub(in crate::judge) struct QuestionOutcome<T> {
     pub(in crate::judge) verdict: Result<T, Unjudged>,
     pub(in crate::judge) attempts: u32,
 }
@@ -74,9 +74,9 @@ pub(in crate::judge) fn ask<T: Verdict>(
     judge: &dyn Judge,
     question: &Question,
     key: &str,
-    persistence: Persistence,
+    policy: AskPolicy,
     stop: &Stop,
-) -> Result<Outcome<T>, Interruption> {
+) -> Result<QuestionOutcome<T>, Interruption> {
     let mut attempts = 0;
     loop {
         if stop.is_set() {
@@ -86,16 +86,16 @@ pub(in crate::judge) fn ask<T: Verdict>(
         attempts += 1;
         let read = |text: String| verdict(&text).map_err(AskError::Again);
         let (unjudged, time) = match judge.ask(question, seed).and_then(read) {
-            Ok(verdict) => return Ok(Outcome { verdict: Ok(verdict), attempts }),
+            Ok(verdict) => return Ok(QuestionOutcome { verdict: Ok(verdict), attempts }),
             Err(AskError::Never(unjudged)) => {
-                return Ok(Outcome { verdict: Err(unjudged), attempts });
+                return Ok(QuestionOutcome { verdict: Err(unjudged), attempts });
             }
             Err(AskError::Fatal(message)) => return Err(Interruption::Fatal(message)),
             Err(AskError::Again(unjudged)) => (unjudged, Duration::ZERO),
             Err(AskError::Later { unjudged, after }) => (unjudged, wait(key, attempts, after)),
         };
-        if attempts >= persistence.attempts {
-            return Ok(Outcome { verdict: Err(unjudged), attempts });
+        if attempts >= policy.attempts {
+            return Ok(QuestionOutcome { verdict: Err(unjudged), attempts });
         }
         stop.wait(time);
     }

@@ -13,11 +13,11 @@ use super::backend::Judge;
 use super::failure::Unjudged;
 use super::failure::UnjudgedAnswer;
 use super::parse::Verdict;
-use super::place::Place;
+use super::place::AnswerPlace;
 use super::question::Question;
+use super::retry::AskPolicy;
 use super::retry::Interruption;
-use super::retry::Outcome;
-use super::retry::Persistence;
+use super::retry::QuestionOutcome;
 use super::retry::Stop;
 use super::retry::ask;
 use super::verdicts::VERDICTS_FILE;
@@ -27,28 +27,28 @@ use super::verdicts::VerdictFile;
 const NAMED: usize = 20;
 
 /// A question, and what it is about.
-pub(in crate::judge) struct Asked {
-    pub(in crate::judge) place: Place,
+pub(in crate::judge) struct PlacedQuestion {
+    pub(in crate::judge) place: AnswerPlace,
     pub(in crate::judge) question: Question,
 }
 
 /// Who is asked, and how.
-pub(in crate::judge) struct Run<'a> {
+pub(in crate::judge) struct JudgeRun<'a> {
     pub(in crate::judge) judge: &'a dyn Judge,
     /// Version of the guidelines that the questions have.
     pub(in crate::judge) guidelines: &'a str,
-    pub(in crate::judge) persistence: Persistence,
+    pub(in crate::judge) policy: AskPolicy,
     /// Folder of the verdicts that are there, and of those to come.
     pub(in crate::judge) output: Option<&'a Path>,
 }
 
 /// A question that is to be asked, and what its verdict is kept under.
-struct Open<'a> {
+struct OpenQuestion<'a> {
     key: &'a str,
-    asked: &'a Asked,
+    asked: &'a PlacedQuestion,
 }
 
-impl Run<'_> {
+impl JudgeRun<'_> {
     /// What came of each question, in their order. Equal questions are asked once, and those whose verdict is kept are not
     /// asked at all.
     ///
@@ -57,9 +57,9 @@ impl Run<'_> {
     /// verdict at all. What was judged until then is kept.
     pub(in crate::judge) fn verdicts<T: Verdict + Serialize + Clone + Send>(
         &self,
-        asked: &[Asked],
+        asked: &[PlacedQuestion],
     ) -> anyhow::Result<Vec<Result<T, Unjudged>>> {
-        let Persistence { concurrency, attempts } = self.persistence;
+        let AskPolicy { concurrency, attempts } = self.policy;
         ensure!(concurrency > 0, "--concurrency: must be at least 1");
         ensure!(attempts > 0, "--attempts: must be at least 1");
         let keys: Vec<String> = asked
@@ -78,11 +78,11 @@ impl Run<'_> {
             eprintln!("{} verdicts were there already", kept.len());
         }
         let mut taken = HashSet::new();
-        let open: Vec<Open<'_>> = keys
+        let open: Vec<OpenQuestion<'_>> = keys
             .iter()
             .zip(asked)
             .filter(|(key, _)| !kept.contains_key(*key) && taken.insert(*key))
-            .map(|(key, asked)| Open { key, asked })
+            .map(|(key, asked)| OpenQuestion { key, asked })
             .collect();
         let mut found: HashMap<&str, Result<T, Unjudged>> = HashMap::new();
         for key in &keys {
@@ -90,7 +90,7 @@ impl Run<'_> {
                 found.insert(key, Ok(verdict.clone()));
             }
         }
-        self.ask_all(&open, |Open { key, asked }, outcome: Outcome<T>| {
+        self.ask_all(&open, |OpenQuestion { key, asked }, outcome: QuestionOutcome<T>| {
             if let Some(file) = &mut file {
                 file.append(key, &asked.place, (self.judge.name(), self.guidelines), &outcome)?;
             }
@@ -115,8 +115,8 @@ impl Run<'_> {
     /// Asks several questions at a time, and has what came of each dealt with on this thread.
     fn ask_all<'a, T: Verdict + Send>(
         &self,
-        open: &[Open<'a>],
-        mut done: impl FnMut(&Open<'a>, Outcome<T>) -> anyhow::Result<()>,
+        open: &[OpenQuestion<'a>],
+        mut done: impl FnMut(&OpenQuestion<'a>, QuestionOutcome<T>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let bar = ProgressBar::new(open.len() as u64).with_style(ProgressStyle::with_template(
             "judging {bar:30} {pos}/{len} questions, {elapsed} + {eta}",
@@ -129,7 +129,7 @@ impl Run<'_> {
                 open.get(index).map(|open| (index, open))
             } {
                 let question = &open.asked.question;
-                let answer = ask::<T>(self.judge, question, open.key, self.persistence, &stop);
+                let answer = ask::<T>(self.judge, question, open.key, self.policy, &stop);
                 let ends = answer.is_err();
                 if sender.send((index, answer)).is_err() || ends {
                     return;
@@ -137,7 +137,7 @@ impl Run<'_> {
             }
         };
         let result = std::thread::scope(|scope| {
-            for _ in 0..self.persistence.concurrency.min(open.len()) {
+            for _ in 0..self.policy.concurrency.min(open.len()) {
                 let sender = sender.clone();
                 let worker = &worker;
                 std::thread::Builder::new()
@@ -169,7 +169,7 @@ impl Run<'_> {
         result
     }
 
-    fn stopped(&self, place: &Place, message: &str) -> anyhow::Error {
+    fn stopped(&self, place: &AnswerPlace, message: &str) -> anyhow::Error {
         let kept = self.output.map_or(String::new(), |folder| {
             let file = folder.join(VERDICTS_FILE);
             format!("; the verdicts so far are in {}, and the same command goes on", file.display())
@@ -180,7 +180,7 @@ impl Run<'_> {
 
 /// The questions without a verdict.
 pub(in crate::judge) fn unjudged<T>(
-    asked: &[Asked],
+    asked: &[PlacedQuestion],
     verdicts: &[Result<T, Unjudged>],
 ) -> Vec<UnjudgedAnswer> {
     let each = asked.iter().zip(verdicts);

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::failure::Unjudged;
 use super::parse::Verdict;
-use super::place::Place;
-use super::retry::Outcome;
+use super::place::AnswerPlace;
+use super::retry::QuestionOutcome;
 
 /// File of the verdicts in the output folder.
 pub const VERDICTS_FILE: &str = "verdicts.jsonl";
@@ -22,7 +22,7 @@ pub const VERDICTS_FILE: &str = "verdicts.jsonl";
 struct Record<'a, T> {
     key: &'a str,
     #[serde(flatten)]
-    place: &'a Place,
+    place: &'a AnswerPlace,
     judge: &'a str,
     guidelines: &'a str,
     attempts: u32,
@@ -32,7 +32,8 @@ struct Record<'a, T> {
 
 /// What is read of a line.
 #[derive(Deserialize)]
-struct Kept {
+#[serde(expecting = "struct Kept")]
+struct KeptVerdict {
     key: String,
     verdict: Option<Value>,
 }
@@ -71,7 +72,7 @@ impl VerdictFile {
                 continue;
             }
             let at = || format!("{}, line {}", path.display(), index + 1);
-            let kept: Kept = serde_json::from_slice(line).with_context(at)?;
+            let kept: KeptVerdict = serde_json::from_slice(line).with_context(at)?;
             let Some(verdict) = kept.verdict.filter(|_| wanted.contains(kept.key.as_str())) else {
                 continue;
             };
@@ -90,11 +91,11 @@ impl VerdictFile {
     pub(in crate::judge) fn append<T: Serialize>(
         &mut self,
         key: &str,
-        place: &Place,
+        place: &AnswerPlace,
         (judge, guidelines): (&str, &str),
-        outcome: &Outcome<T>,
+        outcome: &QuestionOutcome<T>,
     ) -> anyhow::Result<()> {
-        let Outcome { verdict, attempts } = outcome;
+        let QuestionOutcome { verdict, attempts } = outcome;
         let (verdict, unjudged) = (verdict.as_ref().ok(), verdict.as_ref().err());
         let attempts = *attempts;
         let record = Record { key, place, judge, guidelines, attempts, verdict, unjudged };

@@ -5,5 +5,5 @@ mod sample;
 
 pub use baseline::{BaselineAnswers, BaselineOrigin, BaselineSet};
 pub use sample::{
-    Observation, Origin, Role, Sample, Subject, Watched, fingerprint, prompt_fingerprint,
+    Observation, Role, Sample, SampleOrigin, Subject, Watched, fingerprint, prompt_fingerprint,
 };

@@ -24,7 +24,7 @@ pub enum Role {
 
 /// Where an answer comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub struct SampleOrigin {
     /// The run; `default` where the caller names none.
     pub run: String,
     /// The training step, where the caller names one.
@@ -122,14 +122,14 @@ impl Watched {
 /// The scored answers of one request.
 #[derive(Debug, Clone)]
 pub struct Observation {
-    pub(in crate::monitor) origin: Origin,
+    pub(in crate::monitor) origin: SampleOrigin,
     pub(in crate::monitor) samples: Vec<Sample>,
     pub(in crate::monitor) at: Instant,
 }
 
 impl Observation {
     /// An observation made now.
-    pub fn new(origin: Origin, samples: Vec<Sample>) -> Self {
+    pub fn new(origin: SampleOrigin, samples: Vec<Sample>) -> Self {
         Self { origin, samples, at: Instant::now() }
     }
 }

@@ -13,7 +13,7 @@ use super::run::Run;
 use super::window::Window;
 use crate::metrics::Metrics;
 use crate::monitor::answers::{BaselineAnswers, BaselineOrigin, BaselineSet};
-use crate::monitor::journal::{BaselineRecord, Entry, Journal};
+use crate::monitor::journal::{BaselineRecord, Journal, JournalEntry};
 use crate::monitor::settings::MonitorError;
 use crate::monitor::verdict::{AlertKind, Evaluation, evaluate_window, judge};
 use crate::telemetry::spawn;
@@ -27,7 +27,7 @@ pub(super) type EvaluationSender = Sender<Result<Evaluation, MonitorError>>;
 /// What becomes of a request for another baseline.
 pub(super) type BaselineSender = Sender<Result<Arc<BaselineSet>, MonitorError>>;
 
-pub(super) enum Task {
+pub(super) enum EvaluationTask {
     /// Fit the recorded baseline, if it is due.
     FitBaseline(Arc<Mutex<Run>>),
     /// Use another baseline, and answer who gave it.
@@ -47,7 +47,7 @@ pub(super) enum Task {
 
 /// Handle to the thread.
 pub(super) struct Evaluator {
-    tasks: Sender<Task>,
+    tasks: Sender<EvaluationTask>,
     metrics: Metrics,
     thread: JoinHandle<()>,
 }
@@ -59,7 +59,7 @@ impl Evaluator {
         metrics: Metrics,
     ) -> std::io::Result<Self> {
         let (tasks, inbox) = channel();
-        let work = Work { journal, pending, metrics: metrics.clone() };
+        let work = EvaluationLoop { journal, pending, metrics: metrics.clone() };
         let thread = spawn("evaluator", move || {
             // Linux counts niceness by thread. Without it statistics are only a little more in the way.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
@@ -68,8 +68,8 @@ impl Evaluator {
         Ok(Self { tasks, metrics, thread })
     }
 
-    pub(super) fn send(&self, task: Task) {
-        if matches!(task, Task::Evaluate { .. }) {
+    pub(super) fn send(&self, task: EvaluationTask) {
+        if matches!(task, EvaluationTask::Evaluate { .. }) {
             self.metrics.evaluations_pending.inc();
         }
         // The thread outlives the worker, which is the only one to send.
@@ -78,24 +78,24 @@ impl Evaluator {
 
     /// Finishes what was sent, and ends the thread.
     pub(super) fn stop(self) {
-        let _ = self.tasks.send(Task::Stop);
+        let _ = self.tasks.send(EvaluationTask::Stop);
         let _ = self.thread.join();
     }
 }
 
-struct Work {
+struct EvaluationLoop {
     journal: Option<Journal>,
     pending: Arc<AtomicUsize>,
     metrics: Metrics,
 }
 
-impl Work {
-    fn run(&self, tasks: &Receiver<Task>) {
+impl EvaluationLoop {
+    fn run(&self, tasks: &Receiver<EvaluationTask>) {
         while let Ok(task) = tasks.recv() {
             let samples = match &task {
-                Task::Stop => return,
-                Task::FitBaseline(_) | Task::SetBaseline { .. } => None,
-                Task::Evaluate { window, .. } => Some(window.samples.len()),
+                EvaluationTask::Stop => return,
+                EvaluationTask::FitBaseline(_) | EvaluationTask::SetBaseline { .. } => None,
+                EvaluationTask::Evaluate { window, .. } => Some(window.samples.len()),
             };
             // A fault in one run's statistics must not end the others'. Who waits for the answer
             // is told by the sender's end.
@@ -109,14 +109,14 @@ impl Work {
         }
     }
 
-    fn handle(&self, task: Task) {
+    fn handle(&self, task: EvaluationTask) {
         match task {
-            Task::Stop => {}
-            Task::FitBaseline(run) => self.renew_baseline(&run, false),
-            Task::SetBaseline { run, answers, answer } => {
+            EvaluationTask::Stop => {}
+            EvaluationTask::FitBaseline(run) => self.renew_baseline(&run, false),
+            EvaluationTask::SetBaseline { run, answers, answer } => {
                 let _ = answer.send(self.set_baseline(&run, answers));
             }
-            Task::Evaluate { run, window, answer } => {
+            EvaluationTask::Evaluate { run, window, answer } => {
                 let evaluation = self.evaluate(&run, window);
                 if let Some(answer) = answer {
                     let _ = answer.send(evaluation);
@@ -147,7 +147,8 @@ impl Work {
             run.conclude(window, baseline.as_ref(), result, &judgement, started.elapsed());
         if let Some(journal) = &self.journal {
             let (id, number, keep) = (run.id(), evaluation.number, config.history);
-            journal.append(Entry::evaluated(id, number, &evaluation, &run.state(), keep), None);
+            journal
+                .append(JournalEntry::evaluated(id, number, &evaluation, &run.state(), keep), None);
         }
         self.metrics.evaluation_seconds.observe(evaluation.seconds);
         self.metrics.runs.evaluations.with_label_values(&[run.name()]).inc();
@@ -189,7 +190,8 @@ impl Work {
 
     fn keep_baseline(&self, run: &Run, forget_recorded: bool) {
         if let (Some(journal), Some(baseline)) = (&self.journal, run.baseline()) {
-            let entry = Entry::baseline(run.id(), &BaselineRecord::of(&baseline), forget_recorded);
+            let entry =
+                JournalEntry::baseline(run.id(), &BaselineRecord::of(&baseline), forget_recorded);
             journal.append(entry, None);
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::evaluator::Evaluator;
 use super::run::{Latest, Run, RunView};
-use super::worker::{Message, Runs, Worker};
+use super::worker::{Runs, Worker, WorkerMessage};
 use crate::checkpoint::Baseline;
 use crate::metrics::Metrics;
 use crate::monitor::answers::{BaselineAnswers, BaselineSet, Observation, Role};
@@ -27,7 +27,7 @@ const FULL_RETRY: Duration = Duration::from_millis(5);
 /// Handle to the monitor. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Monitor {
-    messages: Sender<Message>,
+    messages: Sender<WorkerMessage>,
     pending: Arc<AtomicUsize>,
     max_pending: usize,
     baseline: Option<Arc<BaselineSet>>,
@@ -119,7 +119,7 @@ impl Monitor {
         let (committed, done) = tokio::sync::oneshot::channel();
         let committed = durable.then_some(committed);
         // Fails only after `stop`, when nobody asks for the samples any more.
-        let _ = self.messages.send(Message::Observed(observation, committed));
+        let _ = self.messages.send(WorkerMessage::Observed(observation, committed));
         if durable {
             // An error is a journal that fails, which the metrics say.
             let _ = done.await;
@@ -190,7 +190,7 @@ impl Monitor {
     /// # Errors
     /// Where there is no such run, or its window is empty.
     pub fn evaluate(&self, run: &str) -> Result<Evaluation, MonitorError> {
-        self.ask(run, |answer| Message::Evaluate(run.to_owned(), answer))
+        self.ask(run, |answer| WorkerMessage::Evaluate(run.to_owned(), answer))
     }
 
     /// Most latents of a baseline.
@@ -208,7 +208,8 @@ impl Monitor {
         run: &str,
         answers: BaselineAnswers,
     ) -> Result<Arc<BaselineSet>, MonitorError> {
-        let set = self.ask(run, |answer| Message::SetBaseline(run.to_owned(), answers, answer))?;
+        let set =
+            self.ask(run, |answer| WorkerMessage::SetBaseline(run.to_owned(), answers, answer))?;
         self.flush();
         Ok(set)
     }
@@ -223,7 +224,8 @@ impl Monitor {
         run: &str,
         overrides: Map<String, Value>,
     ) -> Result<RunView, MonitorError> {
-        let view = self.ask(run, |answer| Message::Configure(run.to_owned(), overrides, answer))?;
+        let view =
+            self.ask(run, |answer| WorkerMessage::Configure(run.to_owned(), overrides, answer))?;
         self.flush();
         Ok(view)
     }
@@ -233,7 +235,7 @@ impl Monitor {
     /// # Errors
     /// Where there is no such run.
     pub fn remove(&self, run: &str) -> Result<(), MonitorError> {
-        self.ask(run, |answer| Message::Remove(run.to_owned(), answer))?;
+        self.ask(run, |answer| WorkerMessage::Remove(run.to_owned(), answer))?;
         self.flush();
         Ok(())
     }
@@ -246,7 +248,7 @@ impl Monitor {
 
     /// Finishes what was observed and is due, and ends the threads.
     pub fn stop(&self) {
-        let _ = self.messages.send(Message::Stop);
+        let _ = self.messages.send(WorkerMessage::Stop);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
         }
@@ -258,7 +260,7 @@ impl Monitor {
     fn ask<T>(
         &self,
         run: &str,
-        message: impl FnOnce(Sender<Result<T, MonitorError>>) -> Message,
+        message: impl FnOnce(Sender<Result<T, MonitorError>>) -> WorkerMessage,
     ) -> Result<T, MonitorError> {
         let (answer, inbox) = channel();
         let _ = self.messages.send(message(answer));

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 
-use super::evaluator::{BaselineSender, EvaluationSender, Evaluator, Task, publish};
+use super::evaluator::{BaselineSender, EvaluationSender, EvaluationTask, Evaluator, publish};
 use super::resume::resume;
 use super::run::{Run, RunView};
 use super::window::Window;
 use crate::metrics::Metrics;
 use crate::monitor::answers::{BaselineAnswers, BaselineSet, Observation, Role};
 use crate::monitor::journal::{
-    Committed, Entry, Journal, ObservationRecord, RunRecord, StoredRun, unix_seconds,
+    Committed, Journal, JournalEntry, ObservationRecord, RunRecord, StoredRun, unix_seconds,
 };
 use crate::monitor::settings::{MonitorConfig, MonitorError};
 use crate::monitor::verdict::AlertKind;
@@ -29,7 +29,7 @@ pub(super) type Runs = Arc<RwLock<BTreeMap<String, Arc<Mutex<Run>>>>>;
 /// more than the sorting.
 const GATHERING: Duration = Duration::from_millis(2);
 
-pub(super) enum Message {
+pub(super) enum WorkerMessage {
     Observed(Observation, Option<Committed>),
     Evaluate(String, EvaluationSender),
     SetBaseline(String, BaselineAnswers, BaselineSender),
@@ -60,7 +60,7 @@ impl Worker {
     pub(super) fn resume(&mut self, mut stored: Vec<StoredRun>) {
         stored.sort_by(|a, b| b.last_seen.total_cmp(&a.last_seen));
         for stored in stored.drain(self.config.max_runs.min(stored.len())..) {
-            self.append(|| Entry::Removed { run: stored.id });
+            self.append(|| JournalEntry::Removed { run: stored.id });
         }
         for stored in stored {
             let name = stored.record.name.clone();
@@ -78,12 +78,12 @@ impl Worker {
         }
     }
 
-    pub(super) fn run(mut self, inbox: &Receiver<Message>) {
+    pub(super) fn run(mut self, inbox: &Receiver<WorkerMessage>) {
         let mut next = inbox.recv();
         while let Ok(message) = next {
             let (samples, gathers) = match &message {
-                Message::Stop => break,
-                Message::Observed(observation, committed) => {
+                WorkerMessage::Stop => break,
+                WorkerMessage::Observed(observation, committed) => {
                     (observation.samples.len(), committed.is_none())
                 }
                 _ => (0, false),
@@ -103,21 +103,21 @@ impl Worker {
         self.evaluator.stop();
     }
 
-    fn handle(&mut self, message: Message) {
+    fn handle(&mut self, message: WorkerMessage) {
         match message {
-            Message::Observed(observation, committed) => {
+            WorkerMessage::Observed(observation, committed) => {
                 self.metrics.monitor_lag_seconds.set(observation.at.elapsed().as_secs_f64());
                 self.observe(observation, committed);
             }
-            Message::SetBaseline(name, answers, answer) => {
+            WorkerMessage::SetBaseline(name, answers, answer) => {
                 let run = self.run_named(&name);
-                self.evaluator.send(Task::SetBaseline { run, answers, answer });
+                self.evaluator.send(EvaluationTask::SetBaseline { run, answers, answer });
             }
-            Message::Configure(name, overrides, answer) => {
+            WorkerMessage::Configure(name, overrides, answer) => {
                 let _ = answer.send(self.configure(&name, &overrides));
             }
-            Message::Evaluate(run, answer) => self.evaluate(&run, answer),
-            Message::Remove(name, answer) => {
+            WorkerMessage::Evaluate(run, answer) => self.evaluate(&run, answer),
+            WorkerMessage::Remove(name, answer) => {
                 let removed = self.runs.write().remove(&name);
                 if let Some(run) = &removed {
                     self.forget(&name, run);
@@ -125,7 +125,7 @@ impl Worker {
                 let found = removed.map(|_| ()).ok_or(MonitorError::UnknownRun(name));
                 let _ = answer.send(found);
             }
-            Message::Stop => {}
+            WorkerMessage::Stop => {}
         }
     }
 
@@ -140,11 +140,11 @@ impl Worker {
             if let Some(journal) = &self.journal {
                 let record = ObservationRecord::new(at, origin.step, &samples[..kept]);
                 let first = first as u64;
-                let entry = Entry::observed(id, origin.role, first, samples.len(), &record);
+                let entry = JournalEntry::observed(id, origin.role, first, samples.len(), &record);
                 journal.append(entry, committed);
             }
             drop(run_now);
-            return self.evaluator.send(Task::FitBaseline(run));
+            return self.evaluator.send(EvaluationTask::FitBaseline(run));
         }
         if let Some(journal) = &self.journal {
             let record = ObservationRecord::new(at, origin.step, &samples);
@@ -152,7 +152,7 @@ impl Worker {
                 let run = run.lock();
                 (run.samples(), run.id())
             };
-            let entry = Entry::observed(id, origin.role, first, samples.len(), &record);
+            let entry = JournalEntry::observed(id, origin.role, first, samples.len(), &record);
             journal.append(entry, committed);
         }
         let seen = self.metrics.runs.samples.with_label_values(&[origin.run.as_str()]);
@@ -175,11 +175,11 @@ impl Worker {
         let run = self.run_named(name);
         let mut run = run.lock();
         run.configure(&self.config, overrides).map_err(MonitorError::Override)?;
-        self.append(|| Entry::run(run.id(), &self.record(&run)));
+        self.append(|| JournalEntry::run(run.id(), &self.record(&run)));
         Ok(run.view())
     }
 
-    fn append(&self, entry: impl FnOnce() -> Entry) {
+    fn append(&self, entry: impl FnOnce() -> JournalEntry) {
         if let Some(journal) = &self.journal {
             journal.append(entry(), None);
         }
@@ -208,7 +208,7 @@ impl Worker {
 
     fn hand_over(&self, run: &Arc<Mutex<Run>>, window: Window, answer: Option<EvaluationSender>) {
         self.pending.fetch_add(window.samples.len(), Ordering::Relaxed);
-        self.evaluator.send(Task::Evaluate { run: run.clone(), window, answer });
+        self.evaluator.send(EvaluationTask::Evaluate { run: run.clone(), window, answer });
     }
 
     /// The run of that name; makes it, at the cost of the run that was idle longest, if need be.
@@ -229,7 +229,7 @@ impl Worker {
         let (config, baseline) = (self.config.clone(), self.baseline.clone());
         let run = Run::new(name.to_owned(), self.next_run, config, baseline);
         self.next_run += 1;
-        self.append(|| Entry::run(run.id(), &self.record(&run)));
+        self.append(|| JournalEntry::run(run.id(), &self.record(&run)));
         let run = Arc::new(Mutex::new(run));
         runs.insert(name.to_owned(), run.clone());
         run
@@ -239,7 +239,7 @@ impl Worker {
     fn forget(&self, name: &str, run: &Mutex<Run>) {
         let mut run = run.lock();
         run.mark_removed();
-        self.append(|| Entry::Removed { run: run.id() });
+        self.append(|| JournalEntry::Removed { run: run.id() });
         self.metrics.runs.remove(name, &AlertKind::ALL.map(AlertKind::name));
     }
 }

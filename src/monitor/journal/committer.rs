@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::clock::unix_seconds;
 use super::config::JournalConfig;
-use super::entry::{Entry, Pending};
+use super::entry::{JournalEntry, PendingEntry};
 use super::error::JournalError;
 use super::store::{Retention, Store, StoredRun};
 use crate::metrics::Metrics;
@@ -26,8 +26,8 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 /// Who waits for a commit. Dropped unanswered where the journal fails.
 pub(in crate::monitor) type Committed = oneshot::Sender<()>;
 
-enum Message {
-    Entry(Entry, Option<Committed>),
+enum JournalMessage {
+    Entry(JournalEntry, Option<Committed>),
     Flush(Sender<()>),
     Stop,
 }
@@ -35,21 +35,21 @@ enum Message {
 /// Handle to the journal's thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(in crate::monitor) struct Journal {
-    messages: Sender<Message>,
-    shared: Arc<Shared>,
+    messages: Sender<JournalMessage>,
+    shared: Arc<JournalHealth>,
     durable: bool,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct JournalHealth {
     max_pending: usize,
     failed: AtomicBool,
     losing: AtomicBool,
     metrics: Metrics,
 }
 
-impl Shared {
+impl JournalHealth {
     fn lose(&self, samples: usize) {
         self.metrics.journal_lost.inc_by(samples as u64);
         if !self.losing.swap(true, Ordering::Relaxed) {
@@ -77,7 +77,7 @@ impl Journal {
         store.prune_at_start(retention, unix_seconds() as u64)?;
         let (runs, next_run, next_order) = store.load(weights)?;
         metrics.journal_bytes.set(store.bytes() as i64);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(JournalHealth {
             max_pending,
             failed: AtomicBool::new(false),
             losing: AtomicBool::new(false),
@@ -120,7 +120,7 @@ impl Journal {
     }
 
     /// Adds an entry, whose samples were expected; never waits.
-    pub(in crate::monitor) fn append(&self, entry: Entry, committed: Option<Committed>) {
+    pub(in crate::monitor) fn append(&self, entry: JournalEntry, committed: Option<Committed>) {
         let samples = entry.samples();
         let shared = &self.shared;
         // Requests that wait for their commits are few enough.
@@ -131,20 +131,20 @@ impl Journal {
             return shared.lose(samples);
         }
         // Fails only after `close`.
-        let _ = self.messages.send(Message::Entry(entry, committed));
+        let _ = self.messages.send(JournalMessage::Entry(entry, committed));
     }
 
     /// Waits until everything that was appended before is committed, or cannot be.
     pub(in crate::monitor) fn flush(&self) {
         let (done, inbox) = channel();
-        let _ = self.messages.send(Message::Flush(done));
+        let _ = self.messages.send(JournalMessage::Flush(done));
         // An error is a journal that fails, which the metrics say.
         let _ = inbox.recv_timeout(FLUSH_PATIENCE);
     }
 
     /// Commits what was appended, and ends the thread.
     pub(in crate::monitor) fn close(&self) {
-        let _ = self.messages.send(Message::Stop);
+        let _ = self.messages.send(JournalMessage::Stop);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
         }
@@ -154,11 +154,11 @@ impl Journal {
 /// The journal's thread.
 struct Committer {
     store: Store,
-    shared: Arc<Shared>,
+    shared: Arc<JournalHealth>,
     flush: Duration,
     retention: Retention,
     next_order: u64,
-    pending: Vec<Pending>,
+    pending: Vec<PendingEntry>,
     waiting: Vec<Committed>,
     flushers: Vec<Sender<()>>,
     /// Of the last attempt that failed.
@@ -166,7 +166,7 @@ struct Committer {
 }
 
 impl Committer {
-    fn run(mut self, inbox: &Receiver<Message>) {
+    fn run(mut self, inbox: &Receiver<JournalMessage>) {
         loop {
             let mut stop = match inbox.recv_timeout(self.tick()) {
                 Ok(message) => self.take(message),
@@ -201,15 +201,15 @@ impl Committer {
     }
 
     /// Answers whether the journal is to end.
-    fn take(&mut self, message: Message) -> bool {
+    fn take(&mut self, message: JournalMessage) -> bool {
         match message {
-            Message::Entry(entry, committed) => {
-                self.pending.push(Pending { order: self.next_order, entry });
+            JournalMessage::Entry(entry, committed) => {
+                self.pending.push(PendingEntry { order: self.next_order, entry });
                 self.next_order += 1;
                 self.waiting.extend(committed);
             }
-            Message::Flush(done) => self.flushers.push(done),
-            Message::Stop => return true,
+            JournalMessage::Flush(done) => self.flushers.push(done),
+            JournalMessage::Stop => return true,
         }
         false
     }

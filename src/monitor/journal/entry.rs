@@ -7,7 +7,7 @@ use crate::monitor::answers::Role;
 
 /// Something to keep. What has several parts is kept as a whole or not at all.
 #[derive(Debug)]
-pub(in crate::monitor) enum Entry {
+pub(in crate::monitor) enum JournalEntry {
     /// A new run, or its new configuration: a [`RunRecord`].
     Run { run: u64, record: Vec<u8> },
     /// Samples; `first` is the number of the first one in its run and role, `count` how many were
@@ -21,7 +21,7 @@ pub(in crate::monitor) enum Entry {
     Removed { run: u64 },
 }
 
-impl Entry {
+impl JournalEntry {
     pub(in crate::monitor) fn run(run: u64, record: &RunRecord) -> Self {
         Self::Run { run, record: json(record) }
     }
@@ -72,7 +72,7 @@ fn compact(value: &impl Serialize) -> Vec<u8> {
 
 /// An entry that is not committed yet, at its place in the order of arrival.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingEntry {
     pub(super) order: u64,
-    pub(super) entry: Entry,
+    pub(super) entry: JournalEntry,
 }

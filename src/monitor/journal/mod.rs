@@ -18,7 +18,7 @@ mod store;
 pub(super) use clock::unix_seconds;
 pub(super) use committer::{Committed, Journal};
 pub use config::JournalConfig;
-pub(super) use entry::Entry;
+pub(super) use entry::JournalEntry;
 pub use error::JournalError;
 pub(super) use record::{BaselineRecord, ObservationRecord, RunRecord, StateRecord};
 pub(super) use store::StoredRun;

@@ -15,11 +15,11 @@ pub(in crate::monitor) struct ObservationRecord {
     pub(in crate::monitor) at: f64,
     pub(in crate::monitor) step: Option<u64>,
     request: String,
-    samples: Vec<SampleRecord>,
+    samples: Vec<ObservedSample>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct SampleRecord {
+struct ObservedSample {
     latent: Vec<f32>,
     sigma: f32,
     divergence: f32,
@@ -35,7 +35,7 @@ impl ObservationRecord {
     /// Of samples of one request.
     pub(in crate::monitor) fn new(at: f64, step: Option<u64>, samples: &[Sample]) -> Self {
         let request = samples.first().map_or_else(String::new, |s| s.request.to_string());
-        let samples = samples.iter().map(|sample| SampleRecord {
+        let samples = samples.iter().map(|sample| ObservedSample {
             latent: sample.latent.clone(),
             sigma: sample.sigma,
             divergence: sample.divergence,

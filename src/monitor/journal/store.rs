@@ -25,7 +25,7 @@ use redb::{
 };
 use serde::de::DeserializeOwned;
 
-use super::entry::{Entry, Pending};
+use super::entry::{JournalEntry, PendingEntry};
 use super::error::JournalError;
 use super::record::{BaselineRecord, ObservationRecord, RunRecord, StateRecord};
 use crate::monitor::answers::Role;
@@ -45,17 +45,17 @@ const KEPT_SHARE: f64 = 0.4;
 /// Pages in use are counted anew when this share of the limit was written.
 const COUNTED_SHARE: u64 = 32;
 
-type Pairs = TableDefinition<'static, (u64, u64), &'static [u8]>;
-type Singles = TableDefinition<'static, u64, &'static [u8]>;
+type RunRowTable = TableDefinition<'static, (u64, u64), &'static [u8]>;
+type RunTable = TableDefinition<'static, u64, &'static [u8]>;
 
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
-const RUNS: Singles = TableDefinition::new("runs");
-const STATES: Singles = TableDefinition::new("states");
+const RUNS: RunTable = TableDefinition::new("runs");
+const STATES: RunTable = TableDefinition::new("states");
 const SEEN: TableDefinition<'static, u64, u64> = TableDefinition::new("seen");
-const OBSERVATIONS: Pairs = TableDefinition::new("observations");
-const RECORDED: Pairs = TableDefinition::new("recorded");
-const EVALUATIONS: Pairs = TableDefinition::new("evaluations");
-const BASELINES: Singles = TableDefinition::new("baselines");
+const OBSERVATIONS: RunRowTable = TableDefinition::new("observations");
+const RECORDED: RunRowTable = TableDefinition::new("recorded");
+const EVALUATIONS: RunRowTable = TableDefinition::new("evaluations");
+const BASELINES: RunTable = TableDefinition::new("baselines");
 /// Table (0 observations, 1 evaluations), run, second key, bytes, seconds since the Unix epoch.
 const AGES: TableDefinition<'static, u64, AgeRow> = TableDefinition::new("ages");
 
@@ -248,17 +248,17 @@ impl Store {
     }
 
     /// Writes entries, all or none. After an error the file is closed; see [`Store::reopen`].
-    pub(super) fn commit(&mut self, entries: &[Pending], at: u64) -> Result<(), redb::Error> {
+    pub(super) fn commit(&mut self, entries: &[PendingEntry], at: u64) -> Result<(), redb::Error> {
         let result = guarded(|| self.write(entries, at));
         self.close_after(result).map(|bytes| self.uncounted = self.uncounted.saturating_add(bytes))
     }
 
-    fn write(&self, entries: &[Pending], at: u64) -> Result<u64, redb::Error> {
+    fn write(&self, entries: &[PendingEntry], at: u64) -> Result<u64, redb::Error> {
         let transaction = self.database()?.begin_write()?;
         let mut written = 0;
         {
-            let mut tables = Tables::open(&transaction)?;
-            for Pending { order, entry } in entries {
+            let mut tables = JournalTables::open(&transaction)?;
+            for PendingEntry { order, entry } in entries {
                 written += tables.apply(*order, entry, at)?;
             }
         }
@@ -360,7 +360,7 @@ impl Store {
 }
 
 /// The tables of one transaction.
-struct Tables<'a> {
+struct JournalTables<'a> {
     meta: Table<'a, &'static str, u64>,
     runs: Table<'a, u64, &'static [u8]>,
     states: Table<'a, u64, &'static [u8]>,
@@ -372,7 +372,7 @@ struct Tables<'a> {
     ages: Table<'a, u64, AgeRow>,
 }
 
-impl<'a> Tables<'a> {
+impl<'a> JournalTables<'a> {
     fn open(transaction: &'a WriteTransaction) -> Result<Self, redb::Error> {
         Ok(Self {
             meta: transaction.open_table(META)?,
@@ -388,25 +388,25 @@ impl<'a> Tables<'a> {
     }
 
     /// Applies one entry. The same entry may come again, when it is not known what became of it.
-    fn apply(&mut self, order: u64, entry: &Entry, at: u64) -> Result<u64, redb::Error> {
+    fn apply(&mut self, order: u64, entry: &JournalEntry, at: u64) -> Result<u64, redb::Error> {
         let bytes = match entry {
-            Entry::Run { run, record } => {
+            JournalEntry::Run { run, record } => {
                 self.meta.insert("next_run", run + 1)?;
                 self.runs.insert(run, record.as_slice())?;
                 record.len()
             }
-            Entry::Observed { bytes, .. } if bytes.is_empty() => 0,
-            Entry::Observed { run, role: Role::Baseline, first, bytes, .. } => {
+            JournalEntry::Observed { bytes, .. } if bytes.is_empty() => 0,
+            JournalEntry::Observed { run, role: Role::Baseline, first, bytes, .. } => {
                 self.recorded.insert((*run, *first), bytes.as_slice())?;
                 bytes.len()
             }
-            Entry::Observed { run, first, bytes, count, .. } => {
+            JournalEntry::Observed { run, first, bytes, count, .. } => {
                 self.seen.insert(run, first + *count as u64)?;
                 self.observations.insert((*run, *first), bytes.as_slice())?;
                 self.ages.insert(order, (0, *run, *first, bytes.len() as u64, at))?;
                 bytes.len()
             }
-            Entry::Evaluated { run, number, row, state, keep } => {
+            JournalEntry::Evaluated { run, number, row, state, keep } => {
                 self.evaluations.insert((*run, *number), row.as_slice())?;
                 self.states.insert(run, state.as_slice())?;
                 self.ages.insert(order, (1, *run, *number, row.len() as u64, at))?;
@@ -415,14 +415,14 @@ impl<'a> Tables<'a> {
                 }
                 row.len()
             }
-            Entry::Baseline { run, bytes, forget_recorded } => {
+            JournalEntry::Baseline { run, bytes, forget_recorded } => {
                 self.baselines.insert(run, bytes.as_slice())?;
                 if *forget_recorded {
                     self.recorded.retain_in(of_run(*run), |_, _| false)?;
                 }
                 bytes.len()
             }
-            Entry::Removed { run } => {
+            JournalEntry::Removed { run } => {
                 self.runs.remove(run)?;
                 self.states.remove(run)?;
                 self.baselines.remove(run)?;

@@ -6,7 +6,7 @@
 //!
 //! One walk over the blocks answers all questions about their pairs: which are neighbours, which
 //! are nearest, how far apart they are on average. The block lies in the second-level cache then,
-//! and a run of one of its rows is dismissed or summed by vector instructions, [`Run::survey`].
+//! and a run of one of its rows is dismissed or summed by vector instructions, [`RowRun::survey`].
 //!
 //! # The interval
 //!
@@ -76,14 +76,14 @@ impl Centred {
         self.half_norms.len()
     }
 
-    /// Shows `visit` every pair of a row here and a row of `other`, one [`Run`] at a time: block by
+    /// Shows `visit` every pair of a row here and a row of `other`, one [`RowRun`] at a time: block by
     /// block, in each block row by row, in each row in ascending order of columns. With `upper` only
     /// the pairs whose column is greater than their row. The two must share their origin and dimension.
     pub(in crate::monitor) fn walk(
         &self,
         other: &Self,
         upper: bool,
-        mut visit: impl FnMut(&Run<'_>),
+        mut visit: impl FnMut(&RowRun<'_>),
     ) {
         let dimension = self.rows.ncols();
         debug_assert_eq!(dimension, other.rows.ncols());
@@ -100,7 +100,7 @@ impl Centred {
                 for (row, products) in (top..bottom).zip(gram.chunks_exact(right - left)) {
                     let first = if upper { left.max(row + 1) } else { left };
                     if first < right {
-                        visit(&Run {
+                        visit(&RowRun {
                             row,
                             first,
                             products: &products[first - left..],
@@ -161,7 +161,7 @@ impl Centred {
 }
 
 /// The pairs of one row with up to [`BLOCK`] consecutive rows of the other set, its columns.
-pub(in crate::monitor) struct Run<'a> {
+pub(in crate::monitor) struct RowRun<'a> {
     pub(in crate::monitor) row: usize,
     /// The first column.
     pub(in crate::monitor) first: usize,
@@ -184,7 +184,7 @@ pub(in crate::monitor) struct Survey {
     close: bool,
 }
 
-impl Run<'_> {
+impl RowRun<'_> {
     pub(in crate::monitor) fn len(&self) -> usize {
         self.products.len()
     }

@@ -65,7 +65,7 @@ pub(in crate::monitor) fn within(
 
 /// What is asked of the pairs between two sets.
 #[derive(Debug, Default)]
-pub(in crate::monitor) struct Between {
+pub(in crate::monitor) struct PairDistances {
     /// Mean distance of each query to all points of the set; `[N]`, or empty if it was not asked for.
     pub(in crate::monitor) mean_distances: Vec<f64>,
     /// Distances to the nearest points of the set, ascending; `[N, k]` row by row, infinite where the
@@ -83,7 +83,7 @@ pub(in crate::monitor) fn between(
     set: Points<'_>,
     k: usize,
     means: bool,
-) -> Between {
+) -> PairDistances {
     let rows = queries.centred.len();
     let mut mean_distances = vec![0.0; if means { rows } else { 0 }];
     let mut nearest = vec![f64::INFINITY; rows * k];
@@ -111,7 +111,7 @@ pub(in crate::monitor) fn between(
     for squared in &mut nearest {
         *squared = squared.sqrt();
     }
-    Between { mean_distances, nearest }
+    PairDistances { mean_distances, nearest }
 }
 
 /// Keeps the smallest of the values and `value`, in ascending order.
@@ -129,7 +129,7 @@ pub(in crate::monitor) fn between_plain(
     set: ArrayView2<'_, f64>,
     k: usize,
     means: bool,
-) -> Between {
+) -> PairDistances {
     debug_assert_eq!(queries.len_of(Axis(1)), set.len_of(Axis(1)));
     let origin = mean(set);
     let (left, right) = (Centred::new(queries, &origin), Centred::new(set, &origin));

@@ -266,12 +266,14 @@ pub struct Alerts {
     baseline: Option<u64>,
     trackers: Vec<Tracker>,
     /// Lengths of the run's first windows, weighted by their answers.
-    reference: Reference,
+    reference: LengthReference,
     history: VecDeque<Alert>,
 }
 
+/// The mean length of a run's first windows.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct Reference {
+#[serde(expecting = "struct Reference")]
+struct LengthReference {
     windows: usize,
     answers: f64,
     total: f64,
@@ -311,7 +313,7 @@ impl Default for Alerts {
             parameters,
             min_samples: 1,
             baseline: None,
-            reference: Reference::default(),
+            reference: LengthReference::default(),
             history: VecDeque::new(),
         }
     }
@@ -410,7 +412,7 @@ impl Alerts {
             self.remember(ended);
         }
         self.trackers = trackers(&self.parameters);
-        self.reference = Reference::default();
+        self.reference = LengthReference::default();
     }
 
     fn remember(&mut self, ended: Option<Alert>) {
