@@ -286,18 +286,11 @@ impl Metrics {
         self.tokens.with_label_values(&[kind]).inc_by(tokens as u64);
     }
 
-    /// The Prometheus text format, version 0.0.4.
+    /// The metrics of several models in the Prometheus text format, version 0.0.4. What is of one name must stand
+    /// together.
     ///
     /// # Errors
     /// Where a metric cannot be written.
-    pub fn render(&self) -> Result<String, prometheus::Error> {
-        Self::render_all([self.clone()])
-    }
-
-    /// [`Metrics::render`] of several models'. What is of one name must stand together.
-    ///
-    /// # Errors
-    /// As [`Metrics::render`].
     pub fn render_all(models: impl IntoIterator<Item = Self>) -> Result<String, prometheus::Error> {
         let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
         for mut family in models.into_iter().flat_map(|model| model.registry.gather()) {

@@ -28,8 +28,6 @@ pub struct Reference {
     mahalanobis: Option<Arc<Mahalanobis>>,
     /// Mahalanobis distances of each part of the baseline by a fit to the others.
     held_out: Vec<f64>,
-    /// Mean distance of each latent to all.
-    mean_distances: Vec<f64>,
     mean_distance: f64,
     min_samples: usize,
     k_distances: Vec<f64>,
@@ -65,7 +63,6 @@ impl Reference {
                 0 => vec![f64::INFINITY; count],
                 k => kth(&found.nearest, k),
             },
-            mean_distances: found.mean_distances,
             min_samples,
             total_variance: total_variance(latents),
             saturated: rewards.and_then(|rewards| quantile(&rewards, SATURATION)),
@@ -74,16 +71,6 @@ impl Reference {
             origin,
             centred,
         }
-    }
-
-    /// Number of latents.
-    pub fn len(&self) -> usize {
-        self.centred.len()
-    }
-
-    /// Whether there are no latents.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Dimension of a latent.
@@ -98,12 +85,6 @@ impl Reference {
 
     pub(in crate::monitor) fn points(&self) -> Points<'_> {
         Points { plain: self.centred.rows(), centred: &self.centred }
-    }
-
-    /// Mean distance of each latent to all of the baseline, itself included: of a subset of the
-    /// baseline, the mean of these is `mean |x - y|` of the energy distance.
-    pub fn mean_distances(&self) -> &[f64] {
-        &self.mean_distances
     }
 
     /// The mean distance of all ordered pairs, `mean |y - y'|` of the energy distance.
