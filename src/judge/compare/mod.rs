@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::judge::session::read_answers;
 use crate::judge::session::{AnswerPlace, Order};
 use crate::judge::session::{AskPolicy, Judge};
-use crate::judge::session::{JudgeRun, PlacedQuestion, unjudged};
+use crate::judge::session::{JudgeRun, PlacedQuestion, failures};
 use crate::train::data_files;
 use guidelines::Preference;
 use pairs::{AnswerPair, Matched};
@@ -52,7 +52,7 @@ impl Compare<'_> {
             output: self.output,
         };
         let verdicts = run.verdicts::<Preference>(&asked)?;
-        let unjudged = unjudged(&asked, &verdicts);
+        let unjudged = failures(&asked, &verdicts);
         // Which position was preferred, of each pair as given and swapped, where both are known.
         let judged = verdicts.chunks_exact(2).filter_map(|orders| match orders {
             [Ok(given), Ok(swapped)] => Some((given.preferred, swapped.preferred)),

@@ -10,7 +10,7 @@ use anyhow::ensure;
 
 use crate::judge::session::read_answers;
 use crate::judge::session::{AskPolicy, Judge};
-use crate::judge::session::{JudgeRun, PlacedQuestion, unjudged};
+use crate::judge::session::{JudgeRun, PlacedQuestion, failures};
 use crate::train::{Compute, data_files};
 use guidelines::OverOptimised;
 pub use outliers::AnswerStatistics;
@@ -71,7 +71,7 @@ impl OverOptimisation<'_> {
             output: self.output,
         };
         let verdicts = run.verdicts::<OverOptimised>(&asked)?;
-        let unjudged = unjudged(&asked, &verdicts);
+        let unjudged = failures(&asked, &verdicts);
         let rows = report::rows(&answers, verdicts, outliers.as_ref());
         Ok(OverOptimisationReport::new(
             data_files(self.answers)?,

@@ -23,5 +23,5 @@ pub(super) use question::{material, transcript};
 pub use report::UnjudgedAnswers;
 pub(super) use report::write_report;
 pub use retry::AskPolicy;
-pub(super) use run::{JudgeRun, PlacedQuestion, unjudged};
+pub(super) use run::{JudgeRun, PlacedQuestion, failures};
 pub use verdicts::VERDICTS_FILE;

@@ -20,7 +20,7 @@ pub(in crate::judge) trait Verdict: DeserializeOwned {
 /// # Errors
 /// No JSON object or several that fit ([`UnjudgedReason::InvalidJson`]), one of another shape
 /// ([`UnjudgedReason::WrongShape`]), or one that contradicts itself ([`UnjudgedReason::Inconsistent`]).
-pub(in crate::judge) fn verdict<T: Verdict>(text: &str) -> Result<T, Unjudged> {
+pub(super) fn verdict<T: Verdict>(text: &str) -> Result<T, Unjudged> {
     let objects = objects(text);
     let mut fitting = Vec::new();
     let mut misfit = None;

@@ -30,13 +30,13 @@ pub struct AskPolicy {
 
 /// What came of a question.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::judge) struct QuestionOutcome<T> {
-    pub(in crate::judge) verdict: Result<T, Unjudged>,
-    pub(in crate::judge) attempts: u32,
+pub(super) struct QuestionOutcome<T> {
+    pub(super) verdict: Result<T, Unjudged>,
+    pub(super) attempts: u32,
 }
 
 /// Why a question was given up before its end.
-pub(in crate::judge) enum Interruption {
+pub(super) enum Interruption {
     /// Nobody would be answered.
     Fatal(String),
     /// Another question was told so.
@@ -45,18 +45,18 @@ pub(in crate::judge) enum Interruption {
 
 /// A flag that ends waiting.
 #[derive(Default)]
-pub(in crate::judge) struct Stop {
+pub(super) struct Stop {
     is_set: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Stop {
-    pub(in crate::judge) fn set(&self) {
+    pub(super) fn set(&self) {
         *self.is_set.lock() = true;
         self.changed.notify_all();
     }
 
-    pub(in crate::judge) fn is_set(&self) -> bool {
+    pub(super) fn is_set(&self) -> bool {
         *self.is_set.lock()
     }
 
@@ -70,7 +70,7 @@ impl Stop {
 ///
 /// Each attempt has a seed of its own: an answer that could not be read would otherwise be given again, since the
 /// temperature is 0.
-pub(in crate::judge) fn ask<T: Verdict>(
+pub(super) fn ask<T: Verdict>(
     judge: &dyn Judge,
     question: &Question,
     key: &str,

@@ -99,7 +99,7 @@ impl JudgeRun<'_> {
         })?;
         let verdicts: Vec<Result<T, Unjudged>> =
             keys.iter().filter_map(|key| found.get(key.as_str()).cloned()).collect();
-        let unjudged = unjudged(asked, &verdicts);
+        let unjudged = failures(asked, &verdicts);
         for one in unjudged.iter().take(NAMED) {
             eprintln!("unjudged: {one}");
         }
@@ -179,7 +179,7 @@ impl JudgeRun<'_> {
 }
 
 /// The questions without a verdict.
-pub(in crate::judge) fn unjudged<T>(
+pub(in crate::judge) fn failures<T>(
     asked: &[PlacedQuestion],
     verdicts: &[Result<T, Unjudged>],
 ) -> Vec<UnjudgedAnswer> {

@@ -39,7 +39,7 @@ struct KeptVerdict {
 }
 
 /// The file, open for what is to come.
-pub(in crate::judge) struct VerdictFile {
+pub(super) struct VerdictFile {
     file: File,
     path: PathBuf,
 }
@@ -50,7 +50,7 @@ impl VerdictFile {
     ///
     /// # Errors
     /// A file that cannot be read or written, that another process writes, or with a line that is no record.
-    pub(in crate::judge) fn open<T: Verdict>(
+    pub(super) fn open<T: Verdict>(
         folder: &Path,
         wanted: &HashSet<&str>,
     ) -> anyhow::Result<(Self, HashMap<String, T>)> {
@@ -88,7 +88,7 @@ impl VerdictFile {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub(in crate::judge) fn append<T: Serialize>(
+    pub(super) fn append<T: Serialize>(
         &mut self,
         key: &str,
         place: &AnswerPlace,
