@@ -15,8 +15,6 @@ use subtle::ConstantTimeEq;
 
 use super::error::ApiError;
 
-/// Routes that answer without a key: what probes, scrapers and curious clients need.
-
 /// Tokens that a key may have scored at once after a pause, in seconds of its rate.
 const BURST_SECONDS: f64 = 10.0;
 

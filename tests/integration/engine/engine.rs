@@ -10,7 +10,7 @@ use inform::engine::{
 };
 use inform::metrics::Metrics;
 use inform::model::{Latent, RewardModel, Score, ScoreError, Scorer};
-use inform::monitor::{Monitor, MonitorConfig, Origin, Role, Subject};
+use inform::monitor::{Monitor, MonitorConfig, Role, SampleOrigin, Subject};
 use inform::ops::Packing;
 use inform::ops::cpu::{CpuOps, Precision};
 use parking_lot::{Condvar, Mutex};
@@ -177,8 +177,8 @@ impl Drop for Bench {
     }
 }
 
-fn origin(run: &str) -> Origin {
-    Origin { run: run.to_owned(), step: None, role: Role::Policy, request: "test".into() }
+fn origin(run: &str) -> SampleOrigin {
+    SampleOrigin { run: run.to_owned(), step: None, role: Role::Policy, request: "test".into() }
 }
 
 fn job(ids: impl Into<Vec<u32>>) -> Job {
