@@ -9,51 +9,21 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::answers::{self, ANSWER_FORMS, answer};
+use super::baseline_report::{BaselineReport, baseline_of};
 use super::card;
-use super::data::{BadLines, Origin, read_rows};
+use super::data::{BadLines, read_rows};
+use super::data_file::data_files;
+use super::depth::Depth;
 use super::evaluate::TextScorer;
-use super::features::Depth;
-use super::fit::{CARD_FILE, DataFile, data_files};
 use super::inference::Compute;
 use super::left_out::{LeftOut, Reason, name_left_out};
-use crate::checkpoint::{
-    BASELINE_FILE, Baseline, Checkpoint, EncodeError, Input, TextEncoder, replace_file,
-};
-use crate::model::Score;
-use crate::monitor::{Calibration, MonitorConfig, Subject};
-use crate::ops::cpu::Precision;
-
-/// Name of the file in a checkpoint that says what its baseline is and gives.
-pub const CALIBRATION_FILE: &str = "calibration.json";
-
-/// A baseline: where it comes from, and what the monitor derives of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BaselineReport {
-    /// Names and SHA-256 of the files with its answers; none where they are held-out pairs of the training.
-    pub data: Vec<DataFile>,
-    /// Precision of products that scored them.
-    pub dtype: Precision,
-    /// What follows for windows.
-    #[serde(flatten)]
-    pub calibration: Calibration,
-}
-
-impl BaselineReport {
-    /// Of a baseline that was scored in `dtype`; `None` for one without latents. Takes seconds.
-    pub(super) fn of(baseline: &Baseline, data: Vec<DataFile>, dtype: Precision) -> Option<Self> {
-        let calibration = Calibration::of(baseline, &MonitorConfig::default())?;
-        Some(Self { data, dtype, calibration })
-    }
-
-    /// Its name and its bytes as a file of the checkpoint.
-    pub(super) fn file(&self) -> serde_json::Result<(String, Vec<u8>)> {
-        Ok((CALIBRATION_FILE.to_owned(), serde_json::to_vec_pretty(self)?))
-    }
-}
+use super::origin::Origin;
+use super::record::CARD_FILE;
+use crate::checkpoint::{BASELINE_FILE, Checkpoint, EncodeError, Input, TextEncoder, replace_file};
+use crate::monitor::Subject;
 
 /// What becomes the baseline of which checkpoint.
 #[derive(Debug, Clone)]
@@ -219,27 +189,4 @@ fn names(files: &[PathBuf]) -> String {
         let _ = write!(names, "{comma}{name}");
     }
     names
-}
-
-/// The baseline of scored answers; `prompts` are kept where all are known.
-pub(super) fn baseline_of<'a>(
-    scores: impl IntoIterator<Item = &'a Score>,
-    dimension: usize,
-    prompts: Vec<Option<u64>>,
-    weights: &str,
-    source: String,
-) -> Baseline {
-    let (mut latents, mut rewards) = (Vec::new(), Vec::new());
-    for score in scores {
-        rewards.push(score.reward);
-        latents.extend(score.latent.iter().flat_map(|latent| &latent.mean));
-    }
-    Baseline {
-        latents,
-        dimension,
-        rewards: Some(rewards),
-        prompts: prompts.into_iter().collect(),
-        weights: weights.to_owned(),
-        source,
-    }
 }

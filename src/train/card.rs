@@ -2,10 +2,11 @@
 
 use std::fmt::{Error, Write};
 
-use super::baseline::BaselineReport;
+use super::baseline_report::BaselineReport;
 use super::config::WeightedFile;
 use super::diagnostics::LatentDiagnostics;
-use super::fit::{Finished, TrainingRecord};
+use super::record::Finished;
+use super::record::TrainingRecord;
 use crate::monitor::statistics::csi::EpsMode;
 use crate::monitor::{CsiCalibration, Expected};
 use crate::plots::short;

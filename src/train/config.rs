@@ -10,7 +10,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::data::{BadLines, PairLimits};
-use super::features::Depth;
+use super::depth::Depth;
 use super::inference::Compute;
 use super::loss::LossConfig;
 use super::optimiser::OptimiserConfig;

@@ -16,11 +16,11 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::left_out::{Dropped, LeftOut, Reason};
-use super::rows::is_parquet;
+use super::origin::Origin;
 use crate::checkpoint::{EncodeError, Input, Message, TextEncoder};
 use crate::monitor::prompt_fingerprint;
 
@@ -44,27 +44,6 @@ impl Pair {
     fn prompt(&self) -> &[Message] {
         &self.chosen[..self.chosen.len() - 1]
     }
-}
-
-/// A line of a data file, or a row.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Origin {
-    /// The file.
-    #[serde(serialize_with = "as_displayed")]
-    pub file: Arc<Path>,
-    /// Its number, from 1.
-    pub line: usize,
-}
-
-impl std::fmt::Display for Origin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let unit = if is_parquet(&self.file) { "row" } else { "line" };
-        write!(f, "{}, {unit} {}", self.file.display(), self.line)
-    }
-}
-
-fn as_displayed<S: Serializer>(file: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&file.display())
 }
 
 /// What to do with a line that is no preference pair, or that cannot be read.

@@ -5,7 +5,6 @@
 use std::fmt::Debug;
 use std::rc::Rc;
 
-use super::config::FitConfig;
 use super::inference::ordinal;
 use crate::checkpoint::Checkpoint;
 use crate::config::DeviceChoice;
@@ -66,14 +65,15 @@ pub(super) trait DeviceDecoder: Debug {
 /// # Errors
 /// A device that cannot be had, or a decoder that it does not compute.
 pub(super) fn open(
-    config: &FitConfig,
+    device: &DeviceChoice,
+    micro_batch_tokens: usize,
     checkpoint: &Checkpoint,
     trains: Trains,
 ) -> anyhow::Result<Option<Rc<dyn DeviceDecoder>>> {
-    match &config.device {
+    match device {
         DeviceChoice::Cuda(ordinals) => {
             let ordinal = ordinal(ordinals);
-            gpu::open(ordinal, checkpoint, trains, config.schedule.micro_batch_tokens).map(Some)
+            gpu::open(ordinal, checkpoint, trains, micro_batch_tokens).map(Some)
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(None),
     }

@@ -7,7 +7,8 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::data::EncodedPair;
-use super::features::{Depth, FeatureStore, entering};
+use super::depth::Depth;
+use super::features::{FeatureStore, entering};
 use super::inference::{Compute, Inference};
 use crate::checkpoint::Checkpoint;
 use crate::model::{Score, Scorer, variance};

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use super::fit::CARD_FILE;
 use super::init_head::{HEAD_KEYS, is_buffer, name_type};
 use super::merge::widest;
+use super::record::CARD_FILE;
 use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointParts, CheckpointSource, DecodeKind, HeadConfig,
     SpecialToken, StandardHead, TOKEN_FILES, TOKENIZER_CONFIG_FILE, TensorLayout, TensorSource,

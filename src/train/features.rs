@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use super::depth::Depth;
 use super::inference::Inference;
 use crate::checkpoint::{FolderTensors, ModelConfig};
 use crate::ops::Packing;
@@ -29,15 +30,6 @@ const PART_SUFFIX: &str = "safetensors";
 
 /// The first half of a text's SHA-256, over its token ids.
 type TextDigest = [u8; 16];
-
-/// Where a model is cut: what is before is frozen, and gives the features.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// Hidden states before the final norm at the last token: one row a text.
-    Pooled,
-    /// What enters this layer: one row a token.
-    Entering(usize),
-}
 
 /// Features of texts, `[rows, hidden]` each, of one backbone in one precision.
 ///

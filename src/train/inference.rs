@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use super::features::Depth;
+use super::depth::Depth;
 use crate::checkpoint::{Checkpoint, CheckpointError, ModelConfig, TensorSource};
 use crate::config::DeviceChoice;
 use crate::model::{RewardModel, Score, ScoreError, Scorer};

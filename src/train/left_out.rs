@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::data::Origin;
+use super::origin::Origin;
 
 /// Name of the file in a checkpoint that lists them.
 pub(super) const DROPPED_FILE: &str = "dropped.jsonl";

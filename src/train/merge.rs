@@ -10,8 +10,8 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::fit::CARD_FILE;
 use super::init_head::{is_buffer, name_type, text_files};
+use super::record::CARD_FILE;
 use crate::checkpoint::{
     BASELINE_FILE, Checkpoint, CheckpointError, CheckpointParts, CheckpointSource, HeadConfig,
     ModelConfig, StandardHead, TensorLayout, TensorSource, TensorValues, WeightType, check_output,

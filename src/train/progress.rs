@@ -10,9 +10,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::fit::EpochMeans;
 use super::optimiser::{AdamW, ParameterState};
 use super::plots;
+use super::record::EpochMeans;
 use super::tensorboard::Events;
 
 /// Appended to the output folder's name.

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::answers::answer;
-use super::data::Origin;
+use super::origin::Origin;
 use crate::checkpoint::{Input, Message};
 
 /// The forms of a line, for messages.

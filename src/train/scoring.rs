@@ -8,10 +8,11 @@ use rayon::prelude::*;
 
 use super::answers;
 use super::baseline::{read_answer, reason};
-use super::data::{BadLines, Origin, read_rows};
+use super::data::{BadLines, read_rows};
+use super::depth::Depth;
 use super::evaluate::TextScorer;
-use super::features::Depth;
 use super::inference::Compute;
+use super::origin::Origin;
 use super::responses::Response;
 use crate::checkpoint::{Checkpoint, Input};
 use crate::model::Score;

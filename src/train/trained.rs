@@ -8,9 +8,10 @@ use candle_core::{Device, Tensor, Var};
 
 use super::config::{FitConfig, Mode};
 use super::data::EncodedPair;
+use super::depth::Depth;
 use super::device::{self, DeviceDecoder, DeviceParts};
 use super::evaluate;
-use super::features::{Depth, FeatureStore, entering};
+use super::features::{FeatureStore, entering};
 use super::gradients::{Backward, Gradients};
 use super::inference::{Inference, Loaded};
 use super::loss::{LossConfig, pair_loss};
@@ -90,7 +91,12 @@ impl Trained {
                     _ => Trains::All,
                 };
                 let ops = ops.training(trains.clone());
-                match device::open(config, checkpoint, trains)? {
+                match device::open(
+                    &config.device,
+                    config.schedule.micro_batch_tokens,
+                    checkpoint,
+                    trains,
+                )? {
                     Some(decoder) => {
                         let layers = model.decoder.num_hidden_layers;
                         let model = RewardModel::load_from(ops, model, tensors, layers)?;

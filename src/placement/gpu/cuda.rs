@@ -1,7 +1,5 @@
 //! GPUs of a build with the feature `cuda`.
 
-use anyhow::Context;
-
 use crate::checkpoint::CheckpointError;
 use crate::config::{DtypeChoice, ServerConfig};
 use crate::model::Scorer;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use super::fit::data_files;
+use super::data_file::data_files;
 use super::inference::Compute;
 use super::responses::Response;
 use super::scoring::Scoring;

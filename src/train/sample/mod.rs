@@ -3,6 +3,7 @@
 
 mod output;
 mod prompts;
+mod record;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -11,12 +12,13 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::fit::{DataFile, data_files};
+use super::data_file::data_files;
 use crate::generate::{Finish, Generated, Generator, GeneratorSettings, Sampling};
 use output::{Output, Row};
 use prompts::{Prompt, read_prompts};
+pub use record::SampleRecord;
 
 /// Which samples are drawn, and where they go.
 #[derive(Debug, Clone)]
@@ -31,26 +33,6 @@ pub struct SampleSettings<'a> {
     pub sampling: Sampling,
     /// File to write, JSONL.
     pub output: &'a Path,
-}
-
-/// What samples follow from; written beside them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SampleRecord {
-    /// Name of the model.
-    pub model: String,
-    /// Its weights' hash.
-    pub weights: String,
-    /// In-situ quantisation of the weights.
-    pub quantise: Option<String>,
-    /// `cpu` or `cuda`: their samples differ, since their logits do in the last bits.
-    pub device: String,
-    /// Names and SHA-256 of the files with prompts.
-    pub data: Vec<DataFile>,
-    /// Samples of each prompt.
-    pub samples: usize,
-    /// How tokens were drawn.
-    #[serde(flatten)]
-    pub sampling: Sampling,
 }
 
 /// What was written.

@@ -8,8 +8,8 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::SampleRecord;
 use super::prompts::Prompt;
+use super::record::SampleRecord;
 use crate::checkpoint::replace_file;
 use crate::generate::Finish;
 

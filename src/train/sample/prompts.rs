@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::checkpoint::Message;
 use crate::train::answers::{PROMPT_COLUMNS, PROMPT_FORMS, prompt};
-use crate::train::data::{BadLines, Origin, read_rows};
+use crate::train::data::{BadLines, read_rows};
 use crate::train::left_out::{LeftOut, Reason};
+use crate::train::origin::Origin;
 
 /// A prompt to answer.
 #[derive(Debug, Clone)]

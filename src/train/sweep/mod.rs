@@ -5,7 +5,11 @@ mod report;
 
 use anyhow::{Context, ensure};
 
-use super::fit::{DataFile, FitReport, TrainingRecord, data_files, fit};
+use super::data_file::DataFile;
+use super::data_file::data_files;
+use super::fit::fit;
+use super::record::FitReport;
+use super::record::TrainingRecord;
 use grid::Run;
 pub use grid::{Setting, SweepConfig};
 pub use report::{FailedRun, RunSummary, SettingSummary, Spread, SweepReport};

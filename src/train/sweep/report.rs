@@ -10,7 +10,7 @@ use crate::checkpoint::replace_file;
 use crate::plots::{Figure, FigurePanel, FigurePoint, Series, Size, short};
 use crate::train::config::HeadKind;
 use crate::train::evaluate::PairAccuracy;
-use crate::train::fit::FitReport;
+use crate::train::record::FitReport;
 
 /// Files of the report, without their suffixes.
 const NAME: &str = "sweep";
