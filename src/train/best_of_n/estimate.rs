@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::train::evaluate::mean_interval;
+use crate::train::accuracy::mean_interval;
 
 /// Expectation of `values[i]` for the `i` with the greatest `proxy[i]` among `n` of the samples, over all subsets of `n`.
 ///

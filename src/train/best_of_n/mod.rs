@@ -11,12 +11,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use super::data_file::data_files;
-use super::inference::Compute;
-use super::responses::Response;
-use super::scoring::Scoring;
 use crate::checkpoint::Checkpoint;
 use crate::monitor::{Assessment, BaselineSet, MonitorConfig, Sample};
+use crate::train::data::{Response, data_files};
+use crate::train::eval::Scoring;
+use crate::train::features::Compute;
 use estimate::Singles;
 pub use estimate::{Estimate, best_of_n_kl, expected_best};
 use report::Chosen;

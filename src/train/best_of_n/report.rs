@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, Message, replace_file};
 use crate::monitor::Assessment;
 use crate::ops::cpu::Precision;
 use crate::plots::{Figure, FigurePanel, FigurePoint, Series, Size};
-use crate::train::data_file::DataFile;
+use crate::train::data::DataFile;
 
 /// Files of the report, without their suffixes.
 const NAME: &str = "best-of-n";

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 
 use crate::monitor::prompt_fingerprint;
-use crate::train::data::{BadLines, read_rows};
-use crate::train::responses::{RESPONSE_COLUMNS, Response, responses};
+use crate::train::data::{BadLines, RESPONSE_COLUMNS, Response, read_rows, responses};
 
 /// Characters of a prompt in a message.
 const SHOWN: usize = 60;

@@ -1,8 +1,8 @@
 //! What a checkpoint says of the samples.
 
 use crate::monitor::Sample;
-use crate::train::responses::Response;
-use crate::train::scoring::Scoring;
+use crate::train::data::Response;
+use crate::train::eval::Scoring;
 
 /// What a checkpoint says of the samples, prompt by prompt.
 pub(super) struct Scores {

@@ -14,8 +14,8 @@ use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::data_file::data_files;
 use crate::generate::{Finish, Generated, Generator, GeneratorSettings, Sampling};
+use crate::train::data::data_files;
 use output::{Output, Row};
 use prompts::{Prompt, read_prompts};
 pub use record::SampleRecord;
@@ -70,7 +70,7 @@ pub fn sample(settings: &SampleSettings<'_>) -> anyhow::Result<SampleReport> {
     ensure!((0.0..=1.0).contains(&sampling.top_p), "--top-p: must be from 0 to 1");
     ensure!(!output.exists(), "{}: is there already", output.display());
     let (prompts, left_out) = read_prompts(files)?;
-    super::name_left_out(&left_out);
+    crate::train::data::name_left_out(&left_out);
     let quantise = generator.quantise.clone();
     let model = Generator::load(generator)?;
     let record = SampleRecord {

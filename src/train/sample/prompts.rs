@@ -7,10 +7,9 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use crate::checkpoint::Message;
-use crate::train::answers::{PROMPT_COLUMNS, PROMPT_FORMS, prompt};
-use crate::train::data::{BadLines, read_rows};
-use crate::train::left_out::{LeftOut, Reason};
-use crate::train::origin::Origin;
+use crate::train::data::{
+    BadLines, LeftOut, Origin, PROMPT_COLUMNS, PROMPT_FORMS, Reason, prompt, read_rows,
+};
 
 /// A prompt to answer.
 #[derive(Debug, Clone)]

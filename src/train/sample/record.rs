@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::generate::Sampling;
-use crate::train::data_file::DataFile;
+use crate::train::data::DataFile;
 
 /// What samples follow from; written beside them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::DecodeKind;
-use crate::train::config::{FitConfig, HeadKind};
+use crate::train::fit::{FitConfig, HeadKind};
 
 /// Folder in the output that keeps features, where the base names none.
 const FEATURES: &str = "features";

@@ -5,11 +5,8 @@ mod report;
 
 use anyhow::{Context, ensure};
 
-use super::data_file::DataFile;
-use super::data_file::data_files;
-use super::fit::fit;
-use super::record::FitReport;
-use super::record::TrainingRecord;
+use crate::train::data::{DataFile, data_files};
+use crate::train::fit::{FitReport, TrainingRecord, fit};
 use grid::Run;
 pub use grid::{Setting, SweepConfig};
 pub use report::{FailedRun, RunSummary, SettingSummary, Spread, SweepReport};

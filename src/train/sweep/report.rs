@@ -8,9 +8,8 @@ use serde::Serialize;
 use super::grid::{Run, Setting};
 use crate::checkpoint::replace_file;
 use crate::plots::{Figure, FigurePanel, FigurePoint, Series, Size, short};
-use crate::train::config::HeadKind;
-use crate::train::evaluate::PairAccuracy;
-use crate::train::record::FitReport;
+use crate::train::accuracy::PairAccuracy;
+use crate::train::fit::{FitReport, HeadKind};
 
 /// Files of the report, without their suffixes.
 const NAME: &str = "sweep";
