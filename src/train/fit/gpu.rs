@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use anyhow::Context;
 
-use super::device_decoder::{DeviceDecoder, PooledGradient};
+use super::device_decoder::{DeviceDecoder, DeviceParts, PooledGradient};
 use crate::checkpoint::Checkpoint;
 use crate::model::Decoder;
 use crate::ops::autograd::Trains;
