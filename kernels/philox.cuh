@@ -1,4 +1,4 @@
-// Noise by number: element e of a stream is the same on every device and in every launch (src/ops/noise.rs).
+// Noise by number: element e of a stream is the same on every device and in every launch (src/ops/batch/noise.rs).
 //
 // Source: Philox4x32-10, Salmon et al. 2011; Box and Muller 1958.
 #pragma once

@@ -13,4 +13,5 @@ mod http;
 mod monitor;
 mod numerics;
 mod programs;
+mod source;
 mod trainer;

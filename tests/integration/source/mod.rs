@@ -1,0 +1,4 @@
+//! The source tree itself.
+
+mod imports;
+mod layers;
