@@ -12,8 +12,8 @@ mod sample;
 mod sweep;
 
 pub use accuracy::{
-    BaselineReport, CALIBRATION_FILE, CalibrationBin, Evaluation, LatentDiagnostics, MarginBin,
-    PairAccuracy, TextScorer, wilson_interval,
+    BaselineReport, CALIBRATION_FILE, CalibrationBin, LatentDiagnostics, MarginBin, PairAccuracy,
+    PairEvaluation, TextScorer, wilson_interval,
 };
 #[cfg(feature = "judge")]
 pub(crate) use accuracy::{NORMAL_QUANTILE, mean_interval};

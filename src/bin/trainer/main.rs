@@ -14,9 +14,9 @@ use inform::checkpoint::{Checkpoint, DecodeKind, HeadConfig, WeightType};
 use inform::config::ServerConfig;
 use inform::replay::Replay;
 use inform::train::{
-    BadLines, BaselineSettings, BestOfN, Compute, Evaluation, EvaluationSettings, ExportSettings,
-    FitConfig, MergeSettings, SweepConfig, WeightedFile, export, fit, init_head, make_baseline,
-    merge, open_with_latents, side_by_side, sweep,
+    BadLines, BaselineSettings, BestOfN, Compute, EvaluationSettings, ExportSettings, FitConfig,
+    MergeSettings, PairEvaluation, SweepConfig, WeightedFile, export, fit, init_head,
+    make_baseline, merge, open_with_latents, side_by_side, sweep,
 };
 
 use computing::Computing;
@@ -209,8 +209,8 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         seed: u64,
         /// Kind of head
-        #[arg(long, value_enum, default_value_t = Head::Inform)]
-        head: Head,
+        #[arg(long, value_enum, default_value_t = HeadChoice::Inform)]
+        head: HeadChoice,
         /// Dimension of the latent
         #[arg(long, default_value_t = 128)]
         latent_dim: usize,
@@ -251,7 +251,7 @@ enum Command {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Head {
+enum HeadChoice {
     Inform,
     Standard,
 }
@@ -454,8 +454,8 @@ fn run(command: Command) -> anyhow::Result<()> {
                 Decode::Gated => DecodeKind::Gated,
             };
             let head = match head {
-                Head::Inform => HeadConfig::inform(latent_dim, decode),
-                Head::Standard => HeadConfig::standard(),
+                HeadChoice::Inform => HeadConfig::inform(latent_dim, decode),
+                HeadChoice::Standard => HeadConfig::standard(),
             };
             Ok(init_head(&model, &output, &head, seed)?)
         }
@@ -479,7 +479,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 /// Draws evaluations, each in a folder of its checkpoint's name where there are several.
-fn plot(found: &[(String, Evaluation)], folder: &Path) -> anyhow::Result<()> {
+fn plot(found: &[(String, PairEvaluation)], folder: &Path) -> anyhow::Result<()> {
     if let [(model, one)] = found {
         return one.plot(model, folder);
     }

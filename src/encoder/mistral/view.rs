@@ -60,7 +60,7 @@ pub(super) fn write(checkpoint: &Checkpoint) -> anyhow::Result<TempDir> {
     let tensors = decoder.tensors(&checkpoint.tensors);
     let stored: Vec<_> = tensors_of(decoder)
         .into_iter()
-        .map(|(name, shape)| Stored::check(&tensors, name, shape))
+        .map(|(name, shape)| ViewTensor::check(&tensors, name, shape))
         .collect::<Result<_, _>>()?;
     let named = stored.iter().map(|stored| (stored.name.clone(), stored));
     let file = path.join("model.safetensors");
@@ -143,14 +143,14 @@ fn tensors_of(decoder: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
 }
 
 /// A tensor that is read when it is written.
-struct Stored<'a> {
+struct ViewTensor<'a> {
     tensors: &'a DecoderTensors<'a>,
     /// Without the prefix.
     name: String,
     shape: Vec<usize>,
 }
 
-impl<'a> Stored<'a> {
+impl<'a> ViewTensor<'a> {
     /// Reads it once: while it is written there is nobody to tell that it is missing.
     fn check(
         tensors: &'a DecoderTensors<'a>,
@@ -163,7 +163,7 @@ impl<'a> Stored<'a> {
     }
 }
 
-impl View for &Stored<'_> {
+impl View for &ViewTensor<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }

@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 use super::runs::{RunName, monitor};
 use crate::http::middleware::ModelQuery;
 use crate::http::scoring::{
-    Caller, JsonBody, Truncation, Work, check_not_too_many, check_run, inputs, nothing_to_score,
-    score,
+    Caller, JsonBody, ScoringWork, Truncation, check_not_too_many, check_run, inputs,
+    nothing_to_score, score,
 };
 use crate::http::state::off_the_event_loop;
 use crate::http::state::{ApiError, AppState, ErrorAnswer, ScoringErrors};
@@ -151,7 +151,7 @@ async fn scored(
     let subjects: Vec<Subject> =
         inputs.iter().map(|input| input.as_ref().map(Subject::of).unwrap_or_default()).collect();
     let deadline = Duration::from_millis(state.config.limits.default_deadline_ms);
-    let work = Work {
+    let work = ScoringWork {
         inputs,
         truncation: Truncation::to_context(request.truncate.unwrap_or_default()),
         draws: 0,

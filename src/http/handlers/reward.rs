@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::engine::JobScore;
 use crate::http::middleware::AdmittedBody;
 use crate::http::scoring::{
-    Caller, Outcome, RunHeaders, RunQuery, Truncation, Work, check_count, inputs, score,
+    Caller, Outcome, RunHeaders, RunQuery, ScoringWork, Truncation, check_count, inputs, score,
 };
 use crate::http::state::{ApiError, AppState, ScoringErrors};
 use crate::input::{InputItem, ItemError};
@@ -110,7 +110,7 @@ struct Item {
     truncated: bool,
     cached: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timing: Option<Timing>,
+    timing: Option<InputTiming>,
     reward_std: Option<f32>,
     mahalanobis: Option<f64>,
     /// Only of a head with several labels: what it gives for each, by the label's name
@@ -140,12 +140,12 @@ impl Serialize for NamedValues {
 
 /// Where an input's time went, in milliseconds.
 #[derive(Debug, Serialize, ToSchema)]
-struct Timing {
+struct InputTiming {
     queue_ms: f64,
     device_ms: f64,
 }
 
-impl Timing {
+impl InputTiming {
     fn of(scored: &JobScore) -> Self {
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         Self { queue_ms: milliseconds(scored.queue), device_ms: milliseconds(scored.device) }
@@ -189,7 +189,7 @@ pub(in crate::http) async fn reward(
     let role = request.role.unwrap_or_default();
     let origin = caller.origin(request.run.as_deref(), request.step, role)?;
     let deadline = received + request.check(&state)?;
-    let work = Work {
+    let work = ScoringWork {
         log_ratios: request.inputs.iter().map(InputItem::log_ratio).collect(),
         inputs: inputs(request.inputs)?,
         truncation: Truncation::to_context(request.truncate.unwrap_or_default()),
@@ -268,7 +268,7 @@ impl RewardResponse {
         }
         let reward_std = scored.as_ref().and_then(|scored| scored.reward_std);
         let cached = scored.as_ref().is_some_and(|scored| scored.cached);
-        let timing = scored.as_ref().filter(|_| context.timing).map(Timing::of);
+        let timing = scored.as_ref().filter(|_| context.timing).map(InputTiming::of);
         let Score { latent, parts, .. } = scored.map(|scored| scored.score).unwrap_or_default();
         let objectives = match &parts {
             Parts::Objectives(values) => {

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::engine::EngineError;
 use crate::http::scoring::{DEFAULT_RUN, JsonBody, json_bytes, parse, run_of_head};
-use crate::http::state::{ApiError, AppState, Chosen};
+use crate::http::state::{ApiError, AppState, NamedInUrl};
 
 /// The route whose body may name a run and a deadline.
 const NATIVE: &str = "/reward";
@@ -38,7 +38,7 @@ fn check_head(request: &Request, state: &AppState) -> Result<(), EngineError> {
     let run = run.as_deref().or((!is_native).then_some(DEFAULT_RUN));
     let deadline = Instant::now() + Duration::from_millis(deadline);
     let room = state.engine.check_room(run, 1, deadline);
-    if room.is_ok() || !state.has_several() || request.extensions().get::<Chosen>().is_some() {
+    if room.is_ok() || !state.has_several() || request.extensions().get::<NamedInUrl>().is_some() {
         return room;
     }
     // The body may name a model that has room.

@@ -14,7 +14,7 @@ use percent_encoding::percent_decode_str;
 use tower::ServiceExt;
 use utoipa::IntoParams;
 
-use crate::http::state::{ApiError, AppState, Chosen};
+use crate::http::state::{ApiError, AppState, NamedInUrl};
 
 /// The parameter of a URL that names a model.
 const PARAMETER: &str = "model";
@@ -39,7 +39,7 @@ pub(in crate::http) fn dispatch(state: &AppState, router: impl Fn(AppState) -> R
         let place = match named {
             Ok(None) => 0,
             Ok(Some(place)) => {
-                request.extensions_mut().insert(Chosen);
+                request.extensions_mut().insert(NamedInUrl);
                 place
             }
             Err(error) => {

@@ -140,7 +140,7 @@ impl Page {
         let mut news = Vec::new();
         let mut rows = Vec::new();
         for view in monitor.runs() {
-            let run_state = RunState::of(&view);
+            let run_state = RunStatus::of(&view);
             // A run may go between the list and this.
             let Ok(snapshot) = state.plots.snapshot(monitor, &view.id) else { continue };
             let known = &snapshot.curves.rows;
@@ -183,7 +183,7 @@ impl Page {
         };
         let view = monitor.run(name).map_err(found)?;
         let snapshot = state.plots.snapshot(monitor, name).map_err(found)?;
-        let run_state = RunState::of(&view);
+        let run_state = RunStatus::of(&view);
         self.urgent = run_state.bad;
         self.news = format!("{name}: {}.", run_state.text);
         let last = view.last_evaluation.as_ref();
@@ -229,13 +229,13 @@ impl Page {
 }
 
 /// A run's state in a word or two.
-struct RunState {
+struct RunStatus {
     text: String,
     bad: bool,
     good: bool,
 }
 
-impl RunState {
+impl RunStatus {
     fn of(view: &RunView) -> Self {
         let last = view.last_evaluation.as_ref();
         let alerts = last.map(|row| row.alerts.as_slice()).unwrap_or_default();

@@ -10,7 +10,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::checkpoint::{Input, Message};
 use crate::http::scoring::{
-    Caller, MaybeInput, Outcome, Truncation, Work, nothing_to_score, score,
+    Caller, MaybeInput, Outcome, ScoringWork, Truncation, nothing_to_score, score,
 };
 use crate::http::state::{ApiError, AppState};
 use crate::input::{ItemError, token_ids};
@@ -31,7 +31,7 @@ pub(super) async fn score_all(
     truncation: Truncation,
 ) -> Result<Vec<Outcome>, ApiError> {
     let deadline = Duration::from_millis(state.config.limits.default_deadline_ms);
-    let work = Work {
+    let work = ScoringWork {
         inputs,
         truncation,
         draws: 0,

@@ -33,15 +33,15 @@ pub(in crate::http) struct PredictRequest {
 enum PredictInputs {
     Text(String),
     One(Sequence),
-    Batch(Batch),
+    RerankBatch(RerankBatch),
 }
 
 /// Several of them.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Vec<Sequence>")]
-struct Batch(Vec<Sequence>);
+struct RerankBatch(Vec<Sequence>);
 
-impl TryFrom<Vec<Sequence>> for Batch {
+impl TryFrom<Vec<Sequence>> for RerankBatch {
     type Error = &'static str;
 
     fn try_from(sequences: Vec<Sequence>) -> Result<Self, Self::Error> {
@@ -49,13 +49,13 @@ impl TryFrom<Vec<Sequence>> for Batch {
     }
 }
 
-impl PartialSchema for Batch {
+impl PartialSchema for RerankBatch {
     fn schema() -> RefOr<Schema> {
         ArrayBuilder::new().items(Sequence::schema()).min_items(Some(1)).into()
     }
 }
 
-impl ToSchema for Batch {}
+impl ToSchema for RerankBatch {}
 
 /// A text, or a prompt with its response.
 #[derive(Debug, Deserialize)]
@@ -114,7 +114,7 @@ impl Prediction {
 #[serde(untagged)]
 pub(in crate::http) enum PredictResponse {
     One(Vec<Prediction>),
-    Batch(Vec<Vec<Prediction>>),
+    RerankBatch(Vec<Vec<Prediction>>),
 }
 
 /// TEI: score texts or pairs
@@ -132,11 +132,11 @@ pub(in crate::http) async fn predict(
     caller: Caller,
     AdmittedBody(state, request): AdmittedBody<PredictRequest>,
 ) -> Result<Json<PredictResponse>, ApiError> {
-    let batch = matches!(request.inputs, PredictInputs::Batch(_));
+    let batch = matches!(request.inputs, PredictInputs::RerankBatch(_));
     let inputs = match request.inputs {
         PredictInputs::Text(text) => vec![Ok(Input::Text(text))],
         PredictInputs::One(sequence) => vec![sequence.into()],
-        PredictInputs::Batch(Batch(sequences)) => {
+        PredictInputs::RerankBatch(RerankBatch(sequences)) => {
             sequences.into_iter().map(MaybeInput::from).collect()
         }
     };
@@ -145,7 +145,7 @@ pub(in crate::http) async fn predict(
     let sigmoid = !request.raw_scores.unwrap_or_default();
     let mut predictions = outcomes.iter().map(|outcome| vec![Prediction::of(outcome, sigmoid)]);
     Ok(Json(if batch {
-        PredictResponse::Batch(predictions.collect())
+        PredictResponse::RerankBatch(predictions.collect())
     } else {
         PredictResponse::One(predictions.next().unwrap_or_default())
     }))

@@ -13,5 +13,5 @@ pub(super) use caller::{
 };
 pub(super) use inputs::{MaybeInput, Truncation, check_count, check_not_too_many, encode, inputs};
 pub(super) use outcome::Outcome;
-pub(super) use score::{Work, nothing_to_score, score};
+pub(super) use score::{ScoringWork, nothing_to_score, score};
 pub(super) use timing::Timing;

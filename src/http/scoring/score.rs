@@ -15,7 +15,7 @@ use crate::monitor::{Role, SampleOrigin, Subject};
 
 /// What a request asks.
 #[derive(Debug)]
-pub(in crate::http) struct Work {
+pub(in crate::http) struct ScoringWork {
     pub(in crate::http) inputs: Vec<MaybeInput>,
     pub(in crate::http) truncation: Truncation,
     /// Draws of the latent for the reward's standard deviation; 0 for none.
@@ -37,7 +37,7 @@ pub(in crate::http) struct Work {
 pub(in crate::http) async fn score(
     state: &AppState,
     caller: &Caller,
-    mut work: Work,
+    mut work: ScoringWork,
 ) -> Result<Vec<Outcome>, ApiError> {
     check_not_too_many(work.inputs.len(), state)?;
     if work.inputs.is_empty() {
@@ -110,7 +110,7 @@ impl Shaping {
     }
 
     /// Fails the inputs that could not be shaped, before they are scored.
-    fn refuse_what_lacks_a_term(&self, work: &mut Work) {
+    fn refuse_what_lacks_a_term(&self, work: &mut ScoringWork) {
         for (index, input) in work.inputs.iter_mut().enumerate() {
             // The values do not matter yet.
             let terms = ShapingTerms {

@@ -132,7 +132,7 @@ impl AppState {
     /// As [`AppState::named`].
     pub(in crate::http) fn of_body(
         &self,
-        chosen: Option<Chosen>,
+        chosen: Option<NamedInUrl>,
         body: &[u8],
     ) -> Result<Self, ApiError> {
         #[derive(Deserialize)]
@@ -152,4 +152,4 @@ impl AppState {
 
 /// Mark of a request whose URL named its model.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::http) struct Chosen;
+pub(in crate::http) struct NamedInUrl;

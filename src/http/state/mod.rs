@@ -7,7 +7,7 @@ mod keys;
 mod plot_cache;
 mod request_id;
 
-pub(super) use app::Chosen;
+pub(super) use app::NamedInUrl;
 pub use app::{App, AppState};
 pub(super) use blocking::off_the_event_loop;
 pub(super) use error::{

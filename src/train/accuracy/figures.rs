@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::diagnostics::LatentDiagnostics;
-use super::report::{CalibrationBin, Evaluation};
+use super::report::{CalibrationBin, PairEvaluation};
 use super::scorer::wilson_interval;
 use crate::plots::{Bars, Figure, FigurePanel, FigurePoint, Series, Size};
 
-impl Evaluation {
+impl PairEvaluation {
     /// Draws `calibration.svg`, `margins.svg` and, for an InfoRM head, `kl.svg` of the checkpoint called `model` into a folder,
     /// which is made where it is missing.
     ///

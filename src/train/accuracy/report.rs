@@ -16,7 +16,7 @@ const MARGIN_BINS: usize = 20;
 
 /// What a checkpoint says of preference pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
+pub struct PairEvaluation {
     /// Of all pairs.
     #[serde(flatten)]
     pub all: PairAccuracy,
@@ -59,7 +59,7 @@ pub struct MarginBin {
     pub pairs: usize,
 }
 
-impl Evaluation {
+impl PairEvaluation {
     /// Scores both texts of each pair.
     ///
     /// # Errors
@@ -185,7 +185,7 @@ mod tests {
         ];
         // Margins 2, -1, 0.1, -4.
         let rewards = [2.0, 0.0, 0.0, 1.0, 0.1, 0.0, -4.0, 0.0];
-        let found = Evaluation::from_rewards(&pairs, &rewards);
+        let found = PairEvaluation::from_rewards(&pairs, &rewards);
         let counts = |accuracy: &PairAccuracy| (accuracy.correct, accuracy.pairs);
         assert_eq!(counts(&found.all), (2, 4));
         assert_eq!(counts(&found.subsets["easy"]), (1, 1));
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn nothing_to_evaluate_is_no_number() {
-        let found = Evaluation::from_rewards(&[], &[]);
+        let found = PairEvaluation::from_rewards(&[], &[]);
         assert_eq!((found.all.pairs, found.calibration.len(), found.margins.len()), (0, 0, 0));
         assert!(side_by_side(&[("a".to_owned(), found)]).contains("| all | 0 | |"));
     }

@@ -18,7 +18,7 @@ use crate::train::eval::Scoring;
 use crate::train::features::Compute;
 use estimate::Singles;
 pub use estimate::{Estimate, best_of_n_kl, expected_best};
-use report::Chosen;
+use report::ChosenSample;
 pub use report::{BestOfNReport, BestOfNRow, ProxyReport, ScoredBy};
 use samples::read_samples;
 use scores::Scores;
@@ -144,10 +144,10 @@ impl Worth<'_> {
     }
 
     /// The samples at these places of their prompts.
-    fn chosen(&self, proxy: &[Vec<f64>], places: &[usize]) -> Vec<Chosen> {
+    fn chosen(&self, proxy: &[Vec<f64>], places: &[usize]) -> Vec<ChosenSample> {
         let choice = |(prompt, &at): (usize, &usize)| {
             let response = &self.prompts[prompt][at];
-            Chosen {
+            ChosenSample {
                 messages: response.messages().to_vec(),
                 reward: proxy[prompt][at],
                 gold: self.gold[prompt][at],

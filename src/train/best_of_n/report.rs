@@ -35,7 +35,7 @@ pub struct BestOfNReport {
     pub proxies: Vec<ProxyReport>,
     /// The samples that the statistics are of, with proxy and n.
     #[serde(skip)]
-    pub(super) chosen: Vec<(String, usize, Vec<Chosen>)>,
+    pub(super) chosen: Vec<(String, usize, Vec<ChosenSample>)>,
 }
 
 /// A checkpoint, and the rewards that it gives to single samples.
@@ -82,7 +82,7 @@ pub struct BestOfNRow {
 
 /// A chosen sample. As JSON, a line that `trainer monitor-replay` and `trainer baseline` read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Chosen {
+pub(super) struct ChosenSample {
     pub(super) messages: Vec<Message>,
     /// The proxy's reward.
     pub(super) reward: f64,

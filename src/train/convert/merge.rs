@@ -104,13 +104,13 @@ pub fn merge(settings: &MergeSettings<'_>) -> anyhow::Result<MergeRecord> {
         .enumerate()
         .map(|(index, model)| {
             let weight = weights.get(index).copied().unwrap_or(1.0);
-            Ok(Member { checkpoint: Checkpoint::open_without_baseline(model)?, weight })
+            Ok(MergeMember { checkpoint: Checkpoint::open_without_baseline(model)?, weight })
         })
         .collect::<Result<Vec<_>, CheckpointError>>()?;
     let (first, others) = members.split_first().context("at least two checkpoints")?;
     for (index, other) in others.iter().enumerate() {
         first.require_same(other)?;
-        let is_same = |member: &&Member| member.checkpoint.weights == other.checkpoint.weights;
+        let is_same = |member: &&MergeMember| member.checkpoint.weights == other.checkpoint.weights;
         if let Some(same) = members[..=index].iter().find(is_same) {
             bail!(
                 "--model: {} has the weights of {}; name each once, and its share by --weights",
@@ -165,12 +165,12 @@ pub fn merge(settings: &MergeSettings<'_>) -> anyhow::Result<MergeRecord> {
 }
 
 /// A checkpoint with its weight.
-struct Member {
+struct MergeMember {
     checkpoint: Checkpoint,
     weight: f64,
 }
 
-impl Member {
+impl MergeMember {
     /// The tensors of a standard head; `None` for an InfoRM head.
     fn standard_head(&self) -> Result<Option<StandardHead>, CheckpointError> {
         let Checkpoint { config, tensors, .. } = &self.checkpoint;
@@ -266,9 +266,9 @@ pub(in crate::train) fn widest<'a>(
     if types.all(|weight_type| weight_type == first) { first } else { WeightType::F32 }
 }
 
-fn not_carried_over(members: &[Member]) -> Vec<String> {
+fn not_carried_over(members: &[MergeMember]) -> Vec<String> {
     let mut notes = Vec::new();
-    let has_baseline = |m: &&Member| m.checkpoint.folder.join(BASELINE_FILE).exists();
+    let has_baseline = |m: &&MergeMember| m.checkpoint.folder.join(BASELINE_FILE).exists();
     if members.iter().any(|member| has_baseline(&member)) {
         notes.push(
             "The inputs' baselines: their latents are of other weights. `trainer baseline` makes one."
@@ -287,7 +287,7 @@ fn not_carried_over(members: &[Member]) -> Vec<String> {
 
 /// The average, a tensor at a time.
 struct Average<'a> {
-    members: &'a [Member],
+    members: &'a [MergeMember],
     layout: Vec<TensorLayout>,
     /// What begins the names of the decoder's tensors, and of the head's: what is neither has no part in distances.
     parts: [Vec<String>; 2],
@@ -304,7 +304,7 @@ struct Squares {
 
 impl<'a> Average<'a> {
     fn of(
-        members: &'a [Member],
+        members: &'a [MergeMember],
         head: Option<&StandardHead>,
         weight_type: Option<WeightType>,
     ) -> Self {
@@ -346,7 +346,7 @@ impl<'a> Average<'a> {
     fn values(&self, layout: &TensorLayout) -> Result<TensorValues, CheckpointError> {
         let TensorLayout { name, shape, weight_type } = layout;
         let mut average = vec![0f64; shape.iter().product()];
-        for Member { checkpoint, weight } in self.members {
+        for MergeMember { checkpoint, weight } in self.members {
             let values = checkpoint.tensors.f32(name, shape)?;
             average.iter_mut().zip(values).for_each(|(sum, v)| *sum += weight * f64::from(v));
         }
@@ -379,7 +379,7 @@ impl<'a> Average<'a> {
         let squares = self.squares.borrow();
         let members = self.members.iter().zip(&squares.differences);
         members
-            .map(|(Member { checkpoint, weight }, difference)| {
+            .map(|(MergeMember { checkpoint, weight }, difference)| {
                 let of = |part: usize| {
                     (difference[part] / squares.average[part].max(f64::MIN_POSITIVE)).sqrt()
                 };

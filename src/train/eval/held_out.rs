@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::checkpoint::Checkpoint;
-use crate::train::accuracy::{Evaluation, TextScorer};
+use crate::train::accuracy::{PairEvaluation, TextScorer};
 use crate::train::data::{BadLines, PairLimits, encode_pairs, name_left_out, read_pairs};
 use crate::train::features::{Compute, Depth};
 use crate::train::fit::{TRAINING_FILE, TrainingRecord};
@@ -33,7 +33,7 @@ impl EvaluationSettings {
     /// # Errors
     /// A checkpoint or a file that cannot be read, a bad line that is to be refused, held-out pairs of other files than the
     /// training's, or a failing device.
-    pub fn evaluate(&self, model: &Path) -> anyhow::Result<Evaluation> {
+    pub fn evaluate(&self, model: &Path) -> anyhow::Result<PairEvaluation> {
         let checkpoint = Checkpoint::open(model)?;
         let record = TrainingRecord::read(model)?;
         let depth = match &record {
@@ -59,6 +59,6 @@ impl EvaluationSettings {
         let (pairs, dropped) = encode_pairs(&checkpoint.encoder, &pairs, limits)?;
         name_left_out(&dropped.pairs);
         eprintln!("{}: {} pairs, dropped: {dropped}", model.display(), pairs.len());
-        Evaluation::of(&mut scorer, &pairs)
+        PairEvaluation::of(&mut scorer, &pairs)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::fmt::{self, Write};
 
-use crate::train::accuracy::{Evaluation, PairAccuracy};
+use crate::train::accuracy::{PairAccuracy, PairEvaluation};
 
-impl fmt::Display for Evaluation {
+impl fmt::Display for PairEvaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, accuracy) in self.parts() {
             let PairAccuracy { pairs, correct, accuracy, interval: (low, high), .. } = accuracy;
@@ -27,7 +27,7 @@ impl fmt::Display for Evaluation {
 }
 
 /// Checkpoints side by side, as a Markdown table: accuracies with their 95 % intervals.
-pub fn side_by_side(evaluations: &[(String, Evaluation)]) -> String {
+pub fn side_by_side(evaluations: &[(String, PairEvaluation)]) -> String {
     let mut table = String::from("| pairs | number |");
     for (name, _) in evaluations {
         let _ = write!(table, " {name} |");
@@ -49,7 +49,7 @@ pub fn side_by_side(evaluations: &[(String, Evaluation)]) -> String {
         }
         table.push('\n');
     }
-    let mut figures = |name: &str, figure: &dyn Fn(&Evaluation) -> Option<String>| {
+    let mut figures = |name: &str, figure: &dyn Fn(&PairEvaluation) -> Option<String>| {
         let cells: Vec<Option<String>> =
             evaluations.iter().map(|(_, evaluation)| figure(evaluation)).collect();
         if cells.iter().all(Option::is_none) {

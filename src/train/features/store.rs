@@ -45,7 +45,7 @@ pub struct FeatureStore {
     hidden: usize,
     texts: HashMap<TextDigest, usize>,
     places: Vec<Place>,
-    parts: Vec<Part>,
+    parts: Vec<FeaturePart>,
 }
 
 /// Where a text's rows are.
@@ -58,13 +58,13 @@ struct Place {
 
 /// A mapped file, and where its features begin.
 #[derive(Debug)]
-struct Part {
+struct FeaturePart {
     map: Mmap,
     start: usize,
     end: usize,
 }
 
-impl Part {
+impl FeaturePart {
     fn features(&self) -> &[f32] {
         // SAFETY: every bit pattern is an f32.
         let (before, values, _) = unsafe { self.map[self.start..self.end].align_to::<f32>() };
@@ -226,7 +226,7 @@ impl FeatureStore {
             });
             first += rows;
         }
-        self.parts.push(Part { map, start, end });
+        self.parts.push(FeaturePart { map, start, end });
         Ok(())
     }
 

@@ -16,11 +16,11 @@ struct Module {
     inputs: usize,
     /// Rows of `B`.
     outputs: usize,
-    parts: Vec<Part>,
+    parts: Vec<AdaptedPart>,
 }
 
 /// The adapter of a layer with Llama's name: where its outputs are, `A` `[rank, inputs]` and `B` `[its outputs, rank]`.
-struct Part {
+struct AdaptedPart {
     place: TensorPlace,
     a: Vec<f32>,
     b: Vec<f32>,
@@ -129,7 +129,7 @@ fn modules(
         let module = modules.entry(own.to_owned()).or_default();
         module.inputs = shape[1];
         (module.outputs, _) = place.rows_of(b.len() / rank);
-        module.parts.push(Part { place, a: a.to_vec(), b: b.to_vec() });
+        module.parts.push(AdaptedPart { place, a: a.to_vec(), b: b.to_vec() });
     }
     Ok(modules)
 }

@@ -48,7 +48,7 @@ pub(in crate::train) struct Best {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredState {
     /// Of the settings, the data and the start: a state goes with no other.
     fingerprint: String,
     state: State,
@@ -104,7 +104,7 @@ impl Progress {
         let damaged = || format!("{}: damaged; delete it to begin anew", file.display());
         let (_, metadata) = SafeTensors::read_metadata(&bytes).with_context(damaged)?;
         let stored = metadata.metadata().as_ref().and_then(|keys| keys.get(STATE_KEY));
-        let Stored { fingerprint, state } =
+        let StoredState { fingerprint, state } =
             serde_json::from_str(stored.with_context(damaged)?).with_context(damaged)?;
         anyhow::ensure!(
             fingerprint == self.fingerprint,
@@ -140,7 +140,7 @@ impl Progress {
     /// # Errors
     /// A folder that cannot be written.
     pub(in crate::train) fn save(&self, state: &State, optimiser: &AdamW) -> anyhow::Result<()> {
-        let stored = Stored { fingerprint: self.fingerprint.clone(), state: state.clone() };
+        let stored = StoredState { fingerprint: self.fingerprint.clone(), state: state.clone() };
         let metadata = HashMap::from([(STATE_KEY.to_owned(), serde_json::to_string(&stored)?)]);
         let mut tensors: Vec<(String, Vec<u8>)> = Vec::new();
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::FitConfig;
 use crate::checkpoint::{Baseline, CheckpointError, read_json};
-use crate::train::accuracy::{BaselineReport, Evaluation, LatentDiagnostics, PairAccuracy};
+use crate::train::accuracy::{BaselineReport, LatentDiagnostics, PairAccuracy, PairEvaluation};
 use crate::train::data::{DataFile, Dropped, Pair, Split, data_files, read_pairs};
 
 /// Name of the file in a checkpoint that records how it was trained.
@@ -107,7 +107,7 @@ pub struct EpochMeans {
 
 /// What only the stored weights can tell.
 pub(in crate::train) struct Finished {
-    pub(in crate::train) evaluation: Option<Evaluation>,
+    pub(in crate::train) evaluation: Option<PairEvaluation>,
     pub(in crate::train) baseline: Option<Baseline>,
     pub(in crate::train) report: Option<BaselineReport>,
     pub(in crate::train) weights: String,

@@ -21,7 +21,9 @@ use crate::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointError, CheckpointFiles, FolderTensors, HeadConfig,
     ModelConfig, StandardHead, TensorSource, check_output, write_checkpoint,
 };
-use crate::train::accuracy::{BaselineReport, Evaluation, PairAccuracy, TextScorer, baseline_of};
+use crate::train::accuracy::{
+    BaselineReport, PairAccuracy, PairEvaluation, TextScorer, baseline_of,
+};
 use crate::train::data::{
     DROPPED_FILE, DataFile, EncodedPair, LeftOut, Split, data_files, dropped_file, encode_pairs,
     name_left_out, read_pairs,
@@ -244,7 +246,8 @@ impl Finished {
         let depth = config.depth(&stored.config.decoder)?;
         let mut scorer = TextScorer::load(&stored, &compute, features, depth)?;
         let scores = scorer.pair_scores(held_out)?;
-        let evaluation = (!held_out.is_empty()).then(|| Evaluation::from_scores(held_out, &scores));
+        let evaluation =
+            (!held_out.is_empty()).then(|| PairEvaluation::from_scores(held_out, &scores));
         let samples = &held_out[..held_out.len().min(config.baseline.samples)];
         let latent_dim = stored.config.head.latent_dim().filter(|_| !samples.is_empty());
         let baseline = latent_dim.map(|dimension| {

@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use crate::generate::{Finish, Generated, Generator, GeneratorSettings, Sampling};
 use crate::train::data::data_files;
-use output::{Output, Row};
-use prompts::{Prompt, read_prompts};
+use output::{Output, SampleRow};
+use prompts::{SamplePrompt, read_prompts};
 pub use record::SampleRecord;
 
 /// Which samples are drawn, and where they go.
@@ -84,12 +84,12 @@ pub fn sample(settings: &SampleSettings<'_>) -> anyhow::Result<SampleReport> {
     };
     // All prompts are read before the first is answered: what is wrong with the last should not take hours to be known.
     let encode =
-        |prompt: &Prompt| model.encode(&prompt.messages).context(prompt.origin.to_string());
+        |prompt: &SamplePrompt| model.encode(&prompt.messages).context(prompt.origin.to_string());
     let encoded = prompts.iter().map(encode).collect::<anyhow::Result<Vec<_>>>()?;
 
     let (kept, drawn) = Output::open(output, &record)?;
     let count = prompts.len() * samples;
-    let mut rows: Vec<Option<Row>> = vec![None; count];
+    let mut rows: Vec<Option<SampleRow>> = vec![None; count];
     let mut resumed = 0;
     for row in drawn {
         let place = row.prompt_number.checked_mul(*samples).map(|first| first + row.sample);
@@ -120,8 +120,13 @@ pub fn sample(settings: &SampleSettings<'_>) -> anyhow::Result<SampleReport> {
                     return Err(error.context(prompts[prompt].origin.to_string()));
                 }
             };
-            let row =
-                Row { prompt_number: prompt, sample, response: text, tokens: ids.len(), finish };
+            let row = SampleRow {
+                prompt_number: prompt,
+                sample,
+                response: text,
+                tokens: ids.len(),
+                finish,
+            };
             let mut written = written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             written.0.append(&row)?;
             written.1[place] = Some(row);
@@ -143,7 +148,7 @@ pub fn sample(settings: &SampleSettings<'_>) -> anyhow::Result<SampleReport> {
     })?;
     bar.finish();
     let (kept, _) = written.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let rows: Vec<Row> = rows.into_iter().flatten().collect();
+    let rows: Vec<SampleRow> = rows.into_iter().flatten().collect();
     ensure!(rows.len() == count, "{} samples of {count} were drawn", rows.len());
     kept.finish(&rows, &prompts, &record)?;
     Ok(SampleReport {

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::prompts::Prompt;
+use super::prompts::SamplePrompt;
 use super::record::SampleRecord;
 use crate::checkpoint::replace_file;
 use crate::generate::Finish;
@@ -20,7 +20,7 @@ const RECORD_SUFFIX: &str = ".json";
 
 /// A sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Row {
+pub(super) struct SampleRow {
     /// The prompt's number among the different ones, from 0.
     pub(super) prompt_number: usize,
     /// The sample's number, from 0.
@@ -50,7 +50,10 @@ impl Output {
     ///
     /// # Errors
     /// What was begun with other settings, or is damaged; a folder that cannot be written.
-    pub(super) fn open(output: &Path, record: &SampleRecord) -> anyhow::Result<(Self, Vec<Row>)> {
+    pub(super) fn open(
+        output: &Path,
+        record: &SampleRecord,
+    ) -> anyhow::Result<(Self, Vec<SampleRow>)> {
         let progress = suffixed(output, SUFFIX);
         let at = || progress.display().to_string();
         let text = match fs::read(&progress) {
@@ -63,7 +66,7 @@ impl Output {
         let damaged = || format!("{}: damaged; delete it to begin anew", at());
         let begun: Option<SampleRecord> =
             lines.next().map(serde_json::from_slice).transpose().with_context(damaged)?;
-        let rows = lines.map(serde_json::from_slice).collect::<Result<Vec<Row>, _>>();
+        let rows = lines.map(serde_json::from_slice).collect::<Result<Vec<SampleRow>, _>>();
         let rows = rows.with_context(damaged)?;
         let mut file =
             OpenOptions::new().create(true).append(true).open(&progress).with_context(at)?;
@@ -88,7 +91,7 @@ impl Output {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub(super) fn append(&mut self, row: &Row) -> anyhow::Result<()> {
+    pub(super) fn append(&mut self, row: &SampleRow) -> anyhow::Result<()> {
         write_line(&mut self.file, row).with_context(|| self.progress.display().to_string())
     }
 
@@ -98,12 +101,12 @@ impl Output {
     /// A file that cannot be written.
     pub(super) fn finish(
         self,
-        rows: &[Row],
-        prompts: &[Prompt],
+        rows: &[SampleRow],
+        prompts: &[SamplePrompt],
         record: &SampleRecord,
     ) -> anyhow::Result<()> {
         let mut bytes = Vec::new();
-        for Row { prompt_number, sample, response, tokens, finish } in rows {
+        for SampleRow { prompt_number, sample, response, tokens, finish } in rows {
             let line = json!({
                 "prompt": prompts[*prompt_number].messages,
                 "response": response,

@@ -13,7 +13,7 @@ use crate::train::data::{
 
 /// A prompt to answer.
 #[derive(Debug, Clone)]
-pub(super) struct Prompt {
+pub(super) struct SamplePrompt {
     pub(super) messages: Vec<Message>,
     pub(super) origin: Origin,
 }
@@ -22,7 +22,7 @@ pub(super) struct Prompt {
 ///
 /// # Errors
 /// A file that cannot be read, a line that is no prompt: names the file and the line. No prompt at all.
-pub(super) fn read_prompts(files: &[PathBuf]) -> anyhow::Result<(Vec<Prompt>, Vec<LeftOut>)> {
+pub(super) fn read_prompts(files: &[PathBuf]) -> anyhow::Result<(Vec<SamplePrompt>, Vec<LeftOut>)> {
     let (lines, _) = read_rows(files, &PROMPT_COLUMNS, BadLines::Refuse, read_prompt)?;
     ensure!(!lines.is_empty(), "no prompt in {files:?}");
     let mut first: HashMap<Vec<(String, String)>, Origin> = HashMap::new();
@@ -42,7 +42,7 @@ pub(super) fn read_prompts(files: &[PathBuf]) -> anyhow::Result<(Vec<Prompt>, Ve
     Ok((prompts, left_out))
 }
 
-fn read_prompt(row: &Value, origin: &Origin) -> anyhow::Result<Prompt> {
+fn read_prompt(row: &Value, origin: &Origin) -> anyhow::Result<SamplePrompt> {
     ensure!(row.is_object(), "expected an object with {PROMPT_FORMS}");
     let messages = prompt(row)?.with_context(|| format!("needs {PROMPT_FORMS}"))?;
     let last = messages.last().context("`messages`: is empty")?;
@@ -51,5 +51,5 @@ fn read_prompt(row: &Value, origin: &Origin) -> anyhow::Result<Prompt> {
         messages.iter().any(|message| !message.content.trim().is_empty()),
         "the prompt is empty"
     );
-    Ok(Prompt { messages, origin: origin.clone() })
+    Ok(SamplePrompt { messages, origin: origin.clone() })
 }

@@ -78,7 +78,7 @@ pub struct Setting {
 
 /// One training of a sweep.
 #[derive(Debug, Clone)]
-pub(super) struct Run {
+pub(super) struct GridRun {
     /// Of its folder.
     pub(super) name: String,
     pub(super) setting: Setting,
@@ -103,7 +103,7 @@ impl SweepConfig {
     ///
     /// # Errors
     /// A combination that is no valid training: names the run and the key.
-    pub(super) fn runs(&self) -> anyhow::Result<Vec<Run>> {
+    pub(super) fn runs(&self) -> anyhow::Result<Vec<GridRun>> {
         crate::checkpoint::parent_and_name(&self.output)?;
         let Grid { seed, head, loss, data } = &self.grid;
         let mut configs = vec![self.fit.clone()];
@@ -113,7 +113,7 @@ impl SweepConfig {
         configs = vary(configs, &head.decode, |fit, &decode| fit.head.decode = decode);
         configs = vary(configs, &loss.beta, |fit, &beta| fit.loss.beta = beta);
         configs = vary(configs, seed, |fit, &seed| fit.seed = seed);
-        let mut runs: Vec<Run> = configs.into_iter().map(|config| self.run(config)).collect();
+        let mut runs: Vec<GridRun> = configs.into_iter().map(|config| self.run(config)).collect();
         let mut known = HashSet::new();
         runs.retain(|run| known.insert(run.name.clone()));
         for run in &runs {
@@ -122,7 +122,7 @@ impl SweepConfig {
         Ok(runs)
     }
 
-    fn run(&self, mut config: FitConfig) -> Run {
+    fn run(&self, mut config: FitConfig) -> GridRun {
         if config.head.kind == HeadKind::Standard {
             // Whatever the grid has of them: the run stays the same when the grid grows.
             config.head.latent_dim = self.fit.head.latent_dim;
@@ -134,7 +134,7 @@ impl SweepConfig {
         config.output = self.output.join(&name);
         // One for all: what is frozen is the same in all runs. A training of the whole model has none.
         config.features.folder.get_or_insert_with(|| self.output.join(FEATURES));
-        Run { name, setting, config }
+        GridRun { name, setting, config }
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 
 use crate::train::data::{DataFile, data_files};
 use crate::train::fit::{FitReport, TrainingRecord, fit};
-use grid::Run;
+use grid::GridRun;
 pub use grid::{Setting, SweepConfig};
 pub use report::{FailedRun, RunSummary, SettingSummary, Spread, SweepReport};
 
@@ -51,7 +51,7 @@ pub fn sweep(config: &SweepConfig) -> anyhow::Result<SweepReport> {
 }
 
 /// What a run gave that is complete.
-fn completed(run: &Run, data: &[DataFile]) -> anyhow::Result<Option<FitReport>> {
+fn completed(run: &GridRun, data: &[DataFile]) -> anyhow::Result<Option<FitReport>> {
     let folder = &run.config.output;
     let record = TrainingRecord::read(folder)
         .with_context(|| format!("{}: delete it to train anew", folder.display()))?;

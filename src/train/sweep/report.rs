@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::grid::{Run, Setting};
+use super::grid::{GridRun, Setting};
 use crate::checkpoint::replace_file;
 use crate::plots::{Figure, FigurePanel, FigurePoint, Series, Size, short};
 use crate::train::accuracy::PairAccuracy;
@@ -107,7 +107,7 @@ impl Spread {
 }
 
 impl RunSummary {
-    pub(super) fn of(run: &Run, report: &FitReport) -> Self {
+    pub(super) fn of(run: &GridRun, report: &FitReport) -> Self {
         Self {
             name: run.name.clone(),
             setting: run.setting,

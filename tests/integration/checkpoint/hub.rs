@@ -104,7 +104,7 @@ fn what_the_cache_lacks_is_named() {
 
 /// A hub of one model on this machine.
 #[cfg(feature = "hub")]
-mod hub {
+mod downloads {
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::{Arc, Mutex};
@@ -188,7 +188,7 @@ mod hub {
 #[test]
 fn a_model_is_downloaded_once() {
     let home = tempfile::tempdir().unwrap();
-    let hub = hub::Hub::start(golden("tiny/gated"));
+    let hub = downloads::Hub::start(golden("tiny/gated"));
     let expected = Server::start(&["--model", golden("tiny/gated").to_str().unwrap()]);
     let start = |model: &str| {
         let mut command = server(home.path(), model);

@@ -1,4 +1,4 @@
 //! Batching and the ways to hidden states.
 
+mod batching;
 mod encoder;
-mod engine;

@@ -15,7 +15,8 @@ pub(super) fn imports(files: &BTreeMap<String, String>) -> BTreeMap<String, BTre
         for path in paths(&without_tests(&without_comments(text))) {
             let Some(absolute) = absolute(&path, &this, &modules) else { continue };
             let target = (0..=absolute.len()).rev().find_map(|end| modules.get(&absolute[..end]));
-            found.extend(target.filter(|target| *target != file).map(|target| (*target).to_owned()));
+            found
+                .extend(target.filter(|target| *target != file).map(|target| (*target).to_owned()));
         }
         (file.clone(), found)
     });
@@ -66,7 +67,9 @@ fn without_comments(text: &str) -> String {
 fn without_tests(text: &str) -> String {
     let mut kept = String::new();
     let mut rest = text;
-    while let Some(start) = ["#[cfg(test)]", "#[cfg(all(test"].iter().filter_map(|a| rest.find(a)).min() {
+    while let Some(start) =
+        ["#[cfg(test)]", "#[cfg(all(test"].iter().filter_map(|a| rest.find(a)).min()
+    {
         kept.push_str(&rest[..start]);
         let item = &rest[start..];
         let end = item.find([';', '{']).map_or(item.len(), |at| match item.as_bytes()[at] {
@@ -121,7 +124,7 @@ fn path<'a>(text: &'a str, prefix: &[String], found: &mut Vec<Vec<String>>) -> &
         return rest;
     };
     if let Some(group) = behind.strip_prefix('{') {
-        let end = block(&behind[..]);
+        let end = block(behind);
         leaves(&group[..end.saturating_sub(2)], &segments, found);
         return &behind[end..];
     }

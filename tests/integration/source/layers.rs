@@ -8,9 +8,33 @@ use super::imports::imports;
 
 /// The modules of the crate, the highest first. `docs/architecture.md` has the same list.
 const LAYERS: [&str; 27] = [
-    "bin", "server", "http", "judge", "replay", "train", "verify", "placement", "encoder",
-    "model_loader", "config", "plots", "engine", "monitor", "generate", "model", "ops", "input",
-    "checkpoint", "layer", "json", "lines", "metrics", "telemetry", "pointer", "isa", "allocator",
+    "bin",
+    "server",
+    "http",
+    "judge",
+    "replay",
+    "train",
+    "verify",
+    "placement",
+    "encoder",
+    "model_loader",
+    "config",
+    "plots",
+    "engine",
+    "monitor",
+    "generate",
+    "model",
+    "ops",
+    "input",
+    "checkpoint",
+    "layer",
+    "json",
+    "lines",
+    "metrics",
+    "telemetry",
+    "pointer",
+    "isa",
+    "allocator",
 ];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
@@ -27,7 +51,9 @@ fn faults(files: &BTreeMap<String, String>) -> Vec<String> {
             continue;
         };
         let above = targets.iter().filter(|target| LAYERS[..place].contains(&target.as_str()));
-        faults.extend(above.map(|target| format!("`{from}` imports `{target}`, which stands above it")));
+        faults.extend(
+            above.map(|target| format!("`{from}` imports `{target}`, which stands above it")),
+        );
     }
     for (what, graph) in [("folders", &of_folders), ("files", &of_files)] {
         let circle = circle(graph);
@@ -59,7 +85,12 @@ fn between(files: &Graph, group: fn(&str) -> String) -> Graph {
 
 /// Nodes that import each other in a circle, if any do.
 fn circle(graph: &Graph) -> Option<Vec<String>> {
-    fn visit(node: &str, graph: &Graph, done: &mut BTreeSet<String>, way: &mut Vec<String>) -> bool {
+    fn visit(
+        node: &str,
+        graph: &Graph,
+        done: &mut BTreeSet<String>,
+        way: &mut Vec<String>,
+    ) -> bool {
         way.push(node.to_owned());
         if let Some(first) = way[..way.len() - 1].iter().position(|other| other == node) {
             way.drain(..first);
@@ -131,10 +162,19 @@ fn an_import_upwards_and_circles_are_found() {
     let down = [
         ("lib.rs", "pub mod engine; pub mod ops;"),
         ("engine/mod.rs", "mod queue;\nmod work;\npub use queue::Queue;"),
-        ("engine/queue.rs", "use super::work::{self, Work};\n// use super::Queue;\nfn f() { crate::ops::g() }"),
-        ("engine/work.rs", "pub(in crate::engine) struct Work;\n#[cfg(test)]\nmod tests { use super::super::queue::Queue; }"),
+        (
+            "engine/queue.rs",
+            "use super::work::{self, Work};\n// use super::Queue;\nfn f() { crate::ops::g() }",
+        ),
+        (
+            "engine/work.rs",
+            "pub(in crate::engine) struct Work;\n#[cfg(test)]\nmod tests { use super::super::queue::Queue; }",
+        ),
         ("ops/mod.rs", "pub fn g() {}"),
-        ("bin/trainer/main.rs", "mod commands;\nuse inform::engine::Queue;\nfn main() { commands::run() }"),
+        (
+            "bin/trainer/main.rs",
+            "mod commands;\nuse inform::engine::Queue;\nfn main() { commands::run() }",
+        ),
         ("bin/trainer/commands.rs", "use inform::ops::g;"),
     ];
     assert_eq!(faults_of(&down), Vec::<String>::new());
@@ -143,10 +183,16 @@ fn an_import_upwards_and_circles_are_found() {
         faults_of(&others.chain([(file, text)]).collect::<Vec<_>>())
     };
     let upwards = with("ops/mod.rs", "use crate::engine::Queue;");
-    assert!(upwards.contains(&"`ops` imports `engine`, which stands above it".to_owned()), "{upwards:?}");
+    assert!(
+        upwards.contains(&"`ops` imports `engine`, which stands above it".to_owned()),
+        "{upwards:?}"
+    );
     for text in ["use super::{queue::Queue as Other, Thing};", "fn f() -> super::queue::Queue {}"] {
         let circle = with("engine/work.rs", text);
-        assert!(circle.iter().any(|fault| fault.starts_with("files in a circle: engine/")), "{circle:?}");
+        assert!(
+            circle.iter().any(|fault| fault.starts_with("files in a circle: engine/")),
+            "{circle:?}"
+        );
     }
     let facade = with("engine/work.rs", "use crate::engine::Queue;");
     assert!(facade.iter().any(|fault| fault.contains("engine/mod.rs")), "{facade:?}");
