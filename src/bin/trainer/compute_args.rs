@@ -7,7 +7,7 @@ use inform::train::Compute;
 
 /// Where and how hidden states are computed.
 #[derive(Debug, Args)]
-pub(super) struct Computing {
+pub(crate) struct ComputeArgs {
     /// The processor, `cpu`, or a GPU, `cuda` or `cuda:N`
     #[arg(long, default_value = "cpu", value_parser = device)]
     device: DeviceChoice,
@@ -32,8 +32,8 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
     }
 }
 
-impl From<Computing> for Compute {
-    fn from(Computing { device, threads, dtype }: Computing) -> Self {
+impl From<ComputeArgs> for Compute {
+    fn from(ComputeArgs { device, threads, dtype }: ComputeArgs) -> Self {
         let dtype = match dtype {
             Dtype::F32 => Precision::F32,
             Dtype::Bf16 => Precision::Bf16,

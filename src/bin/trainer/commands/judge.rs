@@ -11,10 +11,10 @@ use inform::judge::{
     ResponseFormat,
 };
 
-use super::computing::Computing;
+use crate::compute_args::ComputeArgs;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum JudgeCommand {
+pub(crate) enum JudgeCommand {
     /// Which answers are over-optimised, and whether a reward model's latents tell
     OverOptimisation {
         /// Answers, and labels where they are known: JSONL, JSONL.gz or Parquet
@@ -29,7 +29,7 @@ pub(super) enum JudgeCommand {
         #[arg(long, value_name = "FILE", requires = "model")]
         baseline: Option<PathBuf>,
         #[command(flatten)]
-        computing: Computing,
+        computing: ComputeArgs,
     },
     /// Whose answers are better: each pair of answers to the same prompt is judged in both orders
     Compare {
@@ -46,7 +46,7 @@ pub(super) enum JudgeCommand {
 
 /// Who judges, and where verdicts go.
 #[derive(Debug, Args)]
-pub(super) struct JudgeArguments {
+pub(crate) struct JudgeArguments {
     /// OpenAI-compatible server: its base URL up to and including /v1
     #[arg(long, value_name = "URL", requires = "judge_model", required_unless_present = "local")]
     endpoint: Option<String>,
@@ -133,7 +133,7 @@ impl JudgeArguments {
     }
 }
 
-pub(super) fn run(command: JudgeCommand) -> anyhow::Result<()> {
+pub(crate) fn run(command: JudgeCommand) -> anyhow::Result<()> {
     match command {
         JudgeCommand::OverOptimisation { answers, judge, model, baseline, computing } => {
             let report = OverOptimisation {

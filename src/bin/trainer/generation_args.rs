@@ -8,7 +8,7 @@ use inform::train::{SampleReport, SampleSettings, sample};
 
 /// How a language model writes.
 #[derive(Debug, Args)]
-pub(super) struct Writing {
+pub(crate) struct GenerationArgs {
     /// Divides the logits; 0 takes the most probable token each time
     #[arg(long, default_value_t = Sampling::default().temperature)]
     temperature: f64,
@@ -28,7 +28,7 @@ pub(super) struct Writing {
 
 /// Responses that are drawn before they are used.
 #[derive(Debug, Args)]
-pub(super) struct Sampled {
+pub(crate) struct FirstSampleArgs {
     /// Language model that answers --prompts first
     #[arg(long, value_name = "MODEL", requires = "prompts")]
     sample_from: Option<PathBuf>,
@@ -36,12 +36,12 @@ pub(super) struct Sampled {
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "sample_from")]
     prompts: Vec<PathBuf>,
     #[command(flatten)]
-    writing: Writing,
+    writing: GenerationArgs,
 }
 
-impl Writing {
+impl GenerationArgs {
     /// Draws samples and says what they are on standard error.
-    pub(super) fn sample(
+    pub(crate) fn sample(
         self,
         model: PathBuf,
         prompts: &[PathBuf],
@@ -60,10 +60,10 @@ impl Writing {
     }
 }
 
-impl Sampled {
+impl FirstSampleArgs {
     /// Draws `samples` of each prompt into the only file of `files`, where a model is to; once `check` has found that they can
     /// be used.
-    pub(super) fn draw(
+    pub(crate) fn draw(
         self,
         flag: &str,
         files: &[PathBuf],
