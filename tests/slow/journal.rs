@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const WINDOWS: &[&str] =
     &["--set", "monitor.window=24", "--set", "monitor.min_window=8", "--set", "threads=1"];
 
-/// How often the process is killed; `.ci/run` asks for more.
+/// How often the process is killed; `.ci/full` asks for more.
 const KILLS: usize = 8;
 
 /// A server with a journal in `file`.
@@ -390,6 +390,10 @@ fn what_is_too_old_goes() {
     for number in 0..40 {
         server.reward(&request("r", number));
     }
+    // The evaluator may be behind on a busy machine.
+    let sent: u64 = (0..40).map(|number| inputs("r", number)).sum();
+    until("the samples", || samples(&server, "r") == sent);
+    until("the evaluations", || value(&server, "inform_evaluations_pending") == 0.0);
     until_written(&server);
     let view = server.read("/runs/r");
     drop(server);

@@ -112,9 +112,12 @@ fn assert_complete(log: &[Value]) {
 #[test]
 fn killed_at_any_moment_it_ends_in_the_same_weights() {
     let workshop = Workshop::new();
-    let begun = Instant::now();
-    workshop.finish();
-    let duration = begun.elapsed().as_millis() as u64;
+    let finish = || {
+        let begun = Instant::now();
+        (workshop.finish(), begun.elapsed().as_millis() as u64)
+    };
+    // The fastest so far: beside other tests the first may take many times as long.
+    let mut duration = finish().1;
     let weights = workshop.weights();
     let records = log(&workshop.output().join("log.jsonl"));
     assert_complete(&records);
@@ -134,7 +137,8 @@ fn killed_at_any_moment_it_ends_in_the_same_weights() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        let done = workshop.finish();
+        let (done, took) = finish();
+        duration = duration.min(took);
         let said = String::from_utf8(done.stderr).unwrap();
         resumed.extend(said.lines().filter(|l| l.starts_with("resumed")).map(str::to_owned));
         assert!(workshop.weights() == weights, "other weights after {said}");

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,31 @@ pub(crate) const UNCACHED: &[&str] = &["--set", "cache.max_bytes=0"];
 /// The server's program, without settings from this process's environment.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_inform-server"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stdin(Stdio::null());
+    in_the_repository(&mut command);
+    command
+}
+
+/// A server on the demo checkpoint for tests that only read; what they score goes to runs of their own. It ends with the tests:
+/// then the shell's input closes.
+pub(crate) fn shared_server() -> &'static Server {
+    static SERVER: LazyLock<Server> = LazyLock::new(|| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "\"$0\" --port 0 </dev/null & cat; kill $!"]);
+        command.arg(env!("CARGO_BIN_EXE_inform-server")).stdin(Stdio::piped());
+        in_the_repository(&mut command);
+        Server::spawn(command)
+    });
+    &SERVER
+}
+
+/// Without settings from this process's environment.
+fn in_the_repository(command: &mut Command) {
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::null());
     for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("INFORM"))
     {
         command.env_remove(name);
     }
-    command
 }
 
 /// A started server; stopped when dropped.

@@ -140,6 +140,7 @@ impl Serialize for NamedValues {
 
 /// Where an input's time went, in milliseconds.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Timing)]
 struct InputTiming {
     queue_ms: f64,
     device_ms: f64,

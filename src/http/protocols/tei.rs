@@ -1,5 +1,7 @@
 //! Text Embeddings Inference's `/predict` and `/rerank`: scores are sigmoids unless `raw_scores`.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
@@ -33,15 +35,15 @@ pub(in crate::http) struct PredictRequest {
 enum PredictInputs {
     Text(String),
     One(Sequence),
-    RerankBatch(RerankBatch),
+    Batch(SequenceBatch),
 }
 
 /// Several of them.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Vec<Sequence>")]
-struct RerankBatch(Vec<Sequence>);
+struct SequenceBatch(Vec<Sequence>);
 
-impl TryFrom<Vec<Sequence>> for RerankBatch {
+impl TryFrom<Vec<Sequence>> for SequenceBatch {
     type Error = &'static str;
 
     fn try_from(sequences: Vec<Sequence>) -> Result<Self, Self::Error> {
@@ -49,13 +51,17 @@ impl TryFrom<Vec<Sequence>> for RerankBatch {
     }
 }
 
-impl PartialSchema for RerankBatch {
+impl PartialSchema for SequenceBatch {
     fn schema() -> RefOr<Schema> {
         ArrayBuilder::new().items(Sequence::schema()).min_items(Some(1)).into()
     }
 }
 
-impl ToSchema for RerankBatch {}
+impl ToSchema for SequenceBatch {
+    fn name() -> Cow<'static, str> {
+        "Batch".into()
+    }
+}
 
 /// A text, or a prompt with its response.
 #[derive(Debug, Deserialize)]
@@ -114,7 +120,7 @@ impl Prediction {
 #[serde(untagged)]
 pub(in crate::http) enum PredictResponse {
     One(Vec<Prediction>),
-    RerankBatch(Vec<Vec<Prediction>>),
+    Batch(Vec<Vec<Prediction>>),
 }
 
 /// TEI: score texts or pairs
@@ -132,11 +138,11 @@ pub(in crate::http) async fn predict(
     caller: Caller,
     AdmittedBody(state, request): AdmittedBody<PredictRequest>,
 ) -> Result<Json<PredictResponse>, ApiError> {
-    let batch = matches!(request.inputs, PredictInputs::RerankBatch(_));
+    let batch = matches!(request.inputs, PredictInputs::Batch(_));
     let inputs = match request.inputs {
         PredictInputs::Text(text) => vec![Ok(Input::Text(text))],
         PredictInputs::One(sequence) => vec![sequence.into()],
-        PredictInputs::RerankBatch(RerankBatch(sequences)) => {
+        PredictInputs::Batch(SequenceBatch(sequences)) => {
             sequences.into_iter().map(MaybeInput::from).collect()
         }
     };
@@ -145,7 +151,7 @@ pub(in crate::http) async fn predict(
     let sigmoid = !request.raw_scores.unwrap_or_default();
     let mut predictions = outcomes.iter().map(|outcome| vec![Prediction::of(outcome, sigmoid)]);
     Ok(Json(if batch {
-        PredictResponse::RerankBatch(predictions.collect())
+        PredictResponse::Batch(predictions.collect())
     } else {
         PredictResponse::One(predictions.next().unwrap_or_default())
     }))

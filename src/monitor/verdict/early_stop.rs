@@ -24,7 +24,7 @@ pub struct EarlyStopParameters {
     /// the ratio infinite.
     ///
     /// The monitor pushes CSI per sample. The default of 0.01 is what 2 % of a window add to it when
-    /// they move by the default `eps` of [`CsiParameters`](crate::monitor::statistics::CsiParameters), 0.5.
+    /// they move by the default `eps` of [`CsiParameters`](super::statistics::csi::CsiParameters), 0.5.
     #[schema(minimum = 0)]
     pub absolute_floor: f64,
 }

@@ -15,3 +15,7 @@ pub(super) use judgement::{Judgement, judge};
 pub(super) use shaping::ShapingParameters;
 pub use window_evaluation::evaluate_window;
 pub use window_statistics::{WindowEvaluation, WindowStatistics};
+
+// A link of the API's description has this path.
+#[cfg(doc)]
+use super::statistics;

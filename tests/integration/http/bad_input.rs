@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Barrier;
 
-use crate::support::server::{Server, UNCACHED, bits, pair};
+use crate::support::server::{Server, UNCACHED, bits, pair, shared_server};
 use serde_json::{Value, json};
 
 /// A body for `POST /reward`, and its answer: status, code, pointer.
@@ -201,7 +201,7 @@ fn every_error_is_counted_by_its_code() {
 
 #[test]
 fn only_json_is_read() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let body = with(json!({}));
     for (content_type, status) in [
         (None, 415),
@@ -251,7 +251,7 @@ fn unknown_routes_methods_and_names_are_answered_as_errors() {
 
 #[test]
 fn tokenize_refuses_what_scoring_refuses() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     for (body, status, code) in [
         ("{", 400, "invalid_json"),
         (r#"{"inputs": [{"text": "a", "input_ids": [1]}]}"#, 400, "invalid_request"),
@@ -273,7 +273,7 @@ fn tokenize_refuses_what_scoring_refuses() {
 
 #[test]
 fn what_is_not_http_does_no_harm() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let huge_header =
         format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
     for bytes in [

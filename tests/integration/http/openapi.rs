@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::server::{Server, program};
+use crate::support::server::{program, shared_server};
 use serde_json::{Map, Value};
 
 fn committed() -> Value {
@@ -19,7 +19,7 @@ fn the_committed_file_is_the_codes() {
     let mut command = program();
     let output = command.arg("openapi").stdout(std::process::Stdio::piped()).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), text);
-    assert_eq!(Server::start(&[]).get("/openapi.json").text, text);
+    assert_eq!(shared_server().get("/openapi.json").text, text);
 }
 
 /// Where the URL chooses among several models, it may name one that is not there, or two.
@@ -55,7 +55,7 @@ fn examples(operation: &Value) -> Vec<Value> {
 
 #[test]
 fn every_example_is_answered_as_described() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let document = committed();
     let mut posted = 0;
     for (path, operations) in document["paths"].as_object().unwrap() {

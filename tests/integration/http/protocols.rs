@@ -2,7 +2,7 @@
 //! own shapes.
 
 use crate::support::server::{
-    Answer, Client, Server, bits, float, floats, pair, scoring_routes, templated,
+    Answer, Client, Server, bits, float, floats, pair, scoring_routes, shared_server, templated,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -38,7 +38,7 @@ fn assert_bits(found: &[Value], expected: &[f32]) {
 
 #[test]
 fn openrlhf_in_batches_and_one_by_one() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let (rewards, texts) = (rewards(&server), texts());
     let batch = json!({"query": texts, "prompts": texts, "labels": [null, "x", 3]});
     let answer = server.post("/get_reward", &batch).ok();
@@ -107,7 +107,7 @@ fn bos_is_neither_doubled_nor_lost() {
 
 #[test]
 fn verl_on_both_of_its_engines() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let (rewards, texts) = (rewards(&server), texts());
     for (text, reward) in texts.iter().zip(&rewards) {
         // The older name of the field, too.
@@ -126,7 +126,7 @@ fn verl_on_both_of_its_engines() {
 
 #[test]
 fn slime_answers_a_bare_number_or_an_object() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let reward = rewards(&server)[0];
     let messages = json!([{"role": "user", "content": QUESTION}]);
     let prompt = format!("<|user|>\n{QUESTION}<|end|>\n<|assistant|>\n");
@@ -157,7 +157,7 @@ fn llama_factory_reads_no_status() {
 
 #[test]
 fn hugging_face_classifies_text() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let (rewards, texts) = (rewards(&server), texts());
     let answer = server.post("/", &json!({"inputs": texts[0], "parameters": {}})).ok();
     assert_eq!(answer[0][0]["label"], "LABEL_0");
@@ -181,7 +181,7 @@ fn tei_error(answer: &Answer) -> (u16, String) {
 
 #[test]
 fn openai_embeddings_are_rewards_or_latents() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let (rewards, texts) = (rewards(&server), texts());
     let answer = server.post("/v1/embeddings", &json!({"model": "demo", "input": texts})).ok();
     assert_eq!(answer["object"], "list");
@@ -217,7 +217,7 @@ fn openai_embeddings_are_rewards_or_latents() {
 
 #[test]
 fn vllm_classifies_pools_scores_and_ranks() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let (rewards, texts) = (rewards(&server), texts());
     let sigmoids: Vec<f32> = rewards.iter().map(|reward| sigmoid(*reward)).collect();
 
@@ -301,7 +301,7 @@ fn vllm_keeps_the_end_where_it_is_told_to() {
 
 #[test]
 fn sglang_classifies_and_scores() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let (rewards, texts) = (rewards(&server), texts());
     let one = server.post("/classify", &json!({"text": texts[0]})).ok();
     assert_bits(one["embedding"].as_array().unwrap(), &rewards[..1]);
@@ -351,7 +351,7 @@ fn sglang_classifies_and_scores() {
 
 #[test]
 fn tei_predicts_and_ranks() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let (rewards, texts) = (rewards(&server), texts());
     let raw = |body: Value| {
         let mut body = body;

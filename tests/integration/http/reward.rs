@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 
-use crate::support::server::{Server, UNCACHED, bits, float, floats, pair};
+use crate::support::server::{Server, UNCACHED, bits, float, floats, pair, shared_server};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use half::f16;
@@ -42,7 +42,7 @@ fn a_pair_has_a_finite_reward_and_a_latent() {
 
 #[test]
 fn every_form_of_an_input_scores_the_same() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let user = json!({"role": "user", "content": QUESTION});
     let forms = [
         pair(QUESTION, RESPONSE),
@@ -68,7 +68,7 @@ fn every_form_of_an_input_scores_the_same() {
 
 #[test]
 fn a_conversation_of_several_turns_is_not_its_last_turn() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let turns = json!([
         {"role": "user", "content": "I bought basil."},
         {"role": "assistant", "content": "Lovely."},
@@ -87,7 +87,7 @@ fn a_conversation_of_several_turns_is_not_its_last_turn() {
 
 #[test]
 fn text_of_any_script_is_scored() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let texts = [
         "日本語のテキスト",
         "Ünïcödé 🦀👩‍👩‍👧",
@@ -104,7 +104,7 @@ fn text_of_any_script_is_scored() {
 
 #[test]
 fn latents_read_back_to_the_same_bits_in_every_format() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let inputs = [pair(QUESTION, RESPONSE), pair(QUESTION, "No idea.")];
     let ask = |format: &str| {
         let body = json!({"inputs": inputs, "latents_format": format, "return_sigma": true});
@@ -128,7 +128,7 @@ fn latents_read_back_to_the_same_bits_in_every_format() {
 
 #[test]
 fn a_number_has_no_more_digits_than_its_bits_need() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let answer = server.post("/reward", &json!({"inputs": [pair(QUESTION, RESPONSE)]}));
     let text = answer.text.split_once("\"rewards\":[").unwrap().1;
     let reward: f32 = text.split_once(']').unwrap().0.parse().unwrap();
@@ -139,7 +139,7 @@ fn a_number_has_no_more_digits_than_its_bits_need() {
 
 #[test]
 fn latents_are_left_out_where_they_are_not_wanted() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let with = server.score(&[pair(QUESTION, RESPONSE)]);
     let without =
         server.reward(&json!({"inputs": [pair(QUESTION, RESPONSE)], "return_latents": false}));
@@ -258,7 +258,7 @@ fn a_header_that_cannot_be_read_is_not_ignored() {
 
 #[test]
 fn a_request_keeps_its_id_or_gets_one() {
-    let server = Server::start(&[]);
+    let server = shared_server();
     let body = json!({"inputs": [pair(QUESTION, RESPONSE)]}).to_string();
     let mut made = Vec::new();
     for body in [body.as_str(), "{"] {
