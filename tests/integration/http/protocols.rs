@@ -39,7 +39,7 @@ fn assert_bits(found: &[Value], expected: &[f32]) {
 #[test]
 fn openrlhf_in_batches_and_one_by_one() {
     let server = shared_server();
-    let (rewards, texts) = (rewards(&server), texts());
+    let (rewards, texts) = (rewards(server), texts());
     let batch = json!({"query": texts, "prompts": texts, "labels": [null, "x", 3]});
     let answer = server.post("/get_reward", &batch).ok();
     assert_bits(answer["rewards"].as_array().unwrap(), &rewards);
@@ -108,7 +108,7 @@ fn bos_is_neither_doubled_nor_lost() {
 #[test]
 fn verl_on_both_of_its_engines() {
     let server = shared_server();
-    let (rewards, texts) = (rewards(&server), texts());
+    let (rewards, texts) = (rewards(server), texts());
     for (text, reward) in texts.iter().zip(&rewards) {
         // The older name of the field, too.
         for field in ["use_activation", "activation"] {
@@ -127,7 +127,7 @@ fn verl_on_both_of_its_engines() {
 #[test]
 fn slime_answers_a_bare_number_or_an_object() {
     let server = shared_server();
-    let reward = rewards(&server)[0];
+    let reward = rewards(server)[0];
     let messages = json!([{"role": "user", "content": QUESTION}]);
     let prompt = format!("<|user|>\n{QUESTION}<|end|>\n<|assistant|>\n");
     let by_messages = json!({"prompt": messages, "response": ANSWERS[0], "label": null});
@@ -158,7 +158,7 @@ fn llama_factory_reads_no_status() {
 #[test]
 fn hugging_face_classifies_text() {
     let server = shared_server();
-    let (rewards, texts) = (rewards(&server), texts());
+    let (rewards, texts) = (rewards(server), texts());
     let answer = server.post("/", &json!({"inputs": texts[0], "parameters": {}})).ok();
     assert_eq!(answer[0][0]["label"], "LABEL_0");
     assert_bits(&[answer[0][0]["score"].clone()], &rewards[..1]);
@@ -182,7 +182,7 @@ fn tei_error(answer: &Answer) -> (u16, String) {
 #[test]
 fn openai_embeddings_are_rewards_or_latents() {
     let server = shared_server();
-    let (rewards, texts) = (rewards(&server), texts());
+    let (rewards, texts) = (rewards(server), texts());
     let answer = server.post("/v1/embeddings", &json!({"model": "demo", "input": texts})).ok();
     assert_eq!(answer["object"], "list");
     let embeddings: Vec<Value> =
@@ -218,7 +218,7 @@ fn openai_embeddings_are_rewards_or_latents() {
 #[test]
 fn vllm_classifies_pools_scores_and_ranks() {
     let server = shared_server();
-    let (rewards, texts) = (rewards(&server), texts());
+    let (rewards, texts) = (rewards(server), texts());
     let sigmoids: Vec<f32> = rewards.iter().map(|reward| sigmoid(*reward)).collect();
 
     let answer = server.post("/classify", &json!({"input": texts, "request_id": "mine"})).ok();
@@ -302,7 +302,7 @@ fn vllm_keeps_the_end_where_it_is_told_to() {
 #[test]
 fn sglang_classifies_and_scores() {
     let server = shared_server();
-    let (rewards, texts) = (rewards(&server), texts());
+    let (rewards, texts) = (rewards(server), texts());
     let one = server.post("/classify", &json!({"text": texts[0]})).ok();
     assert_bits(one["embedding"].as_array().unwrap(), &rewards[..1]);
     assert!(one["meta_info"]["prompt_tokens"].as_u64().unwrap() > 1);
@@ -352,7 +352,7 @@ fn sglang_classifies_and_scores() {
 #[test]
 fn tei_predicts_and_ranks() {
     let server = shared_server();
-    let (rewards, texts) = (rewards(&server), texts());
+    let (rewards, texts) = (rewards(server), texts());
     let raw = |body: Value| {
         let mut body = body;
         body["raw_scores"] = json!(true);
