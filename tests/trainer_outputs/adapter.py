@@ -5,7 +5,7 @@
     python tests/trainer_outputs/adapter.py
 
 Prints how far the adapters move the demo checkpoint's hidden states, and the largest difference between the two ways.
-`.ci/run` runs it where `TRANSFORMERS_PYTHON` names a Python that has these packages.
+`.ci/full` runs it where `TRANSFORMERS_PYTHON` names a Python that has these packages.
 """
 
 import json
