@@ -1,9 +1,7 @@
 //! The trainer's command line.
 
-mod choices;
+mod args;
 mod commands;
-mod compute_args;
-mod generation_args;
 
 use std::process::ExitCode;
 

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use inform::train::{BaselineSettings, Compute, make_baseline, open_with_latents};
 
-use crate::choices::bad_lines;
-use crate::compute_args::ComputeArgs;
-use crate::generation_args::FirstSampleArgs;
+use crate::args::{ComputeArgs, FirstSampleArgs, bad_lines};
 
 #[derive(Debug, Args)]
 pub(crate) struct BaselineArgs {

@@ -7,8 +7,7 @@ use clap::Args;
 use inform::checkpoint::Checkpoint;
 use inform::train::{BestOfN, Compute};
 
-use crate::compute_args::ComputeArgs;
-use crate::generation_args::FirstSampleArgs;
+use crate::args::{ComputeArgs, FirstSampleArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct BestOfNArgs {

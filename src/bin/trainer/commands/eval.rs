@@ -6,8 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use inform::train::{EvaluationSettings, PairEvaluation, side_by_side};
 
-use crate::choices::bad_lines;
-use crate::compute_args::ComputeArgs;
+use crate::args::{ComputeArgs, bad_lines};
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {

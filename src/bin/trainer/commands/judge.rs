@@ -11,7 +11,7 @@ use inform::judge::{
     ResponseFormat,
 };
 
-use crate::compute_args::ComputeArgs;
+use crate::args::ComputeArgs;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JudgeCommand {

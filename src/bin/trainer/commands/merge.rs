@@ -6,7 +6,7 @@ use clap::Args;
 use inform::checkpoint::WeightType;
 use inform::train::{MergeSettings, merge};
 
-use crate::choices::StoredAs;
+use crate::args::StoredAs;
 
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {

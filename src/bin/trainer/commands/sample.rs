@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::generation_args::GenerationArgs;
+use crate::args::GenerationArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct SampleArgs {
